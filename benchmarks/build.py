@@ -1,0 +1,34 @@
+"""Compiles the C programs when they are first needed, and again when their sources change."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = Path(__file__).resolve().parent / "native"
+OUTPUT = ROOT / "build" / "benchmarks"
+FLAGS = shlex.split("-O2 -std=gnu11 -Wall -Wextra -Wconversion -Wshadow -pthread")
+PROGRAMS = {
+    "toucher": ("toucher.c", "client.c", "shared.c"),
+    "yardstick": ("yardstick.c", "handed.c", "shared.c"),
+}
+
+
+@cache
+def program(name: str) -> Path:
+    """The path of the compiled program `name`; ends this one with a line when there is no gcc."""
+    target = OUTPUT / name
+    newest = max(path.stat().st_mtime_ns for path in SOURCES.iterdir())
+    if target.exists() and target.stat().st_mtime_ns > newest:
+        return target
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    sources = [str(SOURCES / source) for source in PROGRAMS[name]]
+    try:
+        subprocess.run(["gcc", *FLAGS, "-o", str(target), *sources], check=True)  # noqa: S607
+    except FileNotFoundError:
+        sys.exit("benchmarks: there is no gcc; it is in the package gcc")
+    return target

@@ -1,0 +1,79 @@
+"""Our side of a turn: a daemon in a process of its own, that copies from a mapped image.
+
+Gets a connected Unix socket as ``--socket``, over it the client's userfaultfd and where its
+memory lies (see benchmarks/native/toucher.c), and answers until the socket ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import signal
+import socket
+from typing import TypedDict, cast
+
+import trio
+
+from uffdaemon import CopyFrom, FaultAround, Region, Userfaultfd, open_daemon
+
+POPULATE_READ = 22
+"""MADV_POPULATE_READ, which the mmap module does not name: madvise(2)."""
+
+
+class Handed(TypedDict):
+    """What the client says about its memory."""
+
+    regions: list[tuple[int, int]]
+    """(start, length) in bytes; in the image they lie one after the other."""
+    windows: list[tuple[int, int]]
+    """(offset, length) of the parts of the image that it will touch."""
+
+
+def map_image(path: str, handed: Handed) -> mmap.mmap:
+    """Map the image and bring in the parts that will be needed."""
+    length = sum(length for _, length in handed["regions"])
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        image = mmap.mmap(descriptor, length, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+    for offset, window in handed["windows"]:
+        image.madvise(POPULATE_READ, offset, window)
+    return image
+
+
+async def serve(sock: socket.socket, path: str, around: int) -> None:
+    """Answer the client's faults until it closes the socket."""
+    uffd, message = Userfaultfd.receive(sock)
+    handed = cast("Handed", json.loads(message))
+    image = map_image(path, handed)
+    async with open_daemon() as daemon:
+        offset = 0
+        for start, length in handed["regions"]:
+            copy = CopyFrom(image, offset)
+            policy = FaultAround(copy, pages=around) if around > 1 else copy
+            daemon.add_region(uffd, Region(start, length, policy), register=None)
+            offset += length
+        sock.send(b"go %d\n" % os.getpid())
+        await trio.lowlevel.wait_readable(sock)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--socket", type=int, required=True, metavar="FD")
+    parser.add_argument("--image", required=True, metavar="FILE")
+    parser.add_argument("--cpu", type=int, metavar="CORE")
+    parser.add_argument("--around", type=int, default=1, metavar="PAGES")
+    options = parser.parse_args()
+    # The end of the socket is the end; the harness's SIGTERM, meant for the yardstick, may follow.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if options.cpu is not None:
+        os.sched_setaffinity(0, {options.cpu})
+    with socket.socket(fileno=options.socket) as sock:
+        trio.run(serve, sock, options.image, options.around)
+
+
+if __name__ == "__main__":
+    main()

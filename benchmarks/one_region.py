@@ -1,0 +1,70 @@
+"""What one region costs where nothing faults: memory, and processor time while idle.
+
+Runs as a process of its own and writes a line of JSON, for benchmarks/resting.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import time
+import tracemalloc
+from pathlib import Path
+
+import trio
+
+from uffdaemon import Memory, ZeroPage, open_daemon
+
+MIB = 1 << 20
+
+
+def resident() -> int:
+    """Bytes of this process in memory, without page tables: proc_pid_statm(5)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def weigh(length: int) -> dict[str, float]:
+    """Fill a region of `length` bytes with zeros, which take no memory; the daemon's may grow."""
+    with Memory.map(MIB) as first, Memory.map(length) as memory:
+        async with open_daemon() as daemon:
+            # Everything that is allocated once is allocated by a first region.
+            await daemon.fill(daemon.guard(first, ZeroPage()))
+            gc.collect()
+            tracemalloc.start()
+            before = resident()
+            region = daemon.guard(memory, ZeroPage())
+            await daemon.fill(region)
+            gc.collect()
+            grown = resident() - before
+            traced, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+    return {"traced": traced, "traced_peak": peak, "resident": grown}
+
+
+async def idle(seconds: float) -> dict[str, float]:
+    """Processor seconds that a daemon with a guarded region uses in `seconds` without a fault."""
+    with Memory.map(MIB) as memory:
+        async with open_daemon() as daemon:
+            daemon.guard(memory, ZeroPage())
+            # Faults just before, so that whatever re-reading is going on has to end by itself.
+            await trio.to_thread.run_sync(memory.touch)
+            before = time.process_time()
+            await trio.sleep(seconds)
+            return {"cpu_s": time.process_time() - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weigh", type=int, metavar="BYTES")
+    parser.add_argument("--idle", type=float, metavar="SECONDS")
+    options = parser.parse_args()
+    if options.weigh is not None:
+        print(json.dumps(trio.run(weigh, options.weigh)))
+    if options.idle is not None:
+        print(json.dumps(trio.run(idle, options.idle)))
+
+
+if __name__ == "__main__":
+    main()

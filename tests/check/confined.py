@@ -1,0 +1,109 @@
+"""Runs `uffdaemon ARGS` with less than this user has: ``python -m tests.check.confined OPTIONS ARGS``.
+
+Privileges are dropped inside of the process, after everything is imported: the other user may not
+be allowed to read the interpreter's files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import email.parser
+import errno
+import locale
+import os
+import platform
+import pwd
+import struct
+import sys
+
+from uffdaemon import cli
+
+_PRELOADED = (email.parser, locale)  # importlib.metadata and argparse import these when in need
+
+_CLONE_NEWNS = 0x20000
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
+_SECCOMP_MODE_FILTER = 2
+_RET_ALLOW, _RET_ERRNO, _RET_KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="confined")
+    parser.add_argument("--hide-device", action="store_true")
+    parser.add_argument("--read-only-sysctl", action="store_true")
+    parser.add_argument("--refuse", choices=("EPERM", "ENOSYS", "KILL", "NOTHING"))
+    parser.add_argument("--user")
+    parser.add_argument("arguments", nargs="+")
+    options = parser.parse_args(argv)
+    if options.hide_device or options.read_only_sysctl:
+        _enter_mount_namespace()
+    if options.hide_device:
+        _mount("tmpfs", "/dev", "tmpfs", 0)
+    if options.read_only_sysctl:
+        _mount("/proc/sys", "/proc/sys", "", _MS_BIND)
+        _mount("/proc/sys", "/proc/sys", "", _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
+    if options.user:
+        _become(options.user)
+    if options.refuse:
+        _filter(options.refuse)
+    return cli.main(options.arguments)
+
+
+def _enter_mount_namespace() -> None:
+    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
+
+
+def _mount(source: str, target: str, kind: str, flags: int) -> None:
+    result = _libc.mount(
+        source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), None
+    )
+    _check(result, f"mount {target}")
+
+
+def _become(user: str) -> None:
+    entry = pwd.getpwnam(user)
+    os.setgroups([])
+    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    # As after an exec: otherwise the process's own files in /proc belong to root.
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "PR_SET_DUMPABLE")
+
+
+def _filter(answer: str) -> None:
+    """Answer the system call userfaultfd as `answer` says, and let every other one through."""
+    action = {
+        "EPERM": _RET_ERRNO | errno.EPERM,
+        "ENOSYS": _RET_ERRNO | errno.ENOSYS,
+        "KILL": _RET_KILL_PROCESS,
+        "NOTHING": _RET_ALLOW,
+    }[answer]
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (0x20, 0, 0, 0),  # load the number of the system call
+            (0x15, 0, 1, _USERFAULTFD[platform.machine()]),  # if it is another one, skip one
+            (0x06, 0, 0, action),
+            (0x06, 0, 0, _RET_ALLOW),
+        )
+    )
+    text = ctypes.create_string_buffer(program, len(program))
+    description = ctypes.create_string_buffer(
+        struct.pack("@HP", len(program) // 8, ctypes.addressof(text))
+    )
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
+    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, description), "PR_SET_SECCOMP")
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,95 @@
+"""The inside of a real-kernel test: ``python -m tests.kernel.child module:function fd deadline``.
+
+Reads pickled arguments from standard input, runs the body, writes a report to the descriptor, and
+leaves without looking back: a thread may still be waiting for a page.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import inspect
+import json
+import os
+import pickle
+import resource
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.kernel.harness import Report
+
+_TESTS = str(Path(__file__).parents[1])
+_OUTLIVED = 30.0  # seconds after which a child whose parent died ends by itself
+
+
+def main() -> None:
+    what, report, deadline = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    os.set_inheritable(report, False)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.dump_traceback_later(deadline + _OUTLIVED, exit=True)
+    arguments = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own parent
+    written = json.dumps(run(what, arguments)).encode()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(report, written)
+    os._exit(0)
+
+
+def run(what: str, arguments: dict[str, object]) -> Report:
+    """Run ``module:function``, which the harness has decorated."""
+    module, _, name = what.partition(":")
+    try:
+        body = inspect.unwrap(getattr(importlib.import_module(module), name))
+        if inspect.iscoroutinefunction(body):
+            import trio
+
+            async def call() -> None:
+                await body(**arguments)
+
+            trio.run(call)
+        else:
+            body(**arguments)
+    except BaseException as error:  # noqa: BLE001  # whatever it is, the parent hears of it
+        for leaf in _leaves(error):
+            if isinstance(leaf, pytest.skip.Exception):
+                return {"outcome": "skipped", "text": str(leaf)}
+        return {"outcome": "failed", "text": _explain(error)}
+    return {"outcome": "passed", "text": ""}
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]
+
+
+def _explain(error: BaseException) -> str:
+    """The traceback, and the variables of the innermost frame that belongs to the tests."""
+    lines = traceback.format_exception(error)
+    for leaf in _leaves(error):
+        frame: FrameType | None = None
+        for found, _ in traceback.walk_tb(leaf.__traceback__):
+            if found.f_code.co_filename.startswith(_TESTS) and found.f_globals is not globals():
+                frame = found
+        if frame is not None:
+            lines.append(f"where, in {frame.f_code.co_name}:\n")
+            lines += (f"    {name} = {_short(value)}\n" for name, value in frame.f_locals.items())
+    return "".join(lines)
+
+
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # a broken repr must not hide the failure
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
+
+
+if __name__ == "__main__":
+    main()

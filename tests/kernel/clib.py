@@ -1,0 +1,49 @@
+"""helpers.c, compiled for the tests and called through ctypes, which lets go of the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("helpers.c")
+
+
+def compiler() -> str | None:
+    """Where there is a C compiler."""
+    return shutil.which("cc") or shutil.which("gcc")
+
+
+def build(directory: Path) -> Path:
+    """Compile the library into `directory`."""
+    library = directory / "helpers.so"
+    found = compiler()
+    assert found is not None
+    subprocess.run(
+        [found, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        + ["-o", str(library), str(SOURCE)],
+        check=True,
+    )
+    return library
+
+
+class Helpers:
+    """The functions of the library."""
+
+    def __init__(self, library: Path) -> None:
+        loaded = ctypes.CDLL(str(library))
+        self._touch = loaded.touch
+        self._touch.argtypes = [ctypes.c_uint64, ctypes.c_int]
+        self._increment = loaded.increment
+        self._increment.argtypes = [ctypes.c_uint64] * 5 + [ctypes.c_void_p]
+
+    def touch(self, address: int, *, write: bool = False) -> int:
+        """Touch one byte; return 0, or the si_code of the SIGBUS that came of it."""
+        return int(self._touch(address, write))
+
+    def increment(
+        self, start: int, page_size: int, rounds: int, seed: int, added: ctypes.Array[ctypes.c_uint64]
+    ) -> None:
+        """Add 1 to the first word of a random page, `rounds` times, and to its word in `added`."""
+        self._increment(start, page_size, len(added), rounds, seed, ctypes.addressof(added))

@@ -1,0 +1,202 @@
+"""Runs the body of a real-kernel test in a child process that can be killed.
+
+A thread that waits for a page cannot be unwound, and may hold the GIL: such a test must not run
+inside of pytest.  The child is a fresh interpreter in a session of its own; when its deadline is
+over it gets SIGABRT, on which faulthandler says where every thread is, and then SIGKILL.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, NoReturn, ParamSpec, TypedDict
+
+import pytest
+
+from uffdaemon.errors import FeatureMissing, OpenRefused, PermissionRefused
+from uffdaemon.features import Features
+from uffdaemon.uffd import Userfaultfd
+
+P = ParamSpec("P")
+
+ROOT = Path(__file__).parents[2]
+REQUIRED = "UFFDAEMON_REQUIRE_KERNEL"
+NO_FEATURES = Features(0)
+_DUMP_SECONDS = 5.0  # what faulthandler gets to write where every thread is
+
+
+class Report(TypedDict):
+    """What the child says of itself before it ends."""
+
+    outcome: Literal["passed", "skipped", "failed"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended."""
+
+    report: Report | None
+    status: int
+    """What `subprocess.Popen.returncode` says: negative numbers are signals."""
+    late: bool
+    """Whether it had to be killed."""
+    stdout: str
+    stderr: str
+
+
+def kernel_test(
+    *,
+    deadline: float = 30.0,
+    features: Features = NO_FEATURES,
+    user_mode_only: bool = False,
+) -> Callable[[Callable[P, object]], Callable[P, None]]:
+    """Let the body of a test, sync or async, run in a child process.
+
+    Arguments (parameters, and fixtures whose value can be pickled) are handed over.  The child has
+    `deadline` seconds.  Without permission to open a userfaultfd, or without `features`, the test
+    is skipped: see `require`.
+    """
+
+    def decorate(body: Callable[P, object]) -> Callable[P, None]:
+        @functools.wraps(body)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            require(features, user_mode_only=user_mode_only)
+            arguments = inspect.signature(body).bind(*args, **kwargs).arguments
+            ended = run_child(f"{body.__module__}:{body.__qualname__}", arguments, deadline)
+            judge(ended, body.__qualname__, deadline)
+
+        marked: Callable[P, None] = pytest.mark.kernel(run)
+        return marked
+
+    return decorate
+
+
+# -- what this machine has ---------------------------------------------------------------------
+
+
+def require(features: Features, *, user_mode_only: bool = False) -> None:
+    """Skip the test unless a userfaultfd with `features` can be opened here."""
+    reason, advice = _obstacle(features, user_mode_only)
+    if advice:
+        unavailable(reason, advice)
+    if reason:
+        pytest.skip(reason)
+
+
+def unavailable(reason: str, advice: str) -> NoReturn:
+    """Skip for want of permission, which `advice` mends; fail where the kernel tier must run."""
+    text = f"{reason}; {advice}"
+    if os.environ.get(REQUIRED):
+        pytest.fail(f"{text} ({REQUIRED} is set)", pytrace=False)
+    pytest.skip(text)
+
+
+@functools.cache
+def _obstacle(features: Features, user_mode_only: bool) -> tuple[str, str]:
+    try:
+        Userfaultfd.open(features, user_mode_only=user_mode_only).close()
+    except PermissionRefused as refused:
+        return f"{refused.operation}: {refused.strerror}", refused.advice or "run as root"
+    except FeatureMissing as refused:
+        names = ", ".join((refused.missing or features).names)
+        return f"this kernel does not have {names}", ""
+    except OpenRefused as refused:
+        return f"no userfaultfd: {refused.strerror}", ""
+    return "", ""
+
+
+# -- the child ---------------------------------------------------------------------------------
+
+
+def run_child(what: str, arguments: dict[str, object], deadline: float) -> Ended:
+    """Run ``module:function`` with `arguments` in a child, which is gone when this returns."""
+    with (
+        tempfile.TemporaryFile() as stdin,
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+        tempfile.TemporaryFile() as report,
+    ):
+        stdin.write(pickle.dumps(arguments))
+        stdin.seek(0)
+        # Files instead of pipes: what a grandchild holds open cannot keep us waiting.
+        child = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-W", "error", "-m", "tests.kernel.child"]
+            + [what, str(report.fileno()), str(deadline)],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=(report.fileno(),),
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        late = True
+        try:
+            late = not _ends_within(child.pid, deadline)
+            if late:
+                os.kill(child.pid, signal.SIGABRT)
+                _ends_within(child.pid, _DUMP_SECONDS)
+        finally:
+            # Not reaped yet: the number still is the child's, and so is its process group.
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        written = _text(report)
+        return Ended(
+            report=json.loads(written) if written else None,
+            status=child.returncode,
+            late=late,
+            stdout=_text(stdout),
+            stderr=_text(stderr),
+        )
+
+
+def judge(ended: Ended, name: str, deadline: float) -> None:
+    """Pass, skip or fail the running test, as its child ended."""
+    print(ended.stdout, end="")
+    print(ended.stderr, end="", file=sys.stderr)
+    report = ended.report
+    if ended.late:
+        why = f"did not end within {deadline:g} s, and was killed"
+    elif report is None:
+        why = f"ended with {_status(ended.status)}, and without a report"
+    elif report["outcome"] == "skipped":
+        pytest.skip(report["text"])
+    elif report["outcome"] == "failed":
+        why = f"failed in its child process:\n{report['text']}"
+    elif ended.status != 0:
+        why = f"passed, but ended with {_status(ended.status)}"
+    else:
+        return
+    if report is None or ended.late:
+        why += f"; its standard error:\n{ended.stderr}"
+    pytest.fail(f"{name} {why}", pytrace=False)
+
+
+def _ends_within(pid: int, seconds: float) -> bool:
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(pidfd)
+
+
+def _status(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

@@ -1,0 +1,92 @@
+"""Settings of the machine that tests change for a while, and put back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.harness import unavailable
+from uffdaemon.memory import HUGE_PAGE_SIZE
+
+HUGE_PAGES = 48
+"""How many the tests ask for; one test uses less than half, and two runs may overlap."""
+
+_POOL = Path(f"/sys/kernel/mm/hugepages/hugepages-{HUGE_PAGE_SIZE >> 10}kB")
+_THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_KSM = Path("/sys/kernel/mm/ksm")
+
+
+@contextmanager
+def huge_pages(count: int = HUGE_PAGES) -> Iterator[None]:
+    """Reserve `count` huge pages more.  Runs side by side add up, and each takes back its own."""
+    if not _POOL.exists():
+        pytest.skip("this kernel has no huge pages of 2 MiB")
+    number = _POOL / "nr_hugepages"
+    try:
+        with _locked():
+            before = int(number.read_text())
+            number.write_text(str(before + count))
+            got = int(number.read_text()) - before
+    except PermissionError:
+        if int((_POOL / "free_hugepages").read_text()) < count:
+            advice = f"as root: sysctl vm.nr_hugepages={count}"
+            unavailable(f"fewer than {count} huge pages are free", advice)
+        yield
+        return
+    try:
+        if got < count:
+            unavailable(f"only {got} of {count} huge pages could be had", "free some memory")
+        yield
+    finally:
+        with _locked():
+            number.write_text(str(max(0, int(number.read_text()) - got)))
+
+
+@contextmanager
+def transparent_huge_pages() -> Iterator[None]:
+    """See to it that MADV_HUGEPAGE is listened to."""
+    if not _THP.exists():
+        pytest.skip("this kernel has no transparent huge pages")
+    with ExitStack() as stack:
+        if "[never]" in _THP.read_text():
+            stack.enter_context(_set(_THP, "madvise", "never"))
+        yield
+
+
+@contextmanager
+def ksm() -> Iterator[None]:
+    """Let KSM merge at once what is MADV_MERGEABLE."""
+    if not _KSM.exists():
+        pytest.skip("this kernel has no KSM")
+    with _locked(), ExitStack() as stack:
+        for name, value in (("sleep_millisecs", "5"), ("pages_to_scan", "2000"), ("run", "1")):
+            path = _KSM / name
+            stack.enter_context(_set(path, value, path.read_text().strip()))
+        yield
+
+
+@contextmanager
+def _set(path: Path, value: str, before: str) -> Iterator[None]:
+    try:
+        path.write_text(value)
+    except PermissionError:
+        unavailable(f"{path} may not be changed", f"as root: echo {value} > {path}")
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Keep other runs of these tests away; every user has a lock of their own."""
+    path = Path(tempfile.gettempdir()) / f"uffdaemon-tests-{os.getuid()}.lock"
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

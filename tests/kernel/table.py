@@ -1,0 +1,116 @@
+"""The table of conformance: name of the kernel's test x type of memory x result.
+
+``python -m tests.kernel.table`` runs the conformance suite and writes docs/conformance.md.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from uffdaemon.memory import MemoryType
+from uffdaemon.uffd import supported_features
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "conformance.md"
+TYPES = [kind.value for kind in MemoryType]
+_KEY = "conformance"
+
+_INTRODUCTION = """\
+# Conformance
+
+Linux tests userfaultfd with a suite of its own, `tools/testing/selftests/mm/uffd-unit-tests.c` and
+`uffd-stress.c`. The suite in `tests/kernel/test_conformance_*.py` asks for the same through the
+public API of uffdaemon: each named test, on each type of memory that the kernel's covers (`-`
+where it covers none). `UFFDIO_API` needs no memory and is asked for both ways of opening.
+
+Left out: `rwp-*`, which comes with Linux 7.3, and `wp-fork-pin*`, which takes a kernel that was
+built with `CONFIG_GUP_TEST`.
+"""
+
+
+class Table:
+    """Collects results while tests run."""
+
+    def __init__(self) -> None:
+        self.results: dict[tuple[str, str], str] = {}
+        self.reasons: list[str] = []
+
+    def collected(self, item: pytest.Item) -> None:
+        """Note the place of a test in the table, if it has one."""
+        marker = item.get_closest_marker(_KEY)
+        if marker is not None and isinstance(item, pytest.Function):
+            item.user_properties.append((_KEY, (marker.args[0], item.callspec.id)))
+
+    def reported(self, report: pytest.TestReport) -> None:
+        """Note a result."""
+        for key, place in report.user_properties:
+            if key != _KEY or (report.when != "call" and report.passed):
+                continue
+            name, column = tuple(place)
+            self.results[name, column] = {"passed": "pass", "skipped": "skip"}.get(
+                report.outcome, "FAIL"
+            )
+            if report.skipped and isinstance(report.longrepr, tuple):
+                reason = str(report.longrepr[2]).removeprefix("Skipped: ")
+                self.reasons.append(f"{name} on {column}: {reason}")
+
+    def text(self) -> str:
+        """The table in Markdown, and below it what had no memory, and why what was skipped was."""
+        names = list(dict.fromkeys(name for name, _ in self.results))
+        rows = [["test", *TYPES]]
+        rest: list[str] = []
+        for name in names:
+            cells = [self.results.get((name, column), "-") for column in TYPES]
+            if any(cell != "-" for cell in cells):
+                rows.append([name, *cells])
+            rest += (
+                f"{name} ({column}): {result}"
+                for (other, column), result in self.results.items()
+                if other == name and column not in TYPES
+            )
+        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+        rows.insert(1, ["-" * width for width in widths])
+        lines = [
+            "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+            for row in rows
+        ]
+        for paragraph in (rest, self.reasons):
+            lines += ["", *(f"- {line}" for line in paragraph)] if paragraph else []
+        return "\n".join(lines)
+
+    def document(self) -> str:
+        """All of docs/conformance.md."""
+        release = re.match(r"[\d.]+", platform.release())
+        assert release is not None
+        features = ", ".join(supported_features().names)
+        return (
+            f"{_INTRODUCTION}\n{self.text()}\n\n"
+            f"Run on Linux {release.group()} ({platform.machine()}), whose userfaultfd has {features}.\n\n"
+            "This page is written by the suite itself: `.venv/bin/python -m tests.kernel.table`.\n"
+        )
+
+    # -- as a plugin of pytest -----------------------------------------------------------------
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        self.collected(item)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.reported(report)
+
+
+def main() -> int:
+    table = Table()
+    status = pytest.main([str(ROOT / "tests/kernel"), "-q", "-m", _KEY], plugins=[table])
+    if table.results:
+        DOCUMENT.parent.mkdir(exist_ok=True)
+        DOCUMENT.write_text(table.document())
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

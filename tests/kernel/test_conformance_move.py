@@ -1,0 +1,80 @@
+"""The kernel's tests move, move-pmd and move-pmd-split."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernel.conformance import (
+    ANONYMOUS,
+    Handler,
+    conformance,
+    content,
+    content_of,
+    placed,
+)
+from tests.kernel.support import PAGE, in_thread
+from uffdaemon.events import PageFault
+from uffdaemon.features import Features
+from uffdaemon.memory import HUGE_PAGE_SIZE, Advice, Memory, MemoryType
+from uffdaemon.pagemap import PageCategory, scan_pages
+from uffdaemon.uffd import Userfaultfd
+
+
+def _move_all(source: Memory, memory: Memory, step: int) -> None:
+    """Let each fault move `step` bytes; the content moves, the source empties, nothing else."""
+    source.write(0, content_of(source))
+    if step == HUGE_PAGE_SIZE:
+        [whole] = scan_pages(source.start, source.length, required=PageCategory.PRESENT)
+        assert whole.categories & PageCategory.HUGE, "transparent huge pages could not be had"
+
+    with Userfaultfd.open(Features.MOVE) as uffd:
+        uffd.register(memory.start, memory.length)
+
+        def answer(uffd: Userfaultfd, fault: PageFault, offset: int) -> None:
+            assert not fault.write
+            placed(uffd.move(memory.start + offset, source.start + offset, step))
+
+        handler = Handler(memory.start, step, answer)
+        running = in_thread(handler.run, uffd)
+        for offset in range(0, memory.length, step):
+            for part in range(offset, offset + step, PAGE):
+                assert memory.read(part, PAGE) == content(part, PAGE)
+            assert scan_pages(source.start + offset, step) == []
+            assert source.read(offset, step) == bytes(step)
+        handler.stop.cross()
+        counts = running.result()
+        assert counts.missing == counts.faults == memory.length // step
+
+
+@pytest.mark.smoke
+@conformance("move", ANONYMOUS, Features.MOVE)
+def test_move(kind: MemoryType) -> None:
+    length = 128 * PAGE
+    with Memory.map(length, kind, dont_fork=True) as source, Memory.map(length, kind) as memory:
+        source.advise(Advice.NOHUGEPAGE)
+        _move_all(source, memory, PAGE)
+
+
+@pytest.mark.usefixtures("transparent_huge_pages")
+@conformance("move-pmd", ANONYMOUS, Features.MOVE)
+def test_move_of_huge_pages(kind: MemoryType) -> None:
+    length = 4 * HUGE_PAGE_SIZE
+    with (
+        Memory.map(length, kind, transparent_huge=True, dont_fork=True) as source,
+        Memory.map(length, kind, transparent_huge=True) as memory,
+    ):
+        _move_all(source, memory, HUGE_PAGE_SIZE)
+        [whole] = scan_pages(memory.start, memory.length)
+        assert whole.categories & PageCategory.HUGE, "moved, but not as one entry"
+
+
+@pytest.mark.usefixtures("transparent_huge_pages")
+@conformance("move-pmd-split", ANONYMOUS, Features.MOVE)
+def test_move_of_huge_pages_to_where_none_are_wanted(kind: MemoryType) -> None:
+    length = 4 * HUGE_PAGE_SIZE
+    with (
+        Memory.map(length, kind, transparent_huge=True, dont_fork=True) as source,
+        Memory.map(length, kind, transparent_huge=True) as memory,
+    ):
+        memory.advise(Advice.NOHUGEPAGE)
+        _move_all(source, memory, HUGE_PAGE_SIZE)

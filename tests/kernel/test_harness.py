@@ -1,0 +1,149 @@
+"""The harness keeps its promises: nothing hangs, and what fails says why."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel import harness
+from tests.kernel.harness import Ended, judge, kernel_test, run_child
+from tests.kernel.support import PAGE, in_child, in_thread, next_fault
+from uffdaemon.features import Features
+from uffdaemon.memory import Memory, MemoryType
+from uffdaemon.uffd import Userfaultfd
+
+if TYPE_CHECKING:
+    from _pytest.outcomes import OutcomeException
+
+HERE = "tests.kernel.test_harness"
+
+
+def hangs_with_the_gil_held() -> None:
+    memory = Memory.map(PAGE)
+    uffd = Userfaultfd.open()
+    uffd.register(memory.start, memory.length)
+    import ctypes
+
+    ctypes.c_char.from_address(memory.start).value  # noqa: B018  # never comes back
+
+
+def fails() -> None:
+    found, expected = 3, 4
+    assert found == expected
+
+
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leaves_a_grandchild(pipe: Path) -> None:
+    with pipe.open("wb"):  # and the grandchild holds it open, too
+        in_child(signal.pause)
+
+
+async def fails_in_trio() -> None:
+    import trio
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.lowlevel.checkpoint)
+        fails()
+
+
+def skips() -> None:
+    pytest.skip("not today")
+
+
+def outcome_of(ended: Ended) -> OutcomeException:
+    with pytest.raises((pytest.fail.Exception, pytest.skip.Exception)) as caught:
+        judge(ended, "the test", 1)
+    assert isinstance(caught.value, pytest.fail.Exception | pytest.skip.Exception)
+    return caught.value
+
+
+@pytest.mark.kernel
+def test_a_hung_child_is_killed_and_says_where_it_hung() -> None:
+    harness.require(Features(0))
+    ended = run_child(f"{HERE}:hangs_with_the_gil_held", {}, 1.0)
+    assert ended.late
+    assert ended.status == -signal.SIGABRT
+    message = str(outcome_of(ended))
+    assert "did not end within 1 s" in message
+    assert "in hangs_with_the_gil_held" in message
+
+
+def test_a_failed_assertion_is_shown_with_its_line_and_its_variables() -> None:
+    message = str(outcome_of(run_child(f"{HERE}:fails", {}, 10.0)))
+    assert "assert found == expected" in message
+    assert "found = 3" in message
+
+
+def test_a_failure_inside_a_nursery_is_shown_too() -> None:
+    message = str(outcome_of(run_child(f"{HERE}:fails_in_trio", {}, 10.0)))
+    assert "found = 3" in message
+
+
+def test_a_child_that_dies_is_a_failure_that_names_the_signal() -> None:
+    message = str(outcome_of(run_child(f"{HERE}:dies", {}, 10.0)))
+    assert "SIGSEGV" in message
+
+
+def test_a_skip_in_the_child_is_a_skip() -> None:
+    outcome = outcome_of(run_child(f"{HERE}:skips", {}, 10.0))
+    assert isinstance(outcome, pytest.skip.Exception)
+    assert str(outcome) == "not today"
+
+
+def test_nothing_of_a_child_is_left(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    ended = run_child(f"{HERE}:leaves_a_grandchild", {"pipe": pipe}, 10.0)
+    assert ended.report == {"outcome": "passed", "text": ""}
+    poll = select.poll()
+    poll.register(reader)
+    assert poll.poll() == [(reader, select.POLLHUP)]
+    os.close(reader)
+
+
+def test_without_permission_the_reason_and_what_mends_it_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(harness.REQUIRED, raising=False)
+    monkeypatch.setattr(harness, "_obstacle", lambda *_: ("EPERM", "sysctl x=1"))
+    with pytest.raises(pytest.skip.Exception, match="EPERM; sysctl x=1"):
+        harness.require(Features(0))
+    monkeypatch.setenv(harness.REQUIRED, "1")
+    with pytest.raises(pytest.fail.Exception, match="EPERM; sysctl x=1"):
+        harness.require(Features(0))
+
+
+def test_a_missing_feature_is_a_skip_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(harness.REQUIRED, "1")
+    harness.require(Features(0))
+    with pytest.raises(pytest.skip.Exception, match="does not have bit 63"):
+        harness.require(Features(1 << 63))
+
+
+@pytest.mark.parametrize("kind", [MemoryType.ANONYMOUS, MemoryType.SHMEM])
+@kernel_test()
+def test_a_body_gets_its_parameters(kind: MemoryType, tmp_path: Path) -> None:
+    assert tmp_path.is_dir()
+    with Userfaultfd.open() as uffd, Memory.map(PAGE, kind) as memory:
+        uffd.register(memory.start, memory.length)
+        reader = in_thread(memory.read, 0, 3)
+        assert next_fault(uffd).address == memory.start
+        assert reader.running
+        assert uffd.copy(memory.start, b"abc" + bytes(PAGE - 3)).complete
+        assert reader.result() == b"abc"
+
+
+@kernel_test(features=Features.THREAD_ID)
+async def test_a_body_may_be_async() -> None:
+    import trio
+
+    await trio.lowlevel.checkpoint()

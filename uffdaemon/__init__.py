@@ -1,0 +1,112 @@
+"""uffdaemon: own a Linux userfaultfd, and decide in trio how memory comes into being."""
+
+from importlib.metadata import version
+
+from uffdaemon import actions, errors
+from uffdaemon.actions import Action, Fallback, Hold, Perform, Source, Span
+from uffdaemon.errors import (
+    KernelRefusal,
+    OperationError,
+    PageNotExclusive,
+    PermissionRefused,
+    PlacementRefused,
+    UffdaemonError,
+    UsageError,
+)
+from uffdaemon.events import Event, FaultKind, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
+from uffdaemon.features import Features, IoctlSet, RegisterMode
+from uffdaemon.hooks import Hooks, Resolved, Veto
+from uffdaemon.ledger import OpenFault
+from uffdaemon.loop import Daemon, open_daemon, serve
+from uffdaemon.memory import Advice, Memory, MemoryType
+from uffdaemon.outcomes import Code, Operation, Outcome, Result, Status
+from uffdaemon.pagemap import PageCategory, PageRange, scan_pages
+from uffdaemon.policy import (
+    ByKind,
+    ByRange,
+    Continue,
+    CopyFrom,
+    Fault,
+    FaultAround,
+    FirstOf,
+    MoveOrCopy,
+    Poison,
+    Policy,
+    StrictMove,
+    Unprotect,
+    ZeroPage,
+)
+from uffdaemon.region import Region, Retry
+from uffdaemon.server import Shutdown
+from uffdaemon.sources import AsyncSource, BytesSource, FileSource
+from uffdaemon.statistics import Statistics
+from uffdaemon.uffd import Userfaultfd, supported_features
+
+__version__ = version("uffdaemon")
+
+__all__ = [
+    "Action",
+    "Advice",
+    "AsyncSource",
+    "ByKind",
+    "ByRange",
+    "BytesSource",
+    "Code",
+    "Continue",
+    "CopyFrom",
+    "Daemon",
+    "Event",
+    "Fallback",
+    "Fault",
+    "FaultAround",
+    "FaultKind",
+    "Features",
+    "FileSource",
+    "FirstOf",
+    "ForkEvent",
+    "Hold",
+    "Hooks",
+    "IoctlSet",
+    "KernelRefusal",
+    "Memory",
+    "MemoryType",
+    "MoveOrCopy",
+    "OpenFault",
+    "Operation",
+    "OperationError",
+    "Outcome",
+    "PageCategory",
+    "PageNotExclusive",
+    "PageRange",
+    "Perform",
+    "PermissionRefused",
+    "PlacementRefused",
+    "Poison",
+    "Policy",
+    "Region",
+    "RegisterMode",
+    "RemapEvent",
+    "RemoveEvent",
+    "Resolved",
+    "Result",
+    "Retry",
+    "Shutdown",
+    "Source",
+    "Span",
+    "Statistics",
+    "Status",
+    "StrictMove",
+    "UffdaemonError",
+    "UnmapEvent",
+    "Unprotect",
+    "UsageError",
+    "Userfaultfd",
+    "Veto",
+    "ZeroPage",
+    "actions",
+    "errors",
+    "open_daemon",
+    "scan_pages",
+    "serve",
+    "supported_features",
+]

@@ -1,0 +1,151 @@
+"""What can be done about a fault: the closed union of actions that policies return.
+
+An action says what shall happen, not how: it holds no descriptor and issues nothing, so that the
+actions of a whole batch can be sorted, merged and carried out in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from uffdaemon.outcomes import Outcome
+    from uffdaemon.policy import Fault
+    from uffdaemon.uffd import Userfaultfd
+
+
+class Span(NamedTuple):
+    """A part of a region: `length` bytes from `offset` bytes after the region's start."""
+
+    offset: int
+    length: int
+
+
+Extent: TypeAlias = int | Span
+"""How much an action fills: a number of pages, which is the aligned window of so many pages around
+the fault, cut at the region's ends and at pages that are filled; or exactly one `Span`, which must
+be page-aligned, lie in the region and hold the fault."""
+
+
+class Source(Protocol):
+    """Where pages come from.  `uffdaemon.sources` has the shipped ones."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that can be had."""
+        ...
+
+    def address(self, offset: int, length: int) -> int | None:
+        """Where these bytes lie in this process's memory, ready to be copied without waiting;
+        None where they have to be fetched.  Raises `SourceTooShort` past the end."""
+        ...
+
+    async def fetch(self, offset: int, length: int) -> Buffer:
+        """Get exactly `length` bytes from `offset`.  May take its time, may be cancelled, and may
+        raise whatever it likes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """UFFDIO_COPY: fill with the source's bytes.  Byte `offset` of the source belongs at the
+    region's start."""
+
+    source: Source
+    offset: int = 0
+    extent: Extent = 1
+    write_protect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """UFFDIO_ZEROPAGE, or a copy of zeros where the memory has no zero page (hugetlb)."""
+
+    extent: Extent = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """What `MoveOrCopy` may do when a page cannot be moved; the developer's choice, never ours.
+
+    A copy is not atomic (a write to the source meanwhile is not carried over), and the source
+    stays full.
+    """
+
+    copy_pinned: bool = False
+    """Copy a page that is pinned, which loses whatever its I/O has not delivered yet."""
+    patience: float = 1.0
+    """Seconds to wait for a pin to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """UFFDIO_MOVE from the same process: byte 0 of the region comes from address `source`.
+
+    Without a `fallback` it moves or fails.  With one: a page that is shared is unshared first;
+    one that stays pinned is waited for; where MOVE does not work at all, it is copied.
+    """
+
+    source: int
+    extent: Extent = 1
+    fallback: Fallback | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """UFFDIO_CONTINUE: map what the page cache holds (minor faults)."""
+
+    extent: Extent = 1
+    write_protect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """UFFDIO_POISON: whoever touches the page gets SIGBUS."""
+
+    extent: Extent = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unprotect:
+    """UFFDIO_WRITEPROTECT without the protect bit: let the write happen."""
+
+    extent: Extent = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """UFFDIO_WAKE: let the thread try again, since somebody else has placed the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Leave the thread waiting, listed as stuck with this reason."""
+
+    reason: str = "held"
+
+
+@dataclass(frozen=True, slots=True)
+class Perform:
+    """What no action describes: `work` is handed the userfaultfd with its operations, issues them
+    itself and returns the outcome that it reached.
+
+    It runs in a task.  When it returns an outcome that lets the thread go, the thread is woken; if
+    it then faults again at once, and again, the work is taken for broken.
+    """
+
+    work: Callable[[Userfaultfd, Fault], Awaitable[Outcome]]
+    timeout: float | None = None
+    """Seconds; None is the region's ``policy_timeout``."""
+
+
+Action: TypeAlias = (
+    Copy | Zero | Move | Continue | Poison | Unprotect | Wake | Hold | Perform
+)
+
+Fill: TypeAlias = Copy | Zero | Move | Continue | Poison | Unprotect
+"""The actions that work on an extent."""

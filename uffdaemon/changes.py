@@ -1,0 +1,75 @@
+"""What events change: ranges that were discarded, unmapped, moved; children that were born.
+
+The kernel keeps the thread that caused an event waiting until it is read, and refuses operations
+with EAGAIN until that thread has run on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uffdaemon.actions import Zero
+from uffdaemon.events import (
+    Event,
+    FaultKind,
+    ForkEvent,
+    PageFault,
+    RemapEvent,
+    RemoveEvent,
+    UnknownEvent,
+    UnmapEvent,
+)
+from uffdaemon.outcomes import Code, Operation, Outcome
+
+if TYPE_CHECKING:
+    from uffdaemon.handlers import Handler
+
+
+def apply_event(handler: Handler, event: Event) -> None:
+    """Bring the handler's picture of the memory up to date, and tell the hooks of the event."""
+    match event:
+        case RemoveEvent(start, end):
+            name = "remove"
+            _removed(handler, start, end)
+        case UnmapEvent(start, end):
+            name = "unmap"
+            handler.regions.unmap(start, end)
+            _gone(handler, start, end)
+        case RemapEvent(source, target, length):
+            name = "remap"
+            handler.regions.remap(source, target, length)
+            _gone(handler, source, source + length)
+        case ForkEvent():
+            name = "fork"
+            handler.forks.append(event)
+        case UnknownEvent(message):
+            name = "unknown"
+            handler.log.warning("unknown event", message=message.hex())
+        case PageFault():
+            return
+    handler.counters.events[name] += 1
+    for hooks in handler.hooks:
+        hook = getattr(hooks, name, None)
+        if hook is not None:
+            handler.call_hook(hook, event)
+
+
+def _removed(handler: Handler, start: int, end: int) -> None:
+    for segment in handler.regions.clip(start, end):
+        region = segment.region
+        first = (segment.start - region.start) // region.page_size
+        last = (segment.end - region.start + region.page_size - 1) // region.page_size
+        region.pages.remove(first, last)
+        handler.stale.add(id(region.pages))
+    for fault in handler.ledger.inside(start, end):
+        # Whatever it waits for, the data is void now.
+        if fault.kind is FaultKind.MISSING and fault.region.after_remove == "zero":
+            handler.carry_out(fault, Zero())
+
+
+def _gone(handler: Handler, start: int, end: int) -> None:
+    """There is no memory at these addresses any more; who waits there has to find that out."""
+    if start < end:
+        handler.uffd.execute([Operation(Code.WAKE, start, end - start)])
+    for fault in handler.ledger.inside(start, end):
+        handler.resolve(fault, Outcome.UNMAPPED)

@@ -1,0 +1,106 @@
+"""The lines that mend what is missing: commands, to be run as they stand.  Pure.
+
+A user other than root reads ``sudo`` before them; in a container they are about how it is started,
+or are to be run on its host.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Final
+
+from uffdaemon.check.facts import MISC_DEVICE
+
+if TYPE_CHECKING:
+    from uffdaemon.check.facts import Facts
+
+DEVICE: Final = "/dev/userfaultfd"
+REPORT: Final = "report this as a bug, with the output of: uffdaemon check --json"
+_ENGINES: Final = ("docker", "podman")
+
+
+def as_root(facts: Facts, command: str) -> str:
+    """A command that only root can run, on the machine itself."""
+    if facts.container:
+        return f"on the host, as root: {command}"
+    return command if facts.uid == 0 else f"sudo {command}"
+
+
+def write(facts: Facts, path: str, value: str) -> str:
+    """Set a file of /proc or /sys."""
+    if facts.uid == 0 and not facts.container:
+        return f"echo {value} > /{path}"
+    return as_root(facts, f"sh -c 'echo {value} > /{path}'")
+
+
+def sysctl(facts: Facts, setting: str) -> str:
+    """Set a sysctl until the next boot."""
+    return as_root(facts, f"sysctl -w {setting}")
+
+
+def run_container(facts: Facts, option: str) -> str:
+    """Start the container with one more option."""
+    engine = facts.container if facts.container in _ENGINES else "docker"
+    return f"{engine} run {option} ..."
+
+
+def kernel_faults(facts: Facts) -> str:
+    """Let this user have the faults of system calls, through the system call."""
+    return sysctl(facts, "vm.unprivileged_userfaultfd=1")
+
+
+def kernel(version: str) -> str:
+    """Have a newer kernel."""
+    return f"boot Linux {version} or later"
+
+
+def kernel_option(option: str) -> str:
+    """Have another kernel."""
+    return f"boot a kernel built with {option}=y"
+
+
+def device(facts: Facts) -> str:
+    """Let this user open /dev/userfaultfd."""
+    if facts.container and not facts.device.exists:
+        return run_container(facts, f"--device={DEVICE}")
+    if not facts.device.exists and facts.read(MISC_DEVICE) is not None:
+        numbers = (facts.read(MISC_DEVICE) or "").replace(":", " ")
+        return as_root(facts, f"mknod -m 600 {DEVICE} c {numbers}")
+    if not facts.device.exists:
+        return kernel("6.1")
+    if facts.container:
+        return f"as root of the container: chmod 666 {DEVICE}"
+    group = shlex.quote(facts.group)
+    return as_root(facts, f"chgrp {group} {DEVICE} && {as_root(facts, f'chmod 660 {DEVICE}')}")
+
+
+def capability(facts: Facts) -> str:
+    """Give CAP_SYS_PTRACE."""
+    if not facts.in_initial_user_namespace:
+        return f"run it outside of this user namespace, or give it {DEVICE}"
+    if facts.container:
+        return run_container(facts, "--cap-add=SYS_PTRACE")
+    if facts.uid == 0:
+        return "in the systemd unit that took it away: CapabilityBoundingSet=CAP_SYS_PTRACE"
+    return as_root(facts, f"setcap cap_sys_ptrace+ep {shlex.quote(facts.interpreter)}")
+
+
+def seccomp(facts: Facts) -> str:
+    """Get past a seccomp filter that refuses the system call."""
+    if facts.container == "kubernetes":
+        return (
+            "give the pod a securityContext.seccompProfile of type Localhost that allows "
+            "userfaultfd"
+        )
+    if facts.container:
+        # The device needs no system call of its own; ioctl(2) is in every profile.
+        return run_container(facts, f"--device={DEVICE}")
+    return (
+        "in the systemd unit that set it: SystemCallFilter=userfaultfd; in a container: "
+        + run_container(facts, f"--device={DEVICE}")
+    )
+
+
+def ptrace_scope(facts: Facts) -> str:
+    """Let processes of one user trace each other."""
+    return sysctl(facts, "kernel.yama.ptrace_scope=0")

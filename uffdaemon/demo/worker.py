@@ -1,0 +1,248 @@
+"""The worker: a process in which SQLite reads a memory image.  `python -m uffdaemon.demo.worker`.
+
+Started by the demonstration with the path of the daemon's Unix socket.  In the lazy mode the image
+is guarded memory without a page in it, whose userfaultfd the worker hands to the daemon; in the
+eager mode it is plain memory that the worker reads the whole file into first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+import random
+import select
+import signal
+import socket
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from uffdaemon import Memory, MemoryType, RegisterMode, UffdaemonError, Userfaultfd
+from uffdaemon.demo.errors import DemoError
+from uffdaemon.demo.protocol import LIMIT, Json, Message, ProtocolError, decode, encode, short_name
+from uffdaemon.demo.residency import present_pages
+from uffdaemon.demo.sqlite import MemoryDatabase
+
+__all__ = ["main"]
+
+_PIECE: Final = 1 << 20
+_PAGE: Final = mmap.PAGESIZE
+_SEARCH: Final = """
+SELECT passages.path || ':' || passages.line, snippet(search, 0, '[', ']', '…', 12)
+FROM search JOIN passages ON passages.id = search.rowid
+WHERE search MATCH ? ORDER BY rank LIMIT 1
+"""
+_COUNT: Final = "SELECT count(*) FROM search WHERE search MATCH ?"
+_READ: Final = "SELECT length(text) FROM passages WHERE id = ?"
+
+
+class _DaemonGone(Exception):
+    """The other end of the socket is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _MemoryImage:
+    """The image in this process: where it is, and how to read it without SQLite."""
+
+    start: int
+    length: int
+    read: Callable[[int, int], bytes]
+
+
+class _Daemon:
+    """The connection to the daemon's side."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def say(self, kind: str, fields: dict[str, Json] | None = None) -> None:
+        self.sock.sendall(encode(kind, fields))
+
+    def hear(self, *kinds: str) -> Message:
+        packet = self.sock.recv(LIMIT)
+        if not packet:
+            raise _DaemonGone
+        message = decode(packet)
+        if message.kind not in kinds:
+            raise ProtocolError(f"message {message.kind!r}, and not {' or '.join(kinds)}")
+        return message
+
+    def has_more(self) -> bool:
+        return bool(select.select([self.sock], [], [], 0)[0])
+
+    def end_with(self) -> None:
+        """End this process as soon as the daemon's side is gone, whatever it is doing.
+
+        This process keeps its own copy of the userfaultfd, so that a daemon that dies can never
+        turn missing pages into zeros.  A thread waiting for such a page then waits for ever, and
+        only another thread can end that.
+        """
+
+        def wait() -> None:
+            poll = select.poll()
+            poll.register(self.sock, select.POLLRDHUP)
+            poll.poll()
+            os._exit(3)
+
+        threading.Thread(target=wait, name="daemon gone", daemon=True).start()
+
+
+@contextmanager
+def _eager_image(path: str, size: int) -> Generator[_MemoryImage]:
+    """Plain anonymous memory, the whole file read into it."""
+    memory = mmap.mmap(-1, size)
+    first = ctypes.c_char.from_buffer(memory)
+    try:
+        with open(path, "rb", buffering=0) as file, memoryview(memory) as view:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            done = 0
+            while done < size:
+                count = file.readinto(view[done : done + _PIECE])
+                if not count:
+                    raise DemoError(f"{path} ends after {done} of {size} bytes")
+                done += count
+
+        def read(offset: int, length: int) -> bytes:
+            return memory[offset : offset + length]
+
+        yield _MemoryImage(ctypes.addressof(first), size, read)
+    finally:
+        del first
+        memory.close()
+
+
+@contextmanager
+def _lazy_image(daemon: _Daemon, size: int) -> Generator[_MemoryImage]:
+    """Guarded memory, empty: the daemon brings each page when it is touched."""
+    with (
+        # Only user code touches this memory, so no privilege is needed.
+        Userfaultfd.open(user_mode_only=True) as uffd,
+        Memory.map(size, MemoryType.ANONYMOUS) as memory,
+    ):
+        uffd.register(memory.start, memory.length, RegisterMode.MISSING)
+        place: dict[str, Json] = {
+            "base": memory.start,
+            "length": memory.length,
+            "pid": os.getpid(),
+        }
+        uffd.send(daemon.sock, encode("memory", place))
+        daemon.hear("served")
+        yield _MemoryImage(memory.start, memory.length, memory.read)
+
+
+def _search(database: MemoryDatabase, query: str) -> Json:
+    """How many passages match, and the best of them."""
+    matches = database.query(_COUNT, [query])[0][0]
+    best: list[Json] = [value for row in database.query(_SEARCH, [query]) for value in row]
+    return {"query": query, "matches": matches, "best": best}
+
+
+def _answer(
+    image: _MemoryImage, database: MemoryDatabase, queries: Sequence[str], begun: float
+) -> dict[str, Json]:
+    """Answer the queries; times are seconds since `begun`, when the image was asked for."""
+    opened = time.perf_counter() - begun
+    answers: list[Json] = [_search(database, queries[0])]
+    first = time.perf_counter() - begun
+    # Counting what is in memory is no part of what is timed, nor touches anything.
+    counting = time.perf_counter()
+    first_pages = present_pages(image.start, image.length)
+    counting = time.perf_counter() - counting
+    answers += [_search(database, query) for query in queries[1:]]
+    last = time.perf_counter() - begun - counting
+    return {
+        "open_seconds": opened,
+        "first_answer_seconds": first,
+        "all_answers_seconds": last,
+        "first_answer_pages": first_pages,
+        "all_answers_pages": present_pages(image.start, image.length),
+        "answers": answers,
+    }
+
+
+def _read_passages(database: MemoryDatabase, daemon: _Daemon, passages: int) -> dict[str, Json]:
+    """Read one passage after another, anywhere, until the daemon's side says that it is enough."""
+    chance = random.Random(passages)
+    times: list[float] = []
+    while not times or not daemon.has_more():
+        begun = time.perf_counter()
+        database.query(_READ, [chance.randint(1, passages)])
+        times.append(time.perf_counter() - begun)
+    return {
+        "count": len(times),
+        "median_seconds": statistics.median(times),
+        "slowest_seconds": max(times),
+    }
+
+
+def _verify(image: _MemoryImage, path: str) -> dict[str, Json]:
+    """The SHA-256 of the whole memory, and how many of its pages differ from the file's."""
+    digest = hashlib.sha256()
+    differing = 0
+    with open(path, "rb", buffering=0) as file:
+        for offset in range(0, image.length, _PIECE):
+            length = min(_PIECE, image.length - offset)
+            data = image.read(offset, length)
+            digest.update(data)
+            expected = os.pread(file.fileno(), length, offset)
+            if data == expected:
+                continue
+            pages = range(0, length, _PAGE)
+            differing += sum(data[p : p + _PAGE] != expected[p : p + _PAGE] for p in pages)
+    return {"sha256": digest.hexdigest(), "differing_pages": differing}
+
+
+def _work(daemon: _Daemon) -> NoReturn:
+    """Do what the daemon's side asks for, until it is gone."""
+    daemon.say("hello", {"pid": os.getpid()})
+    start = daemon.hear("start")
+    path, size = start.text("image"), start.integer("size")
+    begun = time.perf_counter()
+    lazy = start.text("mode") == "lazy"
+    with (
+        _lazy_image(daemon, size) if lazy else _eager_image(path, size) as image,
+        MemoryDatabase(image.start, image.length) as database,
+    ):
+        daemon.say("answers", _answer(image, database, start.texts("queries"), begun))
+        while True:
+            message = daemon.hear("read", "verify")
+            if message.kind == "read":
+                fields = _read_passages(database, daemon, message.integer("passages"))
+                daemon.hear("enough")
+                daemon.say("reads", fields)
+            else:
+                daemon.say("verified", _verify(image, message.text("image")))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve one run; the exit status is 1 after a failure that the daemon's side was told of."""
+    # Ctrl-C reaches the whole terminal; the daemon's side decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        with short_name(arguments[0]) as name:
+            sock.connect(name)
+        daemon = _Daemon(sock)
+        daemon.end_with()
+        try:
+            _work(daemon)
+        except (_DaemonGone, ConnectionError):
+            return 0
+        except (DemoError, UffdaemonError, OSError, MemoryError) as error:
+            daemon.say("failed", {"error": str(error) or type(error).__name__})
+            return 1
+        except Exception as error:  # noqa: BLE001 - whatever it is, the daemon's side is told
+            traceback.print_exc()
+            daemon.say("failed", {"error": f"{type(error).__name__}: {error}"})
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

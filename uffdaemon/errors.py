@@ -1,0 +1,203 @@
+"""Everything that uffdaemon raises.
+
+One root, `UffdaemonError`, which is never raised itself.  Two branches that must not be confused:
+what the caller got wrong (`UsageError`) and what the kernel refused (`KernelRefusal`, an
+``OSError`` that keeps errno, operation, address and length).  What sources and policies do wrong is
+told apart from both, since somebody else has to mend it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uffdaemon.features import Features
+    from uffdaemon.outcomes import Result
+
+
+class UffdaemonError(Exception):
+    """The root; never raised itself."""
+
+
+# -- the caller's mistakes ---------------------------------------------------------------------
+
+
+class UsageError(UffdaemonError):
+    """The caller asked for something that can never work; never raised itself."""
+
+
+class InvalidRange(UsageError, ValueError):
+    """A range is unaligned, empty, too long, overlaps another one, or lies outside its region."""
+
+
+class InvalidDescriptor(UsageError, ValueError):
+    """A descriptor cannot serve; never raised itself."""
+
+
+class NotAUserfaultfd(InvalidDescriptor):
+    """The descriptor is something else."""
+
+
+class BlockingDescriptor(InvalidDescriptor):
+    """The userfaultfd lacks ``O_NONBLOCK``: poll(2) would report POLLERR on it for ever."""
+
+
+class ClosedDescriptor(InvalidDescriptor):
+    """The userfaultfd was closed, or the number never was a descriptor."""
+
+
+class PlacementRefused(UsageError):
+    """What was asked for cannot work from where the handler runs, for instance a move from outside
+    of the process that owns the memory."""
+
+
+class DaemonClosed(UsageError, RuntimeError):
+    """The daemon is shutting down or gone."""
+
+
+class RegionIncomplete(UsageError):
+    """The region still has pages that were never filled; letting go of it would show zeros."""
+
+
+# -- the kernel's refusals ---------------------------------------------------------------------
+
+
+class KernelRefusal(UffdaemonError, OSError):
+    """The kernel said no; never raised itself.
+
+    ``operation`` is the ioctl or system call, ``address`` and ``length`` (bytes) the range it was
+    asked about, where there is one.  ``advice`` is the line that mends it, where one is known.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        operation: str,
+        *,
+        address: int | None = None,
+        length: int | None = None,
+        reason: str = "",
+        advice: str = "",
+    ) -> None:
+        self.operation = operation
+        self.address = address
+        self.length = length
+        self.reason = reason
+        self.advice = advice
+        super().__init__(number, self._describe(number))
+
+    def _describe(self, number: int) -> str:
+        name = errno.errorcode.get(number, str(number))
+        where = "" if self.address is None else f" at {self.address:#x}"
+        if self.length is not None:
+            where += f", {self.length} bytes"
+        text = f"{self.operation}{where}: {name} ({os.strerror(number)})"
+        if self.reason:
+            text += f": {self.reason}"
+        if self.advice:
+            text += f" [{self.advice}]"
+        return text
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    @property
+    def number(self) -> int:
+        """The errno, always an int."""
+        return self.errno if self.errno is not None else 0
+
+
+class OpenRefused(KernelRefusal):
+    """No userfaultfd could be opened."""
+
+
+class PermissionRefused(OpenRefused, PermissionError):
+    """This user may not open a userfaultfd in the way asked for; ``advice`` says what mends it."""
+
+
+class FeatureMissing(KernelRefusal):
+    """This kernel does not have it.  ``missing`` holds the features, where features were asked."""
+
+    def __init__(self, operation: str, what: str, missing: Features | None = None) -> None:
+        self.missing = missing
+        super().__init__(errno.EINVAL, operation, reason=f"this kernel does not have it: {what}")
+
+
+class RegistrationRefused(KernelRefusal):
+    """REGISTER or UNREGISTER failed."""
+
+
+class RangeBusy(RegistrationRefused):
+    """The range, or a part of it, is watched by another userfaultfd."""
+
+
+class MemoryRefused(KernelRefusal):
+    """mmap(2), madvise(2), mremap(2), memfd_create(2) or PAGEMAP_SCAN failed."""
+
+
+class OperationError(KernelRefusal):
+    """An operation on a range failed; ``result`` holds how far it came before."""
+
+    def __init__(self, number: int, result: Result, *, reason: str = "") -> None:
+        self.result = result
+        operation = result.operation
+        super().__init__(
+            number,
+            operation.code.name,
+            address=operation.dst + result.progress,
+            length=operation.length - result.progress,
+            reason=reason or operation.code.explain(number),
+        )
+
+
+class PageNotExclusive(OperationError):
+    """MOVE: EBUSY.  The page is shared with another process, merged by KSM, or pinned."""
+
+
+# -- sources and policies ----------------------------------------------------------------------
+
+
+class SourceError(UffdaemonError):
+    """A source could not give what is due; never raised itself."""
+
+
+class SourceTooShort(SourceError):
+    """The source ends before the bytes that were asked for, or gave another number of them."""
+
+
+class SourceFailed(SourceError):
+    """The source raised; the cause is chained."""
+
+
+class SourceTimedOut(SourceError):
+    """The source did not answer in time."""
+
+
+class PolicyError(UffdaemonError):
+    """A policy broke its contract; never raised itself.  ``policy`` names it."""
+
+    def __init__(self, policy: str, what: str) -> None:
+        self.policy = policy
+        super().__init__(f"policy {policy} {what}")
+
+
+class PolicyRaised(PolicyError):
+    """The policy raised; the cause is chained."""
+
+
+class PolicyAnswerInvalid(PolicyError):
+    """The policy returned something that is no action, or an action that cannot apply."""
+
+
+class PolicyTooSlow(PolicyError):
+    """The policy took longer than its limit."""
+
+
+class PolicyVetoed(PolicyError):
+    """A hook vetoed the action."""
+
+
+class NoAnswer(PolicyError):
+    """No policy answers faults of this kind here."""

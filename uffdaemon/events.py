@@ -1,0 +1,158 @@
+"""Messages of a userfaultfd as typed events.
+
+Parsing is total: 32 bytes always become an event, and bytes that make no sense become an
+`UnknownEvent`.  Nothing here knows where the bytes came from.  Source: ``struct uffd_msg`` in
+``include/uapi/linux/userfaultfd.h``, ioctl_userfaultfd(2), userfaultfd(2).
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import Enum, IntFlag
+from typing import Final, NamedTuple, TypeAlias
+
+MESSAGE: Final = struct.Struct("=B7xQQQ")
+"""``struct uffd_msg``: event, and three 8-byte words whose meaning depends on it."""
+
+PAGEFAULT: Final = 0x12
+FORK: Final = 0x13
+REMAP: Final = 0x14
+REMOVE: Final = 0x15
+UNMAP: Final = 0x16
+
+_LOW_WORD: Final = 0xFFFF_FFFF
+
+
+class FaultFlags(IntFlag):
+    """``UFFD_PAGEFAULT_FLAG_*``."""
+
+    WRITE = 1 << 0
+    WP = 1 << 1
+    MINOR = 1 << 2
+    RWP = 1 << 3
+
+
+class FaultKind(Enum):
+    """Why a thread stopped."""
+
+    MISSING = "missing"
+    """There is no page."""
+    MINOR = "minor"
+    """There is a page in the page cache, but not in the page table."""
+    WP = "write_protect"
+    """The page is write-protected through userfaultfd."""
+    UNKNOWN = "unknown"
+    """A newer kernel's reason, such as RWP of Linux 7.3."""
+
+    __hash__ = object.__hash__  # half of every dictionary look-up on the way of a fault
+
+
+class PageFault(NamedTuple):
+    """A thread waits for a page."""
+
+    address: int
+    """Bytes; page-aligned unless EXACT_ADDRESS was negotiated."""
+    kind: FaultKind
+    write: bool
+    thread: int
+    """Thread id as the kernel's root pid namespace of the handler shows it; 0 where THREAD_ID was
+    not negotiated."""
+
+
+class ForkEvent(NamedTuple):
+    """The process forked; the child's memory has a userfaultfd of its own, which is ours now."""
+
+    fd: int
+
+
+class RemapEvent(NamedTuple):
+    """mremap(2) moved a range."""
+
+    source: int
+    target: int
+    length: int
+    """Bytes."""
+
+
+class RemoveEvent(NamedTuple):
+    """madvise(2) with MADV_DONTNEED or MADV_REMOVE emptied a range."""
+
+    start: int
+    end: int
+
+
+class UnmapEvent(NamedTuple):
+    """munmap(2) took a range away."""
+
+    start: int
+    end: int
+
+
+class UnknownEvent(NamedTuple):
+    """A message that this library does not know, kept as it came."""
+
+    message: bytes
+
+
+Event: TypeAlias = PageFault | ForkEvent | RemapEvent | RemoveEvent | UnmapEvent | UnknownEvent
+
+KIND_OF_FLAGS: Final = tuple(
+    FaultKind.WP if flags & 2 else FaultKind.MINOR if flags & 4 else FaultKind.MISSING
+    for flags in range(8)
+)
+"""Indexed by the fault flags up to MINOR.  WP is tested first: the kernel sets one of the two."""
+
+_FLAGS_OF_KIND: Final = {
+    FaultKind.MISSING: 0,
+    FaultKind.MINOR: int(FaultFlags.MINOR),
+    FaultKind.WP: int(FaultFlags.WP),
+    FaultKind.UNKNOWN: int(FaultFlags.RWP),
+}
+
+
+def parse(data: bytes | bytearray | memoryview, length: int | None = None) -> list[Event]:
+    """Turn the first `length` bytes (default: all) of what was read into events, in their order.
+
+    Bytes after the last whole message become one `UnknownEvent`; the kernel never sends them.
+    """
+    end = len(data) if length is None else length
+    whole = end - end % MESSAGE.size
+    events = [
+        _event(bytes(data[at : at + MESSAGE.size]), *MESSAGE.unpack_from(data, at))
+        for at in range(0, whole, MESSAGE.size)
+    ]
+    if whole != end:
+        events.append(UnknownEvent(bytes(data[whole:end])))
+    return events
+
+
+def _event(message: bytes, code: int, first: int, second: int, third: int) -> Event:
+    if code == PAGEFAULT:
+        kind = KIND_OF_FLAGS[first] if first < len(KIND_OF_FLAGS) else FaultKind.UNKNOWN
+        return PageFault(second, kind, bool(first & 1), third & _LOW_WORD)
+    if code == FORK:
+        return ForkEvent(first & _LOW_WORD)
+    if code == REMAP:
+        return RemapEvent(first, second, third)
+    if code == REMOVE:
+        return RemoveEvent(first, second)
+    if code == UNMAP:
+        return UnmapEvent(first, second)
+    return UnknownEvent(message)
+
+
+def message(event: Event) -> bytes:
+    """The bytes that the kernel would send for `event`: `parse` read backwards, for tests."""
+    match event:
+        case PageFault(address, kind, write, thread):
+            return MESSAGE.pack(PAGEFAULT, _FLAGS_OF_KIND[kind] | write, address, thread)
+        case ForkEvent(fd):
+            return MESSAGE.pack(FORK, fd, 0, 0)
+        case RemapEvent(source, target, length):
+            return MESSAGE.pack(REMAP, source, target, length)
+        case RemoveEvent(start, end):
+            return MESSAGE.pack(REMOVE, start, end, 0)
+        case UnmapEvent(start, end):
+            return MESSAGE.pack(UNMAP, start, end, 0)
+        case UnknownEvent(raw):
+            return raw

@@ -1,0 +1,493 @@
+"""Carrying actions out: one handler for each userfaultfd.
+
+The way of a fault that rules do not cover: `answer` takes what was read and lets the ledger know;
+`decide` asks the policy and the hooks; `carry_out` turns the action into a step, or hands it to a
+task where it has to wait; `flush` issues all steps of the batch in one call; `settle` books what
+came of each.  A fault leaves in `resolve`, and in no other place.
+
+Nothing here waits: everything between reading a message and recording its fault, and between
+issuing an operation and booking its result, happens without a checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import time
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from uffdaemon import errors
+from uffdaemon.actions import (
+    Action,
+    Copy,
+    Fill,
+    Hold,
+    Move,
+    Perform,
+    Poison,
+    Wake,
+    Zero,
+)
+from uffdaemon.changes import apply_event
+from uffdaemon.events import FaultKind, PageFault
+from uffdaemon.hooks import Resolved, Veto
+from uffdaemon.ledger import Ledger, Waiting
+from uffdaemon.moving import climb
+from uffdaemon.outcomes import (
+    OUTCOME_OF_CODE,
+    Code,
+    Operation,
+    Outcome,
+    Result,
+    Status,
+    error_of,
+)
+from uffdaemon.plan import Step, merge, narrow, operation, target
+from uffdaemon.policy import Fault, policy_name
+from uffdaemon.region import PAGE_SIZE, Region
+from uffdaemon.regions import RegionTable
+from uffdaemon.sources import BytesSource
+from uffdaemon.statistics import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from structlog.typing import FilteringBoundLogger
+
+    from uffdaemon.events import Event, ForkEvent
+    from uffdaemon.hooks import Hooks
+    from uffdaemon.slow import SlowWork
+    from uffdaemon.uffd import Userfaultfd
+
+ACTIONS: Final = get_args(Action)
+MAX_REPEATS: Final = 8
+"""How often in a row a thread may come back to a page that it was woken for, before that is taken
+for a failure: its page cannot have been placed."""
+
+_clock = time.perf_counter_ns
+
+
+class Handler:
+    """Answers the faults of one userfaultfd, in Python."""
+
+    def __init__(
+        self,
+        uffd: Userfaultfd,
+        hooks: Sequence[Hooks],
+        log: FilteringBoundLogger,
+        regions: RegionTable | None = None,
+    ) -> None:
+        self.uffd = uffd
+        self.hooks = hooks
+        self.log = log
+        self.regions = RegionTable() if regions is None else regions
+        self.ledger = Ledger()
+        self.counters = Counters()
+        self.slow: SlowWork
+        self.forks: list[ForkEvent] = []
+        """Children whose userfaultfd is ours, and not yet looked after."""
+        self.client_gone = False
+        self._steps: list[Step] = []
+        self._failing: set[tuple[int, FaultKind]] = set()
+        self._repeats: dict[tuple[int, FaultKind, int], int] = {}
+        self.stale: set[int] = set()
+        """Which page maps (by id) have changed so that rules made from them no longer hold."""
+        self.wake: Callable[[], None] = _nothing
+        """Called when whoever sleeps for this handler has something new to look at."""
+        self._before = [hooks.before for hooks in hooks if hooks.before is not None]
+
+    # -- in ------------------------------------------------------------------------------------
+
+    def answer(self, events: Iterable[Event], read_at: int) -> None:
+        """Take in everything that was read, and answer what can be answered at once.
+
+        `events` must be all that was pending: what removes or moves ranges comes first.
+        """
+        faults: list[PageFault] = []
+        for event in events:
+            if isinstance(event, PageFault):
+                faults.append(event)
+            else:
+                apply_event(self, event)
+        entered = [fault for event in faults if (fault := self._enter(event, read_at)) is not None]
+        for fault in entered:
+            self.decide(fault)
+        self.flush()
+
+    def _enter(self, event: PageFault, read_at: int) -> Fault | None:
+        region = self.regions.find(event.address) or _nowhere(event)
+        address = event.address - (event.address - region.start) % region.page_size
+        fault = Fault(
+            address, event.kind, event.write, event.thread, event.address, region, read_at
+        )
+        if self.ledger.enter(fault):
+            return fault
+        self.counters.joined += 1
+        return None
+
+    def retry_due(self) -> None:
+        """Carry out again what was deferred and is due."""
+        for fault, action in self.ledger.take_due(_clock()):
+            self.carry_out(fault, action)
+        self.flush()
+
+    # -- deciding ------------------------------------------------------------------------------
+
+    def decide(self, fault: Fault) -> None:
+        """Ask the region's policy, then the hooks, and carry the action out."""
+        region = fault.region
+        policy = region.policy
+        begun = _clock()
+        try:
+            action: Any = policy(fault)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the policy's
+            raised = errors.PolicyRaised(policy_name(policy), f"raised {error!r}")
+            raised.__cause__ = error
+            self.fail(fault, raised)
+            return
+        took = (_clock() - begun) / 1e9
+        if took > region.policy_timeout:
+            self.fail(fault, errors.PolicyTooSlow(policy_name(policy), f"took {took:.3f} s"))
+        elif action is None:
+            what = f"does not answer {fault.kind.value} faults here"
+            self.fail(fault, errors.NoAnswer(policy_name(policy), what))
+        elif not isinstance(action, ACTIONS):
+            what = "returned a coroutine: a policy decides at once, and returns Perform to wait"
+            if inspect.iscoroutine(action):
+                action.close()
+            else:
+                what = f"returned {action!r}, which is no action"
+            self.fail(fault, errors.PolicyAnswerInvalid(policy_name(policy), what))
+        elif self._before:
+            self._ask_hooks(fault, action, 0)
+        else:
+            self.carry_out(fault, action)
+
+    def _ask_hooks(self, fault: Fault, action: Action, first: int) -> None:
+        """Let the ``before`` hooks from number `first` on have their say."""
+        for index in range(first, len(self._before)):
+            hook = self._before[index]
+            try:
+                answer: Any = hook(fault, action)
+            except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
+                self.hook_raised(hook, error)
+                continue
+            if inspect.isawaitable(answer):
+                self.slow.ask_hook(fault, action, answer, hook, index + 1)
+                return
+            if not self.hook_answered(fault, answer, hook):
+                return
+            if isinstance(answer, ACTIONS):
+                action = answer
+        self.carry_out(fault, action)
+
+    def resume_hooks(self, fault: Fault, action: Action, answer: object, index: int) -> None:
+        """Go on after the async hook before number `index` has answered."""
+        if self.hook_answered(fault, answer, self._before[index - 1]):
+            self._ask_hooks(fault, answer if isinstance(answer, ACTIONS) else action, index)
+
+    def hook_answered(self, fault: Fault, answer: object, hook: object) -> bool:
+        """Whether to go on; a veto, or an answer that is none, ends the fault here."""
+        if answer is None or isinstance(answer, ACTIONS):
+            return True
+        name = getattr(hook, "__qualname__", repr(hook))
+        if isinstance(answer, Veto):
+            self.fail(fault, errors.PolicyVetoed(name, f"vetoed: {answer.reason}"))
+            return False
+        self.hook_raised(hook, TypeError(f"{name} returned {answer!r}, which is no action"))
+        return True
+
+    def hook_raised(self, hook: object, error: Exception) -> None:
+        """Log what a hook did wrong; the fault goes on."""
+        self.counters.failures["HookRaised"] += 1
+        name = getattr(hook, "__qualname__", repr(hook))
+        self.log.error("hook failed", hook=name, error=repr(error), exc_info=error)
+
+    # -- carrying out --------------------------------------------------------------------------
+
+    def carry_out(self, fault: Fault, action: Action) -> None:
+        """Turn an action into a step of this batch, or hand it to a task if it has to wait."""
+        if not self.ledger.is_open(fault):
+            return
+        try:
+            if isinstance(action, Fill):
+                self._plan(fault, action)
+            elif isinstance(action, Perform):
+                self.slow.perform(fault, action)
+            elif isinstance(action, Wake):
+                self._wake(fault)
+            else:
+                self.hold(fault, action.reason)
+        except (errors.UsageError, errors.SourceError) as error:
+            self.fail(fault, error)
+        except Exception as error:  # noqa: BLE001  # a source's `address` may raise anything
+            failed = errors.SourceFailed(f"{action!r} raised {error!r}")
+            failed.__cause__ = error
+            self.fail(fault, failed)
+
+    def _plan(self, fault: Fault, action: Fill) -> None:
+        region = fault.region
+        if self._discarded(fault) and not isinstance(action, Poison | Zero):
+            action = Zero()
+        filled: Fill = action
+        if isinstance(action, Zero) and region.page_size != PAGE_SIZE:
+            # Hugetlb has no zero page; a copy of zeros is the same.
+            filled = Copy(_zeros(region.page_size), -fault.offset)
+        start, length = target(fault, filled)
+        src = 0
+        if isinstance(filled, Copy):
+            offset = filled.offset + start - region.start
+            address = filled.source.address(offset, length)
+            if address is None:
+                self.slow.fetch(fault, filled, start, length)
+                return
+            src = address
+        elif isinstance(filled, Move):
+            if not self.uffd.same_process:
+                raise errors.PlacementRefused(
+                    f"policy {policy_name(region.policy)} moves pages of another process, which "
+                    "the kernel refuses; let it run inside of that process, or copy"
+                )
+            src = filled.source + start - region.start
+        step = Step(operation(filled, region, start, length, src), region, [fault], [action])
+        self._steps.append(step)
+
+    def _discarded(self, fault: Fault) -> bool:
+        """Whether the page's owner threw its content away, and zeros are due."""
+        region = fault.region
+        return (
+            region.pages.any_removed
+            and region.after_remove == "zero"
+            and fault.kind is FaultKind.MISSING
+            and fault.page in region.pages.removed
+        )
+
+    def _wake(self, fault: Fault) -> None:
+        self._steps.append(Step(wake_operation(fault), fault.region, [fault], [Wake()]))
+
+    def hold(self, fault: Fault, reason: str) -> None:
+        """Nobody is going to answer the fault: it is listed, with the reason."""
+        self.ledger.wait(fault, Waiting.NOBODY, reason)
+        self.counters.outcomes[fault.kind, Outcome.HELD] += 1
+        self.wake()
+
+    def flush(self) -> None:
+        """Issue all steps; what that makes necessary (narrower ones, say) as well."""
+        while self._steps and not self.client_gone:
+            steps, self._steps = merge(self._steps), []
+            results = self.uffd.execute([step.operation for step in steps])
+            for step, result in zip(steps, results, strict=True):
+                self._settle(step, result)
+        self._steps.clear()
+
+    def _settle(self, step: Step, result: Result) -> None:
+        """Book what came of a step, and see to those of its faults that are left."""
+        self.book(step.region, result)
+        inside, beyond = narrow(step, result.progress)
+        done = result.done
+        for fault, action in inside:
+            self._answered(fault, action, result, done)
+            done = 0
+        if not beyond:
+            return
+        if result.status is Status.CLIENT_GONE:
+            self.lose_client()
+        elif result.status is Status.RETRY:
+            for fault, action in beyond:
+                self.defer(fault, action)
+        elif len(step.faults) > 1 or step.operation.length > step.region.page_size:
+            # What goes wrong may be a neighbour: each page by itself decides.
+            for fault, action in beyond:
+                self.carry_out(fault, alone(action))
+        else:
+            [(fault, action)] = beyond
+            self._refused(fault, action, result)
+
+    def book(self, region: Region, result: Result) -> None:
+        """Note which pages of `region` an operation has brought, and how many bytes."""
+        code = result.operation.code
+        if code is not Code.WAKE:
+            self.counters.bytes_done[OUTCOME_OF_CODE[code]] += result.done
+        if result.progress and code not in (Code.WRITEPROTECT, Code.WAKE):
+            first = (result.operation.dst - region.start) // region.page_size
+            region.pages.present.add_range(first, first + result.progress // region.page_size)
+
+    def _answered(self, fault: Fault, action: Fill | Wake, result: Result, done: int) -> None:
+        code = result.operation.code
+        if result.present and not result.done:
+            outcome = Outcome.ALREADY_PRESENT
+        elif code is Code.COPY and isinstance(action, Zero):
+            outcome = Outcome.ZEROED
+        else:
+            outcome = OUTCOME_OF_CODE[code]
+        if outcome in (Outcome.ALREADY_PRESENT, Outcome.WOKEN) and self._comes_back(fault):
+            return
+        self.resolve(fault, outcome, done)
+
+    def _refused(self, fault: Fault, action: Fill | Wake, result: Result) -> None:
+        """A step for one page failed for good."""
+        error = error_of(result)
+        code = result.operation.code
+        if isinstance(action, Move) and code is Code.MOVE and climb(self, fault, action, result):
+            return
+        if code is Code.COPY and result.error == errno.EFAULT and isinstance(action, Copy):
+            # The source lies in memory and cannot be read: its file shrank, or its disk failed.
+            self.slow.source_failed(fault, action, errors.SourceFailed(str(error)))
+            return
+        self.fail(fault, error)
+
+    # -- out -----------------------------------------------------------------------------------
+
+    def defer(self, fault: Fault, action: Action) -> None:
+        """An event is in flight: try again when its thread has had time to run."""
+        self.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
+        self.ledger.defer(fault, action, _clock(), "an event is in flight (EAGAIN)")
+        self.wake()
+
+    def resolve(self, fault: Fault, outcome: Outcome, done: int = 0) -> None:
+        """The fault has ended."""
+        if not self.ledger.leave(fault):
+            return
+        key = (fault.address, fault.kind)
+        self._failing.discard(key)
+        if outcome not in (Outcome.ALREADY_PRESENT, Outcome.WOKEN):
+            self._repeats.pop((*key, fault.thread), None)
+        latency = _clock() - fault.read_at
+        self.counters.resolved(fault.kind, outcome, latency)
+        self.tell_after(Resolved(fault, outcome, latency, done))
+        if not self.ledger:
+            self.wake()
+
+    def tell_after(self, resolved: Resolved) -> None:
+        """Tell the ``after`` hooks."""
+        for hooks in self.hooks:
+            if hooks.after is not None:
+                self.call_hook(hooks.after, resolved)
+
+    def call_hook(self, hook: Any, *arguments: object) -> None:
+        """Call a hook that only observes."""
+        try:
+            answer = hook(*arguments)
+        except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
+            self.hook_raised(hook, error)
+            return
+        if inspect.isawaitable(answer):
+            self.slow.await_hook(answer, hook)
+
+    def woken(self, fault: Fault, outcome: Outcome) -> None:
+        """Somebody's work has answered the fault: wake its thread, and see that it stays away."""
+        if self._comes_back(fault):
+            return
+        [result] = self.uffd.execute([wake_operation(fault)])
+        if result.status is Status.CLIENT_GONE:
+            self.lose_client()
+        elif result.status is Status.FAILED:
+            self.fail(fault, error_of(result))
+        else:
+            self.resolve(fault, outcome)
+
+    def _comes_back(self, fault: Fault) -> bool:
+        """Whether a thread was woken for this page again and again, which then is a failure."""
+        key = (fault.address, fault.kind, fault.thread)
+        count = self._repeats.get(key, 0) + 1
+        if len(self._repeats) > 4096:  # long gone ones; those that matter come again
+            self._repeats.clear()
+        self._repeats[key] = count
+        # Without THREAD_ID, it may be that many threads come once each.
+        if count <= (MAX_REPEATS if fault.thread else 16 * MAX_REPEATS):
+            return False
+        del self._repeats[key]
+        name = policy_name(fault.region.policy)
+        what = f"says that the page is there; {count} times in a row the thread found it is not"
+        self.fail(fault, errors.PolicyAnswerInvalid(name, what))
+        return True
+
+    def fail(self, fault: Fault, error: Exception) -> None:
+        """The fault could not be answered: do what the region declares for that."""
+        if not self.ledger.is_open(fault):
+            return
+        self.counters.failures[type(error).__name__] += 1
+        self.log.error(
+            "fault failed",
+            region=fault.region.label,
+            policy=policy_name(fault.region.policy),
+            address=hex(fault.exact_address),
+            kind=fault.kind.value,
+            thread=fault.thread,
+            error=str(error),
+            error_type=type(error).__name__,
+        )
+        for hooks in self.hooks:
+            if hooks.failed is not None:
+                self.call_hook(hooks.failed, fault, error)
+        key = (fault.address, fault.kind)
+        action: Any = fault.region.on_failure
+        if key in self._failing:
+            # What was to be done about the failure failed itself.
+            action = Hold()
+        elif not isinstance(action, ACTIONS):
+            action = self._ask_application(fault, error)
+        self._failing.add(key)
+        if isinstance(action, Hold):
+            self.hold(fault, f"{type(error).__name__}: {error}")
+        else:
+            self.carry_out(fault, action)
+
+    def _ask_application(self, fault: Fault, error: Exception) -> Action:
+        asked: Any = fault.region.on_failure
+        try:
+            answer: Any = asked(fault, error)
+        except Exception as raised:  # noqa: BLE001  # then nobody knows: hold
+            self.hook_raised(asked, raised)
+            return Hold()
+        if isinstance(answer, ACTIONS):
+            return answer
+        if answer is not None:
+            self.hook_raised(asked, TypeError(f"on_failure returned {answer!r}: no action"))
+            if inspect.iscoroutine(answer):
+                answer.close()
+        return Hold()
+
+    def lose_client(self) -> None:
+        """The process is gone: so are its faults."""
+        self.client_gone = True
+        for fault in list(self.ledger.faults.values()):
+            self.resolve(fault, Outcome.CLIENT_GONE)
+        self.wake()
+
+    def add_step(self, step: Step) -> None:
+        """Have a step issued with the next flush."""
+        self._steps.append(step)
+
+
+def _nothing() -> None:
+    """Nobody sleeps."""
+
+
+def alone(action: Fill | Wake) -> Fill | Wake:
+    """The same for nothing but the page of the fault."""
+    return action if isinstance(action, Wake) else replace(action, extent=1)
+
+
+def wake_operation(fault: Fault) -> Operation:
+    """Let whoever waits for the fault's page try again."""
+    return Operation(Code.WAKE, fault.address, fault.region.page_size)
+
+
+def outside_every_region(fault: Fault) -> Action:
+    """The policy for addresses that nobody looks after: the range may just have been unmapped, and
+    then its thread has to see that; if not, it comes back, and in the end is held and listed."""
+    del fault
+    return Wake()
+
+
+def _nowhere(event: PageFault) -> Region:
+    page = event.address - event.address % PAGE_SIZE
+    return Region(page, PAGE_SIZE, outside_every_region, name="outside of every region")
+
+
+@lru_cache
+def _zeros(page_size: int) -> BytesSource:
+    return BytesSource(bytes(page_size))

@@ -1,0 +1,183 @@
+"""Lowering: what a policy says, written down as rules that C carries out without the interpreter.
+
+A policy that is a plain mapping of ranges becomes rules by itself.  Everything else (your own
+callables, sources that have to be fetched, moves, write-protection) stays Python's: the faults of
+ranges without a rule are forwarded.  A lowered policy and the same policy asked in Python do the
+same; the second is only slower.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from uffdaemon.errors import SourceTooShort
+from uffdaemon.events import FaultFlags, FaultKind
+from uffdaemon.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code
+from uffdaemon.policy import (
+    ByKind,
+    ByRange,
+    Continue,
+    CopyFrom,
+    FaultAround,
+    FirstOf,
+    Poison,
+    Policy,
+    ZeroPage,
+)
+from uffdaemon.region import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from uffdaemon.region import Region
+
+MAX_RULES: Final = 4096
+"""A region with more rules than this (its owner has discarded pages here and there) is Python's."""
+
+_KINDS: Final = (FaultKind.MISSING, FaultKind.MINOR)
+_FLAGS: Final = {FaultKind.MISSING: 0, FaultKind.MINOR: int(FaultFlags.MINOR)}
+
+
+class Rule(NamedTuple):
+    """``struct uffdaemon_rule``, as far as a policy determines it; bytes, from the region's start."""
+
+    kind: FaultKind
+    start: int
+    end: int
+    code: Code
+    mode: int = 0
+    source: int = 0
+    """The address of the data for `start`."""
+    window: int = PAGE_SIZE
+    """How much to fill around a fault."""
+
+    @property
+    def flags(self) -> int:
+        """The kind as the kernel's fault flags."""
+        return _FLAGS[self.kind]
+
+    def cut(self, start: int, end: int) -> Rule:
+        """The same rule for a part of its range."""
+        source = self.source + (start - self.start) if self.source else 0
+        return self._replace(start=start, end=end, source=source)
+
+
+def rules_of(region: Region) -> list[Rule]:
+    """The rules that stand for the region's policy, without those pages that its owner discarded.
+
+    [] when nothing can be lowered.  What no rule covers is to be asked in Python.
+    """
+    found: list[Rule] = []
+    for kind in _KINDS:
+        found += _lower(region.policy, region, kind, 0, region.length) or []
+    if region.pages.any_removed:
+        runs = region.pages.removed.runs()
+        found = [part for rule in found for part in _without(rule, region.page_size, runs)]
+    if len(found) > MAX_RULES:
+        return []
+    return sorted(found, key=lambda rule: (rule.flags, rule.start))
+
+
+def _lower(
+    policy: Policy, region: Region, kind: FaultKind, start: int, end: int
+) -> list[Rule] | None:
+    """Rules for one kind of fault in a part of the region; None: not known what the policy does,
+    so that nothing that would be asked after it may be lowered either."""
+    # A subclass may decide otherwise, so only the very types count.
+    if type(policy) is FaultAround:
+        inner = _lower(policy.policy, region, kind, start, end)
+        if inner is None:
+            return None
+        size = policy.pages * region.page_size
+        return [rule._replace(window=size) for rule in inner]
+    if type(policy) is ByKind:
+        chosen = policy.policies[kind]
+        return [] if chosen is None else _lower(chosen, region, kind, start, end)
+    if type(policy) is FirstOf:
+        return _lower_first(policy, region, kind, start, end)
+    if type(policy) is ByRange:
+        return _lower_ranges(policy, region, kind, start, end)
+    return _lower_simple(policy, region, kind, start, end)
+
+
+def _lower_simple(
+    policy: Policy, region: Region, kind: FaultKind, start: int, end: int
+) -> list[Rule] | None:
+    size = region.page_size
+    if type(policy) is ZeroPage:
+        if size != PAGE_SIZE:  # hugetlb has no zero page
+            return None
+        return _only(kind is FaultKind.MISSING, Rule(kind, start, end, Code.ZEROPAGE))
+    if type(policy) is Continue:
+        mode = CONTINUE_WRITE_PROTECT if policy.write_protect else 0
+        rule = Rule(kind, start, end, Code.CONTINUE, mode, window=size)
+        return _only(kind is FaultKind.MINOR, rule)
+    if type(policy) is Poison:
+        return [Rule(kind, start, end, Code.POISON, window=size)]
+    if type(policy) is CopyFrom:
+        if kind is not FaultKind.MISSING:
+            return []
+        # What the source does not hold in whole pages is Python's, which says what is wrong.
+        held = (policy.source.size - policy.offset) // size * size
+        end = min(end, held)
+        if end <= start:
+            return None
+        try:
+            address = policy.source.address(policy.offset + start, end - start)
+        except SourceTooShort:
+            return None
+        if address is None:
+            return None
+        mode = COPY_WRITE_PROTECT if policy.write_protect else 0
+        return [Rule(kind, start, end, Code.COPY, mode, address, size)]
+    return None
+
+
+def _only(condition: bool, rule: Rule) -> list[Rule]:  # noqa: FBT001  # reads as a sentence
+    return [rule] if condition else []
+
+
+def _lower_first(
+    policy: FirstOf, region: Region, kind: FaultKind, start: int, end: int
+) -> list[Rule] | None:
+    for candidate in policy.policies:
+        rules = _lower(candidate, region, kind, start, end)
+        if rules is None:
+            return None
+        if rules:
+            # One that answers only a part leaves the rest to the next, which Python sorts out.
+            return rules
+    return []
+
+
+def _lower_ranges(
+    policy: ByRange, region: Region, kind: FaultKind, start: int, end: int
+) -> list[Rule] | None:
+    found: list[Rule] = []
+    unknown = False
+    for offset, length, inner in policy.ranges:
+        low, high = max(offset, start), min(offset + length, end)
+        if low >= high:
+            continue
+        rules = None
+        if low % region.page_size == 0 and high % region.page_size == 0:
+            rules = _lower(inner, region, kind, low, high)
+        if rules is None:
+            unknown = True
+        else:
+            found += rules
+    return None if unknown and not found else found
+
+
+def _without(rule: Rule, page_size: int, runs: list[tuple[int, int]]) -> list[Rule]:
+    """The rule without the pages of `runs`."""
+    parts: list[Rule] = []
+    at = rule.start
+    for first, end in runs:
+        low, high = first * page_size, end * page_size
+        if high <= at or low >= rule.end:
+            continue
+        if low > at:
+            parts.append(rule.cut(at, low))
+        at = max(at, high)
+    if at < rule.end:
+        parts.append(rule.cut(at, rule.end))
+    return parts

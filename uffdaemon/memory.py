@@ -1,0 +1,242 @@
+"""Memory of this process: the five types, advice about it, and access that cannot hang Python.
+
+A Python thread that touches a missing page while it holds the GIL stops the interpreter that might
+answer.  `read`, `write` and `touch` release it; they block the calling thread alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from enum import Enum, IntEnum
+from typing import TYPE_CHECKING
+
+from uffdaemon import errors, native
+from uffdaemon.region import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+    from uffdaemon.uffd import Userfaultfd
+
+HUGE_PAGE_SIZE = 2 << 20
+"""Bytes: the huge page of hugetlb and of transparent huge pages, on x86-64 and arm64."""
+
+
+class MemoryType(Enum):
+    """What lies behind a mapping; userfaultfd treats each a little differently."""
+
+    ANONYMOUS = "anon"
+    SHMEM = "shmem"
+    SHMEM_PRIVATE = "shmem-private"
+    HUGETLB = "hugetlb"
+    HUGETLB_PRIVATE = "hugetlb-private"
+
+    @property
+    def huge(self) -> bool:
+        return self in (MemoryType.HUGETLB, MemoryType.HUGETLB_PRIVATE)
+
+    @property
+    def shared(self) -> bool:
+        return self in (MemoryType.SHMEM, MemoryType.HUGETLB)
+
+
+class Advice(IntEnum):
+    """``MADV_*`` of ``include/uapi/asm-generic/mman-common.h``; see madvise(2)."""
+
+    DONTNEED = 4
+    REMOVE = 9
+    DONTFORK = 10
+    DOFORK = 11
+    MERGEABLE = 12
+    UNMERGEABLE = 13
+    HUGEPAGE = 14
+    NOHUGEPAGE = 15
+    POPULATE_READ = 22
+    POPULATE_WRITE = 23
+    COLLAPSE = 25
+
+
+class Memory:
+    """A mapping of `length` bytes at `start`, unmapped by `close`."""
+
+    def __init__(self, start: int, length: int, kind: MemoryType, page_size: int, fd: int) -> None:
+        self.start = start
+        self.length = length
+        self.type = kind
+        self.page_size = page_size
+        """Bytes; what faults, registration and advice are counted in."""
+        self.fd = fd
+        """The memory file behind it, -1 for anonymous memory."""
+        self.userfaultfd: Userfaultfd | None = None
+        """A userfaultfd that guards this memory and must not be closed before it is unmapped;
+        `close` sees to that."""
+
+    def __repr__(self) -> str:
+        return f"<Memory {self.type.value} {self.start:#x}, {self.length} bytes>"
+
+    @classmethod
+    def map(
+        cls,
+        length: int,
+        kind: MemoryType = MemoryType.ANONYMOUS,
+        *,
+        transparent_huge: bool = False,
+        dont_fork: bool = False,
+        huge_page_size: int = HUGE_PAGE_SIZE,
+    ) -> Self:
+        """Map `length` bytes (a multiple of the page size) of new, empty memory.
+
+        `transparent_huge` aligns to 2 MiB and asks for huge pages; `dont_fork` keeps children
+        from sharing it, so that its pages can always be moved.  Raises `InvalidRange` and
+        `MemoryRefused` (ENOMEM for hugetlb: none are reserved).
+        """
+        page_size = huge_page_size if kind.huge else PAGE_SIZE
+        if length <= 0 or length % page_size:
+            raise errors.InvalidRange(f"{length} bytes are not made of pages of {page_size} bytes")
+        fd = -1
+        if kind is not MemoryType.ANONYMOUS:
+            fd = native.memfd_create("uffdaemon", page_size if kind.huge else 0)
+            if fd < 0:
+                raise errors.MemoryRefused(-fd, "memfd_create", length=length)
+        try:
+            if fd >= 0:
+                os.ftruncate(fd, length)
+            memory = cls(_map(fd, length, kind, page_size, transparent_huge), length, kind,
+                         page_size, fd)
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
+        try:
+            if transparent_huge:
+                memory.advise(Advice.HUGEPAGE)
+            if dont_fork:
+                memory.advise(Advice.DONTFORK)
+        except BaseException:
+            memory.close()
+            raise
+        return memory
+
+    def alias(self) -> Memory:
+        """Map the same memory file once more: a way to fill the page cache of guarded memory.
+
+        Raises `InvalidRange` for memory that is not shared.
+        """
+        if not self.type.shared:
+            raise errors.InvalidRange(f"{self.type.value} memory cannot be seen from two places")
+        fd = os.dup(self.fd)
+        try:
+            start = _map(fd, self.length, self.type, self.page_size, transparent_huge=False)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Memory(start, self.length, self.type, self.page_size, fd)
+
+    @property
+    def end(self) -> int:
+        """The first address after it."""
+        return self.start + self.length
+
+    def _range(self, offset: int, length: int | None) -> tuple[int, int]:
+        if self.start == 0:
+            raise errors.InvalidRange("this memory has been unmapped")
+        length = self.length - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > self.length:
+            raise errors.InvalidRange(
+                f"{length} bytes at offset {offset} of memory of {self.length} bytes"
+            )
+        return self.start + offset, length
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Copy bytes out.  Blocks this thread, and no other, while pages are missing."""
+        return native.read_memory(*self._range(offset, length))
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Copy bytes in.  Blocks this thread, and no other, while pages are missing."""
+        with memoryview(data) as view:
+            start, _ = self._range(offset, view.nbytes)
+            native.write_memory(start, view)
+
+    def touch(self, offset: int = 0, length: int | None = None, *, write: bool = False) -> None:
+        """Access one byte a page, for reading or (changing nothing) for writing."""
+        start, length = self._range(offset, length)
+        native.touch(start, length, self.page_size, write=write)
+
+    def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None:
+        """madvise(2).  Blocks until the handler has read the event, where events are on.
+
+        Raises `MemoryRefused`: EINVAL where the kernel or the memory's type has no such advice.
+        """
+        start, length = self._range(offset, length)
+        number = native.advise(start, length, advice)
+        if number < 0:
+            raise errors.MemoryRefused(
+                -number, f"madvise {advice.name}", address=start, length=length
+            )
+
+    def remap(self) -> None:
+        """mremap(2) to another address of the same length; `start` changes."""
+        old, length = self._range(0, None)
+        number, target = native.map_memory(-1, length, 0, self.page_size)
+        if number == 0:
+            number = native.remap_memory(old, length, target)
+            if number < 0:
+                native.unmap_memory(target, length)
+        if number < 0:
+            raise errors.MemoryRefused(-number, "mremap", address=old, length=length)
+        self.start = target
+
+    def unmap(self, offset: int, length: int) -> None:
+        """munmap(2) a part; what is left can be used as before."""
+        start, length = self._range(offset, length)
+        number = native.unmap_memory(start, length)
+        if number < 0:
+            raise errors.MemoryRefused(-number, "munmap", address=start, length=length)
+
+    def close(self) -> None:
+        """Unmap, then close the memory file and the userfaultfd that guarded it.  Threads that
+        still use the memory get SIGSEGV."""
+        if self.start:
+            start, self.start = self.start, 0
+            # With EVENT_UNMAP, munmap would wait until its event is read, and there may be nobody
+            # who reads.  Without access nothing can be seen between closing and unmapping.
+            native.protect_memory(start, self.length)
+            if self.userfaultfd is not None:
+                self.userfaultfd.close()
+            native.unmap_memory(start, self.length)
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _map(
+    fd: int, length: int, kind: MemoryType, page_size: int, transparent_huge: bool
+) -> int:
+    flags = (native.MAP_SHARED if kind.shared else 0) | (native.MAP_HUGETLB if kind.huge else 0)
+    alignment = HUGE_PAGE_SIZE if transparent_huge else page_size
+    number, start = native.map_memory(fd, length, flags, alignment)
+    if number < 0:
+        advice = ""
+        if kind.huge and -number == errno.ENOMEM:
+            pages = length // page_size
+            advice = f"as root: sysctl vm.nr_hugepages={pages}, or more if others use them"
+        raise errors.MemoryRefused(-number, f"mmap {kind.value}", length=length, advice=advice)
+    return start
+
+
+assert mmap.PAGESIZE == PAGE_SIZE, "uffdaemon knows systems with pages of 4096 bytes only"

@@ -1,0 +1,201 @@
+"""The only door to the C extension: integers and buffers in, integers out.
+
+Nothing here decides anything.  A function that the C side answers with ``-errno`` returns that
+negative number; the modules above turn it into an error that says what was asked for.  The GIL is
+released around every call.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from uffdaemon.native._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+MESSAGE_SIZE: Final = 32
+"""Bytes in one ``struct uffd_msg``."""
+
+OPERATION: Final = struct.Struct("=IIQQQQQQQ")
+"""``struct uffdaemon_operation``: code, error, dst, src, length, mode, page_size, done, present."""
+
+OPERATION_RESULT: Final = struct.Struct("=I40xQQ")
+"""What came of an operation, read at ``OPERATION_RESULT_OFFSET``: error, done, present."""
+OPERATION_RESULT_OFFSET: Final = 4
+
+NOTHING: Final = -errno.EAGAIN
+"""What `MessageArray.read` returns when no message came."""
+
+MAP_SHARED: Final = 1
+MAP_HUGETLB: Final = 2
+
+
+class OperationArray:
+    """Room for `capacity` operations that C and ``OPERATION`` share.
+
+    ``buffer`` is packed before and unpacked after ``execute``; it is the owner's alone.
+    """
+
+    __slots__ = ("_execute", "_pointer", "buffer", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.buffer = bytearray(OPERATION.size * capacity)
+        self._pointer: Any = ffi.from_buffer("struct uffdaemon_operation[]", self.buffer)
+        self._execute: Callable[[int, Any, int], None] = lib.uffdaemon_execute
+
+    def execute(self, fd: int, count: int) -> None:
+        """Carry out the first `count` operations on the userfaultfd `fd`."""
+        self._execute(fd, self._pointer, count)
+
+
+class MessageArray:
+    """Room for `capacity` messages, read from a userfaultfd."""
+
+    __slots__ = ("_pointer", "_read", "buffer", "size")
+
+    def __init__(self, capacity: int) -> None:
+        self.size = MESSAGE_SIZE * capacity
+        self.buffer = bytearray(self.size)
+        self._pointer: Any = ffi.from_buffer(self.buffer)
+        self._read: Callable[[int, Any, int, int], int] = lib.uffdaemon_read
+
+    def read(self, fd: int, rereads: int) -> int:
+        """Return the bytes read (0: end of file), or ``-errno``; ``-EAGAIN`` when none came.
+
+        While nothing is pending, the processor is yielded and the read repeated `rereads` times.
+        """
+        return self._read(fd, self._pointer, self.size, rereads)
+
+
+class PinnedBuffer:
+    """Keeps a bytes-like object in place and knows its address (bytes)."""
+
+    __slots__ = ("_keep", "address", "length")
+
+    def __init__(self, data: Buffer, *, writable: bool = False) -> None:
+        self._keep: Any = ffi.from_buffer(data, require_writable=writable)
+        self.address: int = int(ffi.cast("uintptr_t", self._keep))
+        self.length: int = len(self._keep)
+
+    def release(self) -> None:
+        """Let go of the object; the address must not be used any more."""
+        ffi.release(self._keep)
+
+
+def open_syscall(*, user_mode_only: bool) -> int:
+    return int(lib.uffdaemon_open_syscall(user_mode_only))
+
+
+def open_device(*, user_mode_only: bool) -> int:
+    return int(lib.uffdaemon_open_device(user_mode_only))
+
+
+def handshake(fd: int, features: int) -> tuple[int, int, int]:
+    """Return (0 or -errno, features the kernel has, ioctls)."""
+    both = ffi.new("uint64_t[2]", [features, 0])
+    result = lib.uffdaemon_handshake(fd, both, both + 1)
+    return int(result), int(both[0]), int(both[1])
+
+
+def register(fd: int, start: int, length: int, mode: int) -> tuple[int, int]:
+    """Return (0 or -errno, ioctls that the range answers to)."""
+    ioctls = ffi.new("uint64_t *")
+    result = lib.uffdaemon_register(fd, start, length, mode, ioctls)
+    return int(result), int(ioctls[0])
+
+
+def unregister(fd: int, start: int, length: int) -> int:
+    return int(lib.uffdaemon_unregister(fd, start, length))
+
+
+def pidfd_open(pid: int) -> int:
+    return int(lib.uffdaemon_pidfd_open(pid))
+
+
+def pidfd_getfd(pidfd: int, target: int) -> int:
+    return int(lib.uffdaemon_pidfd_getfd(pidfd, target))
+
+
+def memfd_create(name: str, huge_page_size: int) -> int:
+    return int(lib.uffdaemon_memfd_create(name.encode(), huge_page_size))
+
+
+def map_memory(fd: int, length: int, kind: int, alignment: int) -> tuple[int, int]:
+    """Return (0 or -errno, start)."""
+    start = ffi.new("uint64_t *")
+    result = lib.uffdaemon_map(fd, length, kind, alignment, start)
+    return int(result), int(start[0])
+
+
+def unmap_memory(start: int, length: int) -> int:
+    return int(lib.uffdaemon_unmap(start, length))
+
+
+def protect_memory(start: int, length: int) -> int:
+    """Take all access away; no event is sent."""
+    return int(lib.uffdaemon_protect(start, length))
+
+
+def remap_memory(start: int, length: int, target: int) -> int:
+    return int(lib.uffdaemon_remap(start, length, target))
+
+
+def advise(start: int, length: int, advice: int) -> int:
+    return int(lib.uffdaemon_advise(start, length, advice))
+
+
+def touch(start: int, length: int, step: int, *, write: bool) -> None:
+    lib.uffdaemon_touch(start, length, step, write)
+
+
+def read_memory(start: int, length: int) -> bytes:
+    """Copy `length` bytes at `start` out of this process's memory, without the GIL."""
+    copied = bytearray(length)
+    lib.uffdaemon_copy_memory(ffi.from_buffer(copied), ffi.cast("void *", start), length)
+    return bytes(copied)
+
+
+def write_memory(start: int, data: Buffer) -> None:
+    """Copy `data` to `start` in this process's memory, without the GIL."""
+    source = ffi.from_buffer(data)
+    lib.uffdaemon_copy_memory(ffi.cast("void *", start), source, len(source))
+
+
+def scan(
+    pagemap: int,
+    start: int,
+    end: int,
+    *,
+    flags: int,
+    inverted: int,
+    mask: int,
+    anyof: int,
+    returned: int,
+    capacity: int,
+) -> tuple[int, int, list[tuple[int, int, int]]]:
+    """PAGEMAP_SCAN once: (0 or -errno, where it ended, [(start, end, categories)])."""
+    vector = ffi.new("struct page_region[]", capacity)
+    argument = ffi.new("struct pm_scan_arg *")
+    argument.size = ffi.sizeof("struct pm_scan_arg")
+    argument.flags = flags
+    argument.start = start
+    argument.end = end
+    argument.vec = int(ffi.cast("uintptr_t", vector))
+    argument.vec_len = capacity
+    argument.category_inverted = inverted
+    argument.category_mask = mask
+    argument.category_anyof_mask = anyof
+    argument.return_mask = returned
+    count = int(lib.uffdaemon_scan(pagemap, argument))
+    if count < 0:
+        return count, start, []
+    found = [
+        (int(vector[i].start), int(vector[i].end), int(vector[i].categories)) for i in range(count)
+    ]
+    return 0, int(argument.walk_end), found

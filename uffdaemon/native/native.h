@@ -1,0 +1,125 @@
+/*
+ * What the C side offers to Python.
+ *
+ * Conventions: a function returns 0 or a count, or -errno; progress comes back in out-parameters or
+ * in the structures handed in.  No globals, no Python.h, no allocation.  Every descriptor and every
+ * address belongs to the caller, before and after the call.  cffi releases the GIL around each call.
+ */
+#ifndef UFFDAEMON_NATIVE_H
+#define UFFDAEMON_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "uapi.h"
+
+/* One ioctl to carry out, and what became of it.  64 bytes, packed and read by Python's struct. */
+struct uffdaemon_operation {
+    uint32_t code;      /* _UFFDIO_COPY, _UFFDIO_MOVE, ... */
+    uint32_t error;     /* out: 0, or the errno that stopped the operation */
+    uint64_t dst;       /* bytes; the start of the range for operations without a source */
+    uint64_t src;       /* bytes; 0 for operations without a source */
+    uint64_t length;    /* bytes */
+    uint64_t mode;      /* the ioctl's own mode bits */
+    uint64_t page_size; /* bytes; how far to step over a page that is present, 0: stop instead */
+    uint64_t done;      /* out: bytes that this operation brought about */
+    uint64_t present;   /* out: bytes that were found present, and woken unless DONTWAKE */
+};
+_Static_assert(sizeof(struct uffdaemon_operation) == 64, "uffdaemon_operation");
+
+/* A policy for a range that C can carry out by itself.  80 bytes, packed by Python's struct. */
+struct uffdaemon_rule {
+    uint64_t kind;      /* the fault flags WP and MINOR that it answers; rules are sorted by it, */
+    uint64_t start;     /* then by this (bytes) */
+    uint64_t end;       /* bytes, exclusive */
+    uint64_t code;      /* _UFFDIO_COPY, _UFFDIO_ZEROPAGE, ... */
+    uint64_t mode;      /* the ioctl's mode bits */
+    uint64_t src;       /* bytes; where the data for `start` lies, 0 for operations without */
+    uint64_t origin;    /* bytes; the region's start: windows are aligned from it */
+    uint64_t page_size; /* bytes, a power of two */
+    uint64_t window;    /* bytes to fill around a fault, at least page_size */
+    uint64_t pages;     /* address of the region's bitmap of present pages, one bit each */
+};
+_Static_assert(sizeof(struct uffdaemon_rule) == 80, "uffdaemon_rule");
+
+/* A message, and what C did about it.  64 bytes, read by Python's struct. */
+struct uffdaemon_record {
+    struct uffd_msg message;
+    uint32_t code;    /* 0: nothing was done, it is Python's; else the operation that answered */
+    uint32_t present; /* whether the page had been there before */
+    uint64_t latency; /* nanoseconds from reading to having answered */
+    uint64_t done;    /* bytes that the operation brought about, in the first record that it answers */
+    uint64_t reserved;
+};
+_Static_assert(sizeof(struct uffdaemon_record) == 64, "uffdaemon_record");
+
+#define UFFDAEMON_KINDS 8     /* by fault flags & (WP | MINOR | WRITE) */
+#define UFFDAEMON_CODES 16    /* by _UFFDIO_*; 0 counts what was there before */
+#define UFFDAEMON_BUCKETS 64  /* latencies: bucket n counts those below 2^n nanoseconds */
+#define UFFDAEMON_MESSAGES 128
+
+/* One userfaultfd that is served: its rules, and what has come of them.  The arrays belong to the
+ * caller and stay where they are as long as the port is in use; only one thread uses a port. */
+struct uffdaemon_port {
+    int32_t fd;
+    int32_t error;           /* out: errno of a failed read(2); the descriptor serves no more */
+    uint32_t rule_count;
+    uint32_t record_all;     /* whether answered faults are to be recorded as well */
+    uint32_t capacity;       /* records there is room for */
+    uint32_t count;          /* in and out: records written */
+    uint32_t forwarded;      /* in and out: how many of them C did nothing about */
+    uint32_t reread_limit;   /* the most reads to try again before going to sleep */
+    uint32_t rereads;        /* in and out: the same, as the load has it; 0 when idle */
+    uint32_t misses;         /* in and out: how often in a row trying again was in vain */
+    uint64_t rules, records; /* addresses of the arrays */
+    uint64_t last;           /* in and out: when something was last answered, CLOCK_MONOTONIC ns */
+    uint64_t reads, empty_reads; /* out: read(2) calls, and those that found nothing */
+    uint64_t counts[UFFDAEMON_KINDS][UFFDAEMON_CODES]; /* out: faults answered */
+    uint64_t latencies[UFFDAEMON_BUCKETS];             /* out */
+    uint64_t bytes[UFFDAEMON_CODES];                   /* out: bytes by operation */
+    struct uffd_msg messages[UFFDAEMON_MESSAGES];      /* scratch */
+};
+
+/* operations.c */
+void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);
+void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
+                         struct uffdaemon_record *records, size_t count);
+
+/* messages.c */
+long uffdaemon_read(int fd, void *messages, size_t bytes, unsigned rereads);
+
+/* rules.c */
+void uffdaemon_answer(struct uffdaemon_port *port, struct uffdaemon_record *records, size_t count,
+                      uint64_t read_at);
+
+/* serve.c */
+uint64_t uffdaemon_now(void);
+void uffdaemon_serve(struct uffdaemon_port *port);
+int uffdaemon_wait_open(void);
+int uffdaemon_wait_add(int epoll, int fd, uint64_t port);
+int uffdaemon_wait_remove(int epoll, int fd);
+int uffdaemon_wait(int epoll, int64_t timeout);
+
+/* descriptor.c */
+int uffdaemon_open_syscall(int user_mode_only);
+int uffdaemon_open_device(int user_mode_only);
+int uffdaemon_handshake(int fd, uint64_t *features, uint64_t *ioctls);
+int uffdaemon_register(int fd, uint64_t start, uint64_t length, uint64_t mode, uint64_t *ioctls);
+int uffdaemon_unregister(int fd, uint64_t start, uint64_t length);
+int uffdaemon_pidfd_open(int pid);
+int uffdaemon_pidfd_getfd(int pidfd, int target);
+int uffdaemon_memfd_create(const char *name, uint64_t huge_page_size);
+
+/* memory.c */
+#define UFFDAEMON_MAP_SHARED 1
+#define UFFDAEMON_MAP_HUGETLB 2
+int uffdaemon_map(int fd, uint64_t length, unsigned kind, uint64_t alignment, uint64_t *start);
+int uffdaemon_unmap(uint64_t start, uint64_t length);
+int uffdaemon_protect(uint64_t start, uint64_t length);
+int uffdaemon_remap(uint64_t start, uint64_t length, uint64_t target);
+int uffdaemon_advise(uint64_t start, uint64_t length, int advice);
+void uffdaemon_copy_memory(void *dst, const void *src, size_t length);
+void uffdaemon_touch(uint64_t start, uint64_t length, uint64_t step, int write);
+long uffdaemon_scan(int pagemap, struct pm_scan_arg *argument);
+
+#endif

@@ -1,0 +1,153 @@
+/*
+ * The ioctls that answer faults, one batch at a time.
+ *
+ * The rules, learnt from fs/userfaultfd.c and mm/userfaultfd.c:
+ *  - a positive result with EAGAIN is progress: those bytes are there and woken, and the true cause
+ *    of the stop shows when the rest is asked for again;
+ *  - EAGAIN without progress means that an event is in flight: nothing but the reader of events can
+ *    help, so it is handed back and never retried here;
+ *  - EEXIST does not wake the thread that waits for the page: a WAKE has to.
+ */
+#include <errno.h>
+#include <sys/ioctl.h>
+
+#include "native.h"
+
+static const unsigned char zero_page[4096] __attribute__((aligned(4096)));
+
+static int copy(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mode, int64_t *done)
+{
+    struct uffdio_copy argument = {dst, src, length, mode, 0};
+    int error = ioctl(fd, UFFDIO_COPY, &argument) ? errno : 0;
+    *done = argument.copy;
+    return error;
+}
+
+static int wake(int fd, uint64_t start, uint64_t length)
+{
+    struct uffdio_range range = {start, length};
+    return ioctl(fd, UFFDIO_WAKE, &range) ? errno : 0;
+}
+
+/* One ioctl.  Returns 0 or errno; *done may be -errno as the kernel wrote it. */
+static int issue(int fd, const struct uffdaemon_operation *operation, uint64_t dst, uint64_t src,
+                 uint64_t length, int64_t *done)
+{
+    struct uffdio_range range = {dst, length};
+    int error = 0;
+
+    *done = 0;
+    switch (operation->code) {
+    case _UFFDIO_COPY:
+        return copy(fd, dst, src, length, operation->mode, done);
+    case _UFFDIO_ZEROPAGE: {
+        struct uffdio_zeropage argument = {range, operation->mode, 0};
+        error = ioctl(fd, UFFDIO_ZEROPAGE, &argument) ? errno : 0;
+        *done = argument.zeropage;
+        return error;
+    }
+    case _UFFDIO_MOVE: {
+        struct uffdio_move argument = {dst, src, length, operation->mode, 0};
+        error = ioctl(fd, UFFDIO_MOVE, &argument) ? errno : 0;
+        *done = argument.move;
+        return error;
+    }
+    case _UFFDIO_CONTINUE: {
+        struct uffdio_continue argument = {range, operation->mode, 0};
+        error = ioctl(fd, UFFDIO_CONTINUE, &argument) ? errno : 0;
+        *done = argument.mapped;
+        return error;
+    }
+    case _UFFDIO_POISON: {
+        struct uffdio_poison argument = {range, operation->mode, 0};
+        error = ioctl(fd, UFFDIO_POISON, &argument) ? errno : 0;
+        *done = argument.updated;
+        return error;
+    }
+    case _UFFDIO_WRITEPROTECT: {
+        struct uffdio_writeprotect argument = {range, operation->mode};
+        error = ioctl(fd, UFFDIO_WRITEPROTECT, &argument) ? errno : 0;
+        break;
+    }
+    case _UFFDIO_WAKE:
+        error = wake(fd, dst, length);
+        break;
+    default:
+        return ENOTTY;
+    }
+    /* These two have no result field: all or nothing, as far as anybody can tell. */
+    *done = error ? 0 : (int64_t)length;
+    return error;
+}
+
+/* A page that ZEROPAGE found present may hold no more than a write-protect marker, which COPY may
+ * replace: keep the protection.  EEXIST again means that there is a page. */
+static int zero_marker(int fd, const struct uffdaemon_operation *operation, uint64_t dst)
+{
+    int64_t done;
+    uint64_t mode = UFFDIO_COPY_MODE_WP;
+
+    if (operation->code != _UFFDIO_ZEROPAGE || operation->page_size != sizeof(zero_page))
+        return EEXIST;
+    if (operation->mode & UFFDIO_ZEROPAGE_MODE_DONTWAKE)
+        mode |= UFFDIO_COPY_MODE_DONTWAKE;
+    /* A range that was never registered for write-protection answers EINVAL, and has no markers. */
+    return copy(fd, dst, (uint64_t)(uintptr_t)zero_page, sizeof(zero_page), mode, &done) ? EEXIST
+                                                                                         : 0;
+}
+
+/* Notes in the records of those who wait for it that a page had been there before. */
+static void note_present(struct uffdaemon_record *records, size_t count, uint64_t page,
+                         uint64_t page_size)
+{
+    for (size_t index = 0; index < count; index++)
+        if (records[index].message.arg.pagefault.address - page < page_size)
+            records[index].present = 1;
+}
+
+/* Carries one operation out, as far as it goes.  The `count` records are the faults that it
+ * answers; there may be none. */
+void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
+                         struct uffdaemon_record *records, size_t count)
+{
+    operation->error = 0;
+    operation->done = operation->present = 0;
+    for (;;) {
+        uint64_t offset = operation->done + operation->present;
+        uint64_t src = operation->src ? operation->src + offset : 0;
+        uint64_t dst = operation->dst + offset;
+        int64_t done;
+        int error;
+
+        /* The first round is taken for a length of 0, too: refusing it is the kernel's part. */
+        if (offset && offset >= operation->length)
+            return;
+        error = issue(fd, operation, dst, src, operation->length - offset, &done);
+        if (done > 0) {
+            operation->done += (uint64_t)done;
+            continue;
+        }
+        if (error == EEXIST && operation->page_size) {
+            if (zero_marker(fd, operation, dst) == 0) {
+                operation->done += operation->page_size;
+                continue;
+            }
+            if (!(operation->mode & UFFDIO_COPY_MODE_DONTWAKE))
+                wake(fd, dst, operation->page_size);
+            operation->present += operation->page_size;
+            note_present(records, count, dst, operation->page_size);
+            continue;
+        }
+        /* Neither progress nor an error: not to be spun on. */
+        operation->error = (uint32_t)(error ? error : EAGAIN);
+        return;
+    }
+}
+
+/* Carries out each operation in turn; what became of it stands in the operation.  One that fails
+ * does not keep the next from being tried. */
+void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count)
+{
+    for (size_t index = 0; index < count; index++)
+        uffdaemon_carry_out(fd, &operations[index], NULL, 0);
+}

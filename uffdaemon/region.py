@@ -1,0 +1,101 @@
+"""A region: a range of memory, who decides about its faults, and what happens when that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from uffdaemon.actions import Hold, Poison
+from uffdaemon.errors import InvalidRange
+from uffdaemon.pages import PageMap
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Action
+    from uffdaemon.policy import Fault, Policy
+
+PAGE_SIZE = 4096
+
+FailureAction: TypeAlias = "Hold | Poison | Callable[[Fault, Exception], Action | None]"
+"""What is done about a fault that could not be answered: leave the thread waiting, give it SIGBUS,
+or ask the application, which returns an action (None: hold).  If that fails too, it is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How patient a region is with its source.  Times are seconds."""
+
+    attempts: int = 3
+    """How often the source is asked in all."""
+    timeout: float = 30.0
+    """How long one attempt may take."""
+    first_delay: float = 0.01
+    """The wait before the second attempt; it doubles from one to the next."""
+    max_delay: float = 1.0
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after `failures` (at least 1) failed attempts."""
+        return min(self.first_delay * 2.0 ** min(failures - 1, 64), self.max_delay)
+
+
+@dataclass(eq=False, slots=True)
+class Region:
+    """`length` bytes from address `start` of the process that faults.
+
+    Raises `InvalidRange` when the range is empty, unaligned or past the end of the address space.
+    """
+
+    start: int
+    length: int
+    policy: Policy
+    page_size: int = PAGE_SIZE
+    """Bytes: 4096, or the huge page size of hugetlb memory."""
+    on_failure: FailureAction = field(default_factory=Hold)
+    retry: Retry = field(default_factory=Retry)
+    policy_timeout: float = 5.0
+    """Seconds that the policy, or the work it asks for, may take for one fault."""
+    after_remove: Literal["zero", "policy"] = "zero"
+    """What pages hold after their owner discarded them: zeros, as the kernel promises, or what the
+    policy says once more."""
+    name: str = ""
+    """For people: shown in logs and dumps."""
+    pages: PageMap = field(init=False, repr=False)
+    """What is known of each page."""
+
+    def __post_init__(self) -> None:
+        check_page_size(self.page_size)
+        check_range(self.start, self.length, self.page_size, "the region")
+        self.pages = PageMap(self.length // self.page_size)
+
+    @property
+    def end(self) -> int:
+        """The first address after the region."""
+        return self.start + self.length
+
+    @property
+    def label(self) -> str:
+        """The name, or the range."""
+        return self.name or f"{self.start:#x}-{self.end:#x}"
+
+    def __contains__(self, address: int) -> bool:
+        return self.start <= address < self.end
+
+
+def check_page_size(page_size: int) -> None:
+    """Raise `InvalidRange` unless `page_size` (bytes) is one that memory can have."""
+    if page_size < PAGE_SIZE or page_size & (page_size - 1):
+        raise InvalidRange(f"page size {page_size} is not a power of two of at least {PAGE_SIZE}")
+
+
+def check_range(start: int, length: int, page_size: int, what: str) -> None:
+    """Raise `InvalidRange`, naming `what`, unless the range is aligned, not empty and in reach."""
+    if length <= 0:
+        raise InvalidRange(f"{what} is empty: length {length} bytes")
+    if start < 0 or start + length > 1 << 64:
+        raise InvalidRange(f"{what} {start:#x}, {length} bytes, leaves the address space")
+    for value, name in ((start, "start"), (length, "length")):
+        if value % page_size:
+            raise InvalidRange(
+                f"{what} {start:#x}, {length} bytes: {name} is no multiple of the page size, "
+                f"{page_size} bytes"
+            )

@@ -1,0 +1,323 @@
+"""One userfaultfd being served: a port for what C answers by rules, a handler for all the rest.
+
+`Server.run` is the loop: take what was read, let the handler answer it, look again, and sleep when
+nothing came.  It is shielded from cancellation, and ends when it is told to.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from uffdaemon.events import PageFault, parse
+from uffdaemon.hooks import Resolved
+from uffdaemon.ledger import Waiting
+from uffdaemon.lowering import Rule, rules_of
+from uffdaemon.native.ports import NativeRule, Port, pin
+from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Status
+from uffdaemon.policy import Fault
+from uffdaemon.region import PAGE_SIZE
+from uffdaemon.slow import SlowWork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uffdaemon.events import ForkEvent
+    from uffdaemon.handlers import Handler
+    from uffdaemon.native import PinnedBuffer
+    from uffdaemon.native.ports import Record
+    from uffdaemon.regions import Segment
+    from uffdaemon.sleeping import Sleeper
+    from uffdaemon.statistics import Counters
+
+_TURN: Final = 0.001
+"""Seconds of uninterrupted work after which trio's other tasks get their turn."""
+
+_LOW_PAGE: Final = 0x10000  # the lowest that programs may map by default: vm.mmap_min_addr
+
+_clock = time.perf_counter_ns
+
+
+class Shutdown(Enum):
+    """What a daemon that ends does about the faults that are open then."""
+
+    HOLD = "hold"
+    """Nothing: their threads wait on, for a successor with the same descriptor that wakes them."""
+    RESOLVE = "resolve"
+    """Answer them first, as far as that is done in time; hold the others."""
+    POISON = "poison"
+    """Their threads get SIGBUS."""
+
+
+class Server:
+    """Serves one userfaultfd; made and run by a `Daemon`."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        sleeper: Sleeper | None,
+        rereads: int,
+        fetch_limit: int,
+        owns_fd: bool,
+        on_fork: Callable[[Server, ForkEvent], None],
+    ) -> None:
+        self.handler = handler
+        self.uffd = handler.uffd
+        self.owns_fd = owns_fd
+        self.ended = trio.Event()
+        self._fd = handler.uffd.fileno()
+        self._port = Port(self._fd, rereads)
+        self._port.record_all = any(hooks.after is not None for hooks in handler.hooks)
+        self._lowered = not any(hooks.before is not None for hooks in handler.hooks)
+        self._rules: dict[int, tuple[list[Rule], PinnedBuffer]] = {}
+        self._sleeper = sleeper
+        self._fetch_limit = fetch_limit
+        self._on_fork = on_fork
+        self._stopping = False
+        self._awake = True
+        self._scope: trio.CancelScope | None = None
+        self._quiet: trio.Event | None = None
+        handler.wake = self.wake
+        self.uffd.on_close.append(self.let_go)
+        if sleeper is not None:
+            sleeper.add(self._fd, self._port)
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until `stop`, until the client is gone, or until the descriptor is closed."""
+        try:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    self.handler.slow = SlowWork(self.handler, nursery, self._fetch_limit)
+                    await self._loop()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.let_go()
+            self.ended.set()
+
+    async def _loop(self) -> None:
+        begun = trio.current_time()
+        while not self._over():
+            if self.turn():
+                if trio.current_time() - begun > _TURN:
+                    await trio.lowlevel.checkpoint()
+                    begun = trio.current_time()
+            else:
+                await self._sleep()
+                begun = trio.current_time()
+
+    def _over(self) -> bool:
+        return self._stopping or self.handler.client_gone
+
+    def turn(self) -> bool:
+        """Read and answer once; whether anything came."""
+        self._awake = False
+        self._port.serve()
+        worked = self.take()
+        if self.handler.ledger.next_due() is not None:
+            self.handler.retry_due()
+        if self._port.error:
+            self._read_failed(self._port.error)
+        return worked
+
+    def take(self) -> bool:
+        """Account for what C has read and answered, and answer what it left; whether that was
+        anything."""
+        records = self._port.take()
+        if not records:
+            return False
+        read_at = _clock()
+        forwarded = [record.message for record in records if not record.code]
+        if self._port.record_all:
+            for record in records:
+                if record.code:
+                    self._tell(record, read_at)
+        if forwarded:
+            # All that is pending, since an event that came first may be read last.
+            events = parse(b"".join(forwarded)) + self.uffd.read_events()
+            self.handler.answer(events, read_at)
+            if self.handler.stale:
+                self.update_rules()
+            forks, self.handler.forks = self.handler.forks, []
+            for fork in forks:
+                self._on_fork(self, fork)
+        if self._quiet is not None and self._is_quiet():
+            self._quiet.set()
+        return True
+
+    def _tell(self, record: Record, now: int) -> None:
+        """Tell the ``after`` hooks of a fault that a rule has answered."""
+        [event] = parse(record.message)
+        if not isinstance(event, PageFault):
+            return
+        region = self.handler.regions.find(event.address)
+        if region is None:
+            return
+        fault = Fault(
+            event.address - (event.address - region.start) % region.page_size,
+            event.kind,
+            event.write,
+            event.thread,
+            event.address,
+            region,
+            now - record.latency,
+        )
+        code = Code(record.code)
+        outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[code]
+        self.handler.tell_after(Resolved(fault, outcome, record.latency, record.done))
+
+    def _read_failed(self, number: int) -> None:
+        self.handler.log.error("reading the userfaultfd failed", errno=number)
+        self._stopping = True
+
+    async def _sleep(self) -> None:
+        """Until a message comes, a deferred fault is due, or `wake`."""
+        due = self.handler.ledger.next_due()
+        wait = math.inf if due is None else max(due - _clock(), 0) / 1e9
+        if self._awake:
+            return
+        with trio.CancelScope(deadline=trio.current_time() + wait) as self._scope:
+            if self._sleeper is not None and not self._sleeper.failed:
+                await trio.sleep_forever()
+            else:
+                await trio.lowlevel.wait_readable(self._fd)
+        self._scope = None
+
+    def wake(self) -> None:
+        """Look again: something has changed."""
+        self._awake = True
+        if self._scope is not None:
+            self._scope.cancel()
+        if self._quiet is not None and self._is_quiet():
+            self._quiet.set()
+
+    def wake_if_read(self) -> None:
+        """Look again if C has left something for Python."""
+        if self._port.has_records or self._port.error:
+            self.wake()
+
+    # -- rules ---------------------------------------------------------------------------------
+
+    def update_rules(self) -> None:
+        """Write the regions' policies down for C, as far as they can be."""
+        if not self._lowered:
+            return
+        for stale in self.handler.stale:
+            self._rules.pop(stale, None)
+        self.handler.stale.clear()
+        rules = [rule for segment in self.handler.regions for rule in self._native(segment)]
+        rules.sort(key=lambda rule: (rule.kind, rule.start))
+        self._port.set_rules(rules)
+
+    def _native(self, segment: Segment) -> list[NativeRule]:
+        region = segment.region
+        known = self._rules.get(id(region.pages))
+        if known is None:
+            known = rules_of(region), pin(region.pages.present.buffer)
+            self._rules[id(region.pages)] = known
+        rules, pages = known
+        low, high = segment.offset, segment.end - region.start
+        return [
+            NativeRule(
+                part.flags,
+                region.start + part.start,
+                region.start + part.end,
+                part.code,
+                part.mode,
+                part.source,
+                region.start,
+                region.page_size,
+                max(part.window, region.page_size),
+                pages,
+            )
+            for rule in rules
+            if rule.start < high and low < rule.end
+            for part in (rule.cut(max(rule.start, low), min(rule.end, high)),)
+        ]
+
+    def forget_rules(self, segments: list[Segment]) -> None:
+        """These regions are served no more."""
+        for segment in segments:
+            self._rules.pop(id(segment.region.pages), None)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing is open but what nobody is going to answer."""
+        now = _clock()
+        ledger = self.handler.ledger
+        return not ledger or all(
+            entry.waiting is Waiting.NOBODY for entry in ledger.open_faults(now)
+        )
+
+    async def shut_down(self, how: Shutdown, timeout: float) -> None:
+        """Stop serving within `timeout` seconds, doing about open faults what `how` says."""
+        if not self.ended.is_set():
+            if how is Shutdown.RESOLVE:
+                self._quiet = trio.Event()
+                self.wake()
+                with trio.move_on_after(timeout):
+                    await self._quiet.wait()
+            self.stop()
+            await self.ended.wait()
+        if how is Shutdown.POISON and not self.handler.client_gone:
+            self._poison()
+        for entry in self.handler.ledger.open_faults(_clock()):
+            self.handler.log.warning("thread left waiting", fault=str(entry))
+
+    def _poison(self) -> None:
+        for fault in list(self.handler.ledger.faults.values()):
+            page_size = fault.region.page_size
+            [result] = self.uffd.execute(
+                [Operation(Code.POISON, fault.address, page_size, 0, 0, page_size)]
+            )
+            if result.complete:
+                self.handler.resolve(fault, Outcome.POISONED)
+
+    def add_counters(self, total: Counters) -> None:
+        """Add what this server has counted, in Python and in C."""
+        total.add(self.handler.counters)
+        total.add_port(self._port)
+
+    def is_alive(self) -> bool:
+        """Whether the process still exists, as far as an operation that does nothing can tell."""
+        if self.handler.client_gone:
+            return False
+        page = next(
+            page
+            for page in range(_LOW_PAGE, 1 << 40, PAGE_SIZE)
+            if self.handler.regions.find(page) is None
+        )
+        # Nothing is watched there, so that a living process answers ENOENT.
+        [result] = self.uffd.execute([Operation(Code.ZEROPAGE, page, PAGE_SIZE)])
+        return result.status is not Status.CLIENT_GONE
+
+    def woken(self, start: int, end: int) -> None:
+        """The kernel has woken everybody in a range that is watched no more."""
+        for fault in self.handler.ledger.inside(start, end):
+            self.handler.resolve(fault, Outcome.WOKEN)
+
+    def stop(self) -> None:
+        """Have the loop end at once."""
+        self._stopping = True
+        self.wake()
+
+    def let_go(self) -> None:
+        """Never touch the descriptor again; close it if it is ours."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        if self._sleeper is not None:
+            self._sleeper.remove(fd)
+        self._stopping = True
+        self.wake()
+        if self.let_go in self.uffd.on_close:
+            self.uffd.on_close.remove(self.let_go)
+        if self.owns_fd:
+            self.uffd.close()

@@ -1,0 +1,121 @@
+"""Serving userfaultfds in trio's sleep.
+
+When nothing in the trio program is runnable, trio is about to sleep in epoll_wait(2).  At that
+moment (`trio.abc.Instrument.before_io_wait`) a `Sleeper` sleeps in its place, in C and without the
+GIL: it waits for the userfaultfds and for trio's own epoll descriptor together, and answers by
+rules whatever can be answered so.  It comes back as soon as trio has anything to do, so that trio
+stays the one who decides, while a fault costs what it costs in C.
+
+Trio's epoll descriptor is found in a way that uses nothing private: it is the one whose fdinfo
+lists a descriptor that we are waiting for.  Where that fails, or under a guest loop, whose thread
+must not sleep here, `Sleeper.find` returns None, and the userfaultfds are served from tasks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from uffdaemon.native.ports import LOOP, WAIT_LOOP, WAIT_TIME, Waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from uffdaemon.native.ports import Port
+
+_LONGEST: Final = 3600.0
+
+
+class Sleeper(trio.abc.Instrument):
+    """Sleeps for one trio run, and serves its ports."""
+
+    def __init__(self, loop_epoll: int, wake: Callable[[], None]) -> None:
+        self._waiter = Waiter()
+        number = self._waiter.add(loop_epoll, LOOP)
+        if number < 0:
+            os.close(self._waiter.fd)
+            raise OSError(-number, "epoll_ctl on the event loop's descriptor")
+        self._wake = wake
+        self._token = trio.lowlevel.current_trio_token()
+        self._ports = 0
+        self.failed = False
+        """Whether sleeping went wrong: then the userfaultfds must be served from tasks."""
+
+    @classmethod
+    async def find(cls, wake: Callable[[], None]) -> Self | None:
+        """A sleeper for the current trio run; `wake` is called in it when a port has records.
+
+        None where trio's descriptor cannot be found.
+        """
+        epoll = await _find_loop_epoll()
+        if epoll is None:
+            return None
+        sleeper = cls(epoll, wake)
+        trio.lowlevel.add_instrument(sleeper)
+        return sleeper
+
+    def add(self, fd: int, port: Port) -> None:
+        """Serve a port while asleep."""
+        number = self._waiter.add(fd, port.address)
+        if number < 0:
+            raise OSError(-number, "epoll_ctl on a userfaultfd")
+        self._ports += 1
+
+    def remove(self, fd: int) -> None:
+        """Do not serve the userfaultfd any more; it must still be open."""
+        self._waiter.remove(fd)
+        self._ports -= 1
+
+    def close(self) -> None:
+        """Let trio sleep by itself again."""
+        trio.lowlevel.remove_instrument(self)
+        os.close(self._waiter.fd)
+
+    def before_io_wait(self, timeout: float) -> None:
+        """Trio is about to sleep for at most `timeout` seconds."""
+        if not self._ports or self.failed:
+            return
+        came = self._waiter.wait(int(min(timeout, _LONGEST) * 1e9))
+        self.failed = came < 0
+        # Trio goes on to sleep as long as it had planned, unless its own descriptor is ready.
+        if came not in (WAIT_TIME, WAIT_LOOP) or (came == WAIT_TIME and timeout > 0):
+            self._token.run_sync_soon(self._wake, idempotent=True)
+
+
+async def _find_loop_epoll() -> int | None:
+    """The epoll descriptor on which trio waits: the one that watches what we wait for."""
+    ours, theirs = socket.socketpair()
+    found: int | None = None
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, ours)
+            # The task has run, and waits, after one pass of the scheduler.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            found = _epoll_that_watches(ours.fileno())
+            nursery.cancel_scope.cancel()
+    return found
+
+
+def _epoll_that_watches(fd: int) -> int | None:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") != "anon_inode:[eventpoll]":
+                continue
+            with open(f"/proc/self/fdinfo/{name}", encoding="ascii") as info:
+                lines = info.read().splitlines()
+        except OSError:  # closed meanwhile, or no /proc
+            continue
+        for line in lines:
+            words = line.split()
+            if words[:1] == ["tfd:"] and int(words[1]) == fd:
+                return int(name)
+    return None

@@ -1,0 +1,233 @@
+"""Whatever takes time: sources that have to be fetched, work that policies ask for, async hooks.
+
+Each runs in a task, and no task is started for a page that is on its way already: faults on pages
+of one fetch join it.  At most `limit` fetches run at a time; a fault that waits for its turn says
+so in the ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from uffdaemon import errors, native
+from uffdaemon.actions import Copy, Span
+from uffdaemon.ledger import Waiting
+from uffdaemon.outcomes import Outcome
+from uffdaemon.policy import policy_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from uffdaemon.actions import Action, Perform
+    from uffdaemon.handlers import Handler
+    from uffdaemon.policy import Fault
+    from uffdaemon.region import Region, Retry
+
+
+class FetchedSource:
+    """Bytes that have been fetched: `size` bytes from `base` of the source they came from."""
+
+    def __init__(self, data: Buffer, base: int) -> None:
+        self._pinned = native.PinnedBuffer(data)
+        self._base = base
+        self.size = base + self._pinned.length
+
+    def address(self, offset: int, length: int) -> int | None:
+        """Where the bytes lie.  Raises `SourceTooShort`."""
+        if offset < self._base or offset + length > self.size:
+            raise errors.SourceTooShort(f"{length} bytes at {offset:#x} were not fetched")
+        return self._pinned.address + offset - self._base
+
+    async def fetch(self, offset: int, length: int) -> Buffer:
+        """Never needed: `address` always answers."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False, slots=True)
+class Fetch:
+    """A part of a region that is on its way."""
+
+    region: Region
+    action: Copy
+    start: int
+    length: int
+    faults: list[Fault]
+
+    def covers(self, fault: Fault, action: Copy) -> bool:
+        """Whether this brings what `action` wants for `fault`."""
+        return (
+            self.region is fault.region
+            and self.start <= fault.address < self.start + self.length
+            and self.action.source is action.source
+            and self.action.offset == action.offset
+        )
+
+
+class SlowWork:
+    """The tasks of one handler."""
+
+    def __init__(self, handler: Handler, nursery: trio.Nursery, limit: int) -> None:
+        self._handler = handler
+        self._nursery = nursery
+        self._limiter = trio.CapacityLimiter(limit)
+        self._fetches: list[Fetch] = []
+        self._hook_sender, self._hook_receiver = trio.open_memory_channel[
+            tuple[Awaitable[None], object]
+        ](float("inf"))
+        nursery.start_soon(self._run_hooks)
+
+    @property
+    def fetches(self) -> int:
+        """How many fetches are under way or wait for their turn."""
+        return len(self._fetches)
+
+    # -- sources -------------------------------------------------------------------------------
+
+    def fetch(self, fault: Fault, action: Copy, start: int, length: int) -> None:
+        """Get the bytes for `length` bytes from address `start`, then answer the fault."""
+        self._handler.ledger.wait(fault, Waiting.SOURCE, repr(action.source))
+        for fetch in self._fetches:
+            if fetch.covers(fault, action):
+                fetch.faults.append(fault)
+                return
+        fetch = Fetch(fault.region, action, start, length, [fault])
+        self._fetches.append(fetch)
+        self._nursery.start_soon(self._run_fetch, fetch)
+
+    async def _run_fetch(self, fetch: Fetch) -> None:
+        action, offset = fetch.action, fetch.start - fetch.region.start
+        try:
+            async with self._limiter:
+                data = await fetch_with_retry(
+                    action, action.offset + offset, fetch.length, fetch.region.retry
+                )
+        except errors.SourceError as error:
+            self._fetches.remove(fetch)
+            for fault in fetch.faults:
+                self._handler.fail(fault, error)
+        else:
+            self._fetches.remove(fetch)
+            fetched = FetchedSource(data, action.offset + offset)
+            filled = replace(action, source=fetched, extent=Span(offset, fetch.length))
+            for fault in fetch.faults:
+                self._handler.carry_out(fault, filled)
+        self._handler.flush()
+
+    def source_failed(self, fault: Fault, action: Copy, error: errors.SourceError) -> None:
+        """A source in memory could not be read: try again as configured, then fail."""
+        retry = fault.region.retry
+        failures = self._handler.ledger.count_failure(fault)
+        if failures >= retry.attempts:
+            self._handler.fail(fault, error)
+            return
+        due = time.perf_counter_ns() + int(retry.delay(failures) * 1e9)
+        self._handler.ledger.defer_until(fault, action, due, str(error))
+        self._handler.wake()
+
+    # -- work ----------------------------------------------------------------------------------
+
+    def perform(self, fault: Fault, action: Perform) -> None:
+        """Let the application's own work answer the fault."""
+        self._handler.ledger.wait(fault, Waiting.WORK, policy_name(fault.region.policy))
+        self._nursery.start_soon(self._perform, fault, action)
+
+    async def _perform(self, fault: Fault, action: Perform) -> None:
+        handler = self._handler
+        name = policy_name(fault.region.policy)
+        limit = fault.region.policy_timeout if action.timeout is None else action.timeout
+        outcome: Any = None
+        error: Exception | None = None
+        with trio.move_on_after(limit) as scope:
+            try:
+                outcome = await action.work(handler.uffd, fault)
+            except Exception as raised:  # noqa: BLE001  # whatever it is, it is the policy's
+                error = errors.PolicyRaised(name, f"raised {raised!r}")
+                error.__cause__ = raised
+        if scope.cancelled_caught:
+            error = errors.PolicyTooSlow(name, f"was not done after {limit} s")
+        elif error is None and not isinstance(outcome, Outcome):
+            error = errors.PolicyAnswerInvalid(name, f"returned {outcome!r}, which is no outcome")
+        elif outcome is Outcome.FAILED:
+            error = errors.PolicyRaised(name, "reports that it failed")
+        if not handler.ledger.is_open(fault):
+            return
+        if error is not None:
+            handler.fail(fault, error)
+        elif outcome.final:
+            handler.woken(fault, outcome)
+        else:
+            handler.hold(fault, f"policy {name} reports: {outcome.value}")
+        handler.flush()
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    def ask_hook(
+        self, fault: Fault, action: Action, answer: Awaitable[object], hook: object, then: int
+    ) -> None:
+        """Wait for an async ``before`` hook; hook number `then` is next."""
+        self._handler.ledger.wait(fault, Waiting.HOOK, getattr(hook, "__qualname__", repr(hook)))
+        self._nursery.start_soon(self._ask_hook, fault, action, answer, hook, then)
+
+    async def _ask_hook(
+        self, fault: Fault, action: Action, answer: Awaitable[object], hook: object, then: int
+    ) -> None:
+        said: object = None
+        try:
+            with trio.fail_after(fault.region.policy_timeout):
+                said = await answer
+        except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
+            self._handler.hook_raised(hook, error)
+        self._handler.resume_hooks(fault, action, said, then)
+        self._handler.flush()
+
+    def await_hook(self, answer: Awaitable[None], hook: object) -> None:
+        """Let an async hook that only observes run, after those before it."""
+        self._hook_sender.send_nowait((answer, hook))
+
+    async def _run_hooks(self) -> None:
+        async for answer, hook in self._hook_receiver:
+            try:
+                await answer
+            except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
+                self._handler.hook_raised(hook, error)
+
+
+async def fetch_with_retry(action: Copy, offset: int, length: int, retry: Retry) -> Buffer:
+    """Get exactly `length` bytes from `offset` of the action's source.
+
+    Asks again as `retry` says.  Raises the last attempt's `SourceError`.
+    """
+    failures = 0
+    while True:
+        try:
+            return await _fetch_once(action, offset, length, retry.timeout)
+        except errors.SourceError:
+            failures += 1
+            if failures >= retry.attempts:
+                raise
+        await trio.sleep(retry.delay(failures))
+
+
+async def _fetch_once(action: Copy, offset: int, length: int, timeout: float) -> Buffer:
+    source = action.source
+    try:
+        with trio.fail_after(timeout):
+            data = await source.fetch(offset, length)
+        with memoryview(data) as view:
+            given = view.nbytes
+    except errors.SourceError:
+        raise
+    except trio.TooSlowError:
+        raise errors.SourceTimedOut(f"{source!r} did not answer in {timeout} s") from None
+    except Exception as error:
+        raise errors.SourceFailed(f"{source!r} raised {error!r}") from error
+    if given != length:
+        raise errors.SourceTooShort(
+            f"{source!r} gave {given} bytes; {length} at {offset:#x} were asked for"
+        )
+    return data

@@ -1,0 +1,166 @@
+"""Where pages come from: bytes in memory, a file, an async callable.
+
+A source that lies in memory (bytes, a mapped file) is copied from in place, with no step in
+between.  One that has to be fetched is read in a task, and nobody else waits for it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import trio
+
+from uffdaemon import native
+from uffdaemon.errors import SourceTooShort
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+Fetch: TypeAlias = "Callable[[int, int], Awaitable[Buffer]]"
+"""Gets (offset, length) in bytes and returns exactly so many bytes."""
+
+
+def _check(name: str, offset: int, length: int, size: int) -> None:
+    if offset < 0 or offset + length > size:
+        raise SourceTooShort(f"{name} has {size} bytes; {length} at {offset:#x} were asked for")
+
+
+class BytesSource:
+    """Any bytes-like object.  It is pinned: a bytearray cannot be resized meanwhile."""
+
+    def __init__(self, data: Buffer) -> None:
+        self._pinned = native.PinnedBuffer(data)
+        self.size = self._pinned.length
+
+    def __repr__(self) -> str:
+        return f"BytesSource({self.size} bytes)"
+
+    def address(self, offset: int, length: int) -> int | None:
+        """Where the bytes lie.  Raises `SourceTooShort`."""
+        if offset < 0 or offset + length > self.size:
+            _check(repr(self), offset, length, self.size)
+        return self._pinned.address + offset
+
+    async def fetch(self, offset: int, length: int) -> Buffer:
+        """Never needed: `address` always answers."""
+        raise NotImplementedError
+
+
+class FileSource:
+    """A file, of which `offset` to `offset + length` (bytes; to its end by default) is used.
+
+    ``how="map"`` maps it: the fastest where the file is in the page cache, while a page that is
+    not there keeps the event loop waiting for the disk.  ``how="read"`` uses pread(2) in worker
+    threads, a few at a time, in the pieces that the policy asks for.  A file that shrinks later
+    is an error for the pages that it no longer holds, never zeros.
+
+    A last page that the file fills only in part is an error, unless ``zero_tail=True`` says that
+    zeros follow, as mmap(2) has it.  Raises OSError when the file cannot be opened or mapped.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        how: Literal["map", "read"] = "map",
+        offset: int = 0,
+        length: int | None = None,
+        zero_tail: bool = False,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.how = how
+        self._offset = offset
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._map: mmap.mmap | None = None
+        self._pinned: native.PinnedBuffer | None = None
+        try:
+            in_file = os.fstat(self._fd).st_size - offset
+            used = in_file if length is None else length
+            _check(repr(self), offset, used, max(in_file + offset, 0))
+            if offset % mmap.ALLOCATIONGRANULARITY:
+                raise ValueError(f"offset {offset} is no multiple of {mmap.ALLOCATIONGRANULARITY}")
+            self._data_size = used
+            tail = -used % mmap.PAGESIZE if zero_tail else 0
+            self.size = used + tail
+            if how == "map" and used:
+                self._map = mmap.mmap(self._fd, used, prot=mmap.PROT_READ, offset=offset)
+                self._pinned = native.PinnedBuffer(self._map)
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"FileSource({self.path!r})"
+
+    def address(self, offset: int, length: int) -> int | None:
+        """Where the bytes are mapped; None with ``how="read"``.  Raises `SourceTooShort`."""
+        if offset < 0 or offset + length > self.size:
+            _check(repr(self), offset, length, self.size)
+        # The bytes after the end in a mapping's last page are zeros: mmap(2).
+        return None if self._pinned is None else self._pinned.address + offset
+
+    async def fetch(self, offset: int, length: int) -> Buffer:
+        """Read in a worker thread.  Raises `SourceTooShort` and OSError."""
+        return await trio.to_thread.run_sync(self._read, offset, length, abandon_on_cancel=True)
+
+    def _read(self, offset: int, length: int) -> Buffer:
+        data = bytearray(length)
+        due = min(length, self._data_size - offset)
+        at = 0
+        with memoryview(data) as view:
+            while at < due:
+                with view[at:due] as rest:
+                    count = os.preadv(self._fd, [rest], self._offset + offset + at)
+                if count == 0:
+                    raise SourceTooShort(f"{self!r} ended at {offset + at:#x} of {self.size:#x}")
+                at += count
+        return data
+
+    def close(self) -> None:
+        """Unmap and close.  No fault may need the source any more."""
+        if self._pinned is not None:
+            self._pinned.release()
+            self._pinned = None
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncSource:
+    """An async callable ``fetch(offset, length)`` that returns exactly `length` bytes, of `size`
+    bytes in all."""
+
+    def __init__(self, fetch: Fetch, size: int) -> None:
+        self._fetch = fetch
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"AsyncSource({getattr(self._fetch, '__qualname__', self._fetch)})"
+
+    def address(self, offset: int, length: int) -> int | None:
+        """Always None: it has to be fetched.  Raises `SourceTooShort`."""
+        _check(repr(self), offset, length, self.size)
+        return None
+
+    async def fetch(self, offset: int, length: int) -> Buffer:
+        """What the callable returns."""
+        return await self._fetch(offset, length)

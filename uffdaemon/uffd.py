@@ -1,0 +1,468 @@
+"""The owner of a userfaultfd: opening, adopting, the handshake, registration, the operations.
+
+One object owns one descriptor and closes it once; the number becomes -1 before it is closed, so
+that nobody can hit a recycled one.  Source: userfaultfd(2), ioctl_userfaultfd(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from typing import TYPE_CHECKING, Literal
+
+from uffdaemon import errors, native
+from uffdaemon.events import Event, parse
+from uffdaemon.features import Features, IoctlSet, RegisterMode
+from uffdaemon.outcomes import (
+    CONTINUE_WRITE_PROTECT,
+    COPY_WRITE_PROTECT,
+    DONTWAKE,
+    MOVE_ALLOW_SOURCE_HOLES,
+    WRITEPROTECT_DONTWAKE,
+    WRITEPROTECT_PROTECT,
+    Code,
+    Operation,
+    Result,
+    Status,
+    error_of,
+    result_of,
+)
+from uffdaemon.region import PAGE_SIZE, check_range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+How = Literal["auto", "syscall", "device"]
+
+_INITIALIZED = 1 << 31  # UFFD_FEATURE_INITIALIZED: the kernel's own mark in fdinfo
+_CLOEXEC = 0x40000000  # MSG_CMSG_CLOEXEC, which Python's socket module does not name before 3.13
+_MESSAGES = 256
+_OPERATIONS = 64
+_ADVICE = (
+    "as root: sysctl vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd, or "
+    "setcap cap_sys_ptrace+ep on the interpreter; or ask for user_mode_only=True"
+)
+
+
+class Userfaultfd:
+    """One userfaultfd, made by `open`, `adopt`, `receive` or `from_process`."""
+
+    def __init__(self, fd: int, features: Features, *, same_process: bool) -> None:
+        self._fd = fd
+        self.features = features
+        """What the handshake granted."""
+        self.same_process = same_process
+        """Whether the memory is this process's own: only then can pages be moved."""
+        # Buffers that C works on without the GIL: each call takes one, so that threads can share
+        # this object.
+        self._messages: list[native.MessageArray] = []
+        self._operations: list[native.OperationArray] = []
+        self.on_close: list[Callable[[], None]] = []
+        """Called before the descriptor is closed: whoever serves it lets go of it then."""
+
+    def __repr__(self) -> str:
+        whose = "this process" if self.same_process else "another process"
+        return f"<Userfaultfd fd={self._fd} of {whose}, {'|'.join(self.features.names)}>"
+
+    # -- where it comes from -------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        features: Features = Features(0),  # noqa: B008  # immutable
+        *,
+        user_mode_only: bool = False,
+        how: How = "auto",
+    ) -> Self:
+        """Open a userfaultfd for this process and negotiate `features`.
+
+        ``how`` is the system call, /dev/userfaultfd, or the first of the two that works.  With
+        `user_mode_only`, system calls that touch a missing page fail with EFAULT.
+
+        Raises `PermissionRefused` with the line that mends it, `FeatureMissing` with the features
+        that this kernel lacks, `OpenRefused` for anything else.
+        """
+        fd = _open(user_mode_only=user_mode_only, how=how)
+        try:
+            number, granted, _ = native.handshake(fd, int(features))
+            if number < 0:
+                _explain_handshake(-number, features)
+            # The kernel reports all that it has; what counts is what was asked for.
+            return cls(fd, Features(granted) & features, same_process=True)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def adopt(cls, fd: int, *, same_process: bool = False) -> Self:
+        """Take over the descriptor `fd`, whose handshake has been done.
+
+        Raises `ClosedDescriptor`, `NotAUserfaultfd`, or `BlockingDescriptor`; the descriptor is
+        then still the caller's.
+        """
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            raise errors.ClosedDescriptor(f"descriptor {fd} is not open") from None
+        if target != "anon_inode:[userfaultfd]":
+            raise errors.NotAUserfaultfd(f"descriptor {fd} is no userfaultfd but {target}")
+        if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
+            raise errors.BlockingDescriptor(
+                f"userfaultfd {fd} lacks O_NONBLOCK, so it cannot be polled: "
+                f"os.set_blocking({fd}, False) mends it for all who share it"
+            )
+        return cls(fd, _features_of(fd), same_process=same_process)
+
+    @classmethod
+    def receive(cls, sock: socket.socket, max_message: int = 65536) -> tuple[Self, bytes]:
+        """Receive a userfaultfd by SCM_RIGHTS, and the bytes of the message that carried it.
+
+        The message is one read from the socket, of at most `max_message` bytes.  Raises EOFError
+        at the end of the stream, `InvalidDescriptor` for anything but exactly one userfaultfd
+        (whatever came is closed), and OSError from the socket (BlockingIOError included).
+        """
+        message, fds, flags, _ = socket.recv_fds(sock, max_message, 16, _CLOEXEC)
+        try:
+            if not message and not fds:
+                raise EOFError("the peer closed the socket before it sent a userfaultfd")
+            if len(fds) != 1 or flags & socket.MSG_CTRUNC:
+                raise errors.NotAUserfaultfd(
+                    f"the message carries {len(fds)} descriptors, and not one userfaultfd"
+                )
+            return cls.adopt(fds[0]), message
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+
+    @classmethod
+    def from_process(cls, pid: int, fd: int) -> Self:
+        """Duplicate descriptor `fd` of process `pid` by pidfd_getfd(2).
+
+        Raises `OpenRefused` (ESRCH: no such process, EBADF: no such descriptor there, EPERM: no
+        right to trace it), and what `adopt` raises.
+        """
+        pidfd = native.pidfd_open(pid)
+        if pidfd < 0:
+            raise errors.OpenRefused(-pidfd, "pidfd_open", reason=f"process {pid}")
+        try:
+            ours = native.pidfd_getfd(pidfd, fd)
+        finally:
+            os.close(pidfd)
+        if ours < 0:
+            refused = (
+                errors.PermissionRefused if ours == -errno.EPERM else errors.OpenRefused
+            )
+            raise refused(-ours, "pidfd_getfd", reason=f"descriptor {fd} of process {pid}")
+        try:
+            return cls.adopt(ours)
+        except BaseException:
+            os.close(ours)
+            raise
+
+    def send(self, sock: socket.socket, message: bytes) -> None:
+        """Hand a duplicate over by SCM_RIGHTS, with `message` (not empty); ours stays open."""
+        if not message:
+            raise ValueError("descriptors travel with at least one byte of message")
+        sent = socket.send_fds(sock, [message], [self.fileno()])
+        if sent < len(message):
+            sock.sendall(message[sent:])
+
+    # -- the descriptor ------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """The descriptor.  Raises `ClosedDescriptor` after `close`."""
+        if self._fd < 0:
+            raise errors.ClosedDescriptor("this userfaultfd has been closed")
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close the descriptor; again is nothing.
+
+        When this was the last one anywhere, the kernel answers waiting and later faults with
+        zeros: unmap or complete the memory first.
+        """
+        while self.on_close:
+            self.on_close.pop()()
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- ranges --------------------------------------------------------------------------------
+
+    def register(
+        self, start: int, length: int, mode: RegisterMode = RegisterMode.MISSING
+    ) -> IoctlSet:
+        """Watch a range of bytes, and return what it answers to.
+
+        Raises `InvalidRange`, `RangeBusy` (another userfaultfd watches it), `FeatureMissing` for
+        modes that this kernel lacks, `RegistrationRefused` for what else the kernel dislikes.
+        """
+        check_range(start, length, PAGE_SIZE, "the range to register")
+        if mode & RegisterMode.RWP and not self.features & Features.RWP:
+            raise errors.FeatureMissing("REGISTER", "RWP (Linux 7.3)", Features.RWP)
+        number, ioctls = native.register(self.fileno(), start, length, int(mode))
+        if number < 0:
+            raise _registration_error("REGISTER", -number, start, length)
+        return IoctlSet(ioctls)
+
+    def unregister(self, start: int, length: int) -> None:
+        """Stop watching a range.  Whoever waits in it is woken; pages missing there read as zeros
+        from now on."""
+        check_range(start, length, PAGE_SIZE, "the range to unregister")
+        number = native.unregister(self.fileno(), start, length)
+        if number < 0:
+            raise _registration_error("UNREGISTER", -number, start, length)
+
+    # -- operations ----------------------------------------------------------------------------
+
+    def execute(self, operations: Sequence[Operation]) -> list[Result]:
+        """Carry out operations in one C call without the GIL; raises nothing but
+        `ClosedDescriptor`: each result says how far it came.  One that fails does not keep the
+        next from being tried."""
+        fd = self.fileno()
+        count = len(operations)
+        array = self._operations.pop() if self._operations else native.OperationArray(_OPERATIONS)
+        if count > array.capacity:
+            array = native.OperationArray(count)
+        buffer, pack, size = array.buffer, native.OPERATION.pack_into, native.OPERATION.size
+        at = 0
+        for code, dst, length, src, mode, page_size in operations:
+            pack(buffer, at, code, 0, dst, src, length, mode, page_size, 0, 0)
+            at += size
+        array.execute(fd, count)
+        unpack, at = native.OPERATION_RESULT.unpack_from, native.OPERATION_RESULT_OFFSET
+        results = [
+            result_of(operation, *unpack(buffer, index * size + at))
+            for index, operation in enumerate(operations)
+        ]
+        self._operations.append(array)
+        return results
+
+    def _carry_out(self, operation: Operation) -> Result:
+        [result] = self.execute((operation,))
+        if result.status is Status.FAILED:
+            raise error_of(result)
+        return result
+
+    def copy(
+        self,
+        dst: int,
+        src: int | Buffer,
+        length: int | None = None,
+        *,
+        write_protect: bool = False,
+        wake: bool = True,
+        page_size: int = PAGE_SIZE,
+    ) -> Result:
+        """UFFDIO_COPY from an address or a bytes-like object of this process to `dst`.
+
+        `length` (bytes) defaults to that of the object.  Pages found present are stepped over
+        by `page_size`, woken, and counted.  Raises `OperationError`.
+        """
+        mode = (COPY_WRITE_PROTECT if write_protect else 0) | (0 if wake else DONTWAKE)
+        if isinstance(src, int):
+            if length is None:
+                raise ValueError("copying from an address takes a length")
+            return self._carry_out(Operation(Code.COPY, dst, length, src, mode, page_size))
+        pinned = native.PinnedBuffer(src)
+        try:
+            if length is None:
+                length = pinned.length
+            elif length > pinned.length:
+                raise errors.InvalidRange(f"{length} bytes of a source of {pinned.length} bytes")
+            return self._carry_out(
+                Operation(Code.COPY, dst, length, pinned.address, mode, page_size)
+            )
+        finally:
+            pinned.release()
+
+    def zeropage(self, start: int, length: int, *, wake: bool = True) -> Result:
+        """UFFDIO_ZEROPAGE.  Raises `OperationError`; EINVAL for hugetlb."""
+        mode = 0 if wake else DONTWAKE
+        return self._carry_out(Operation(Code.ZEROPAGE, start, length, 0, mode, PAGE_SIZE))
+
+    def move(
+        self,
+        dst: int,
+        src: int,
+        length: int,
+        *,
+        allow_source_holes: bool = False,
+        wake: bool = True,
+    ) -> Result:
+        """UFFDIO_MOVE: strictly, atomically, and never a copy.
+
+        Raises `PageNotExclusive` (EBUSY), `PlacementRefused` when the memory is another
+        process's, and `OperationError` with the bytes that did move in its ``result``.
+        """
+        if not self.same_process:
+            raise errors.PlacementRefused(
+                "UFFDIO_MOVE works only from inside of the process whose memory it is: the kernel "
+                "refuses it from outside"
+            )
+        mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
+        return self._carry_out(
+            Operation(Code.MOVE, dst, length, src, mode | (0 if wake else DONTWAKE))
+        )
+
+    def continue_(
+        self,
+        start: int,
+        length: int,
+        *,
+        write_protect: bool = False,
+        wake: bool = True,
+        page_size: int = PAGE_SIZE,
+    ) -> Result:
+        """UFFDIO_CONTINUE: map what the page cache holds.  Raises `OperationError`."""
+        mode = (CONTINUE_WRITE_PROTECT if write_protect else 0) | (0 if wake else DONTWAKE)
+        return self._carry_out(Operation(Code.CONTINUE, start, length, 0, mode, page_size))
+
+    def poison(
+        self, start: int, length: int, *, wake: bool = True, page_size: int = PAGE_SIZE
+    ) -> Result:
+        """UFFDIO_POISON: touching the range is SIGBUS.  Raises `OperationError`."""
+        mode = 0 if wake else DONTWAKE
+        return self._carry_out(Operation(Code.POISON, start, length, 0, mode, page_size))
+
+    def write_protect(
+        self, start: int, length: int, *, protect: bool = True, wake: bool = True
+    ) -> Result:
+        """UFFDIO_WRITEPROTECT: protect, or unprotect and wake.  Raises `OperationError`; after
+        ENOENT, parts may have changed."""
+        mode = WRITEPROTECT_PROTECT if protect else 0
+        # The kernel takes DONTWAKE only when unprotecting; protecting wakes nobody.
+        if not protect and not wake:
+            mode |= WRITEPROTECT_DONTWAKE
+        return self._carry_out(Operation(Code.WRITEPROTECT, start, length, 0, mode))
+
+    def wake(self, start: int, length: int) -> Result:
+        """UFFDIO_WAKE: let whoever waits in the range try again.  Raises `OperationError`."""
+        return self._carry_out(Operation(Code.WAKE, start, length))
+
+    def rwprotect(self, start: int, length: int) -> Result:
+        """UFFDIO_RWPROTECT of Linux 7.3, which is known by name only: always refused."""
+        del start, length
+        raise errors.FeatureMissing("RWPROTECT", "RWP (Linux 7.3)", Features.RWP)
+
+    def set_mode(self, mode: int) -> None:
+        """UFFDIO_SET_MODE of Linux 7.3, which is known by name only: always refused."""
+        del mode
+        raise errors.FeatureMissing("SET_MODE", "RWP (Linux 7.3)", Features.RWP)
+
+    # -- messages ------------------------------------------------------------------------------
+
+    def read_events(self, rereads: int = 0) -> list[Event]:
+        """Read all that is pending; [] when that is nothing, after `rereads` further tries.
+
+        Fork events carry descriptors that are the caller's from now on.  Reads on until the
+        kernel has nothing left, since it hands out faults before events that happened earlier.
+        Raises OSError (EBADF, EINVAL: no handshake).
+        """
+        fd = self.fileno()
+        array = self._messages.pop() if self._messages else native.MessageArray(_MESSAGES)
+        events: list[Event] = []
+        count = array.read(fd, rereads)
+        while count > 0:
+            events += parse(array.buffer, count)
+            if count < array.size:
+                break
+            count = array.read(fd, 0)
+        self._messages.append(array)
+        if count < 0 and count != native.NOTHING and not events:
+            raise errors.OpenRefused(-count, "read", reason="reading the userfaultfd")
+        return events
+
+
+def supported_features(*, user_mode_only: bool = True) -> Features:
+    """All that this kernel has, by a descriptor that is thrown away.
+
+    Opening is tried in every way that works without privilege first.  Raises `PermissionRefused`
+    and `OpenRefused`.
+    """
+    fd = _open(user_mode_only=user_mode_only, how="auto")
+    try:
+        number, features, _ = native.handshake(fd, 0)
+    finally:
+        os.close(fd)
+    if number < 0:
+        raise errors.OpenRefused(-number, "UFFDIO_API")
+    return Features(features)
+
+
+def _open(*, user_mode_only: bool, how: How) -> int:
+    number = -errno.EINVAL
+    if how in ("auto", "syscall"):
+        number = native.open_syscall(user_mode_only=user_mode_only)
+    if how == "device" or (how == "auto" and number in (-errno.EPERM, -errno.ENOSYS)):
+        opened = native.open_device(user_mode_only=user_mode_only)
+        if opened >= 0 or how == "device":
+            number = opened
+    if number >= 0:
+        return number
+    what = "/dev/userfaultfd" if how == "device" else "userfaultfd"
+    if number in (-errno.EPERM, -errno.EACCES):
+        raise errors.PermissionRefused(-number, what, advice=_ADVICE)
+    raise errors.OpenRefused(-number, what)
+
+
+def _explain_handshake(number: int, asked: Features) -> None:
+    # As integers: inverting a flag forgets the bits that it has no name for.
+    missing = Features(int(asked) & ~int(supported_features()))
+    if missing:
+        raise errors.FeatureMissing("UFFDIO_API", ", ".join(missing.names), missing)
+    reason = ""
+    if number == errno.EPERM and asked & Features.EVENT_FORK:
+        raise errors.PermissionRefused(
+            number, "UFFDIO_API", reason="EVENT_FORK", advice="it takes CAP_SYS_PTRACE"
+        )
+    raise errors.OpenRefused(number, "UFFDIO_API", reason=reason)
+
+
+def _features_of(fd: int) -> Features:
+    """What an adopted descriptor negotiated, from its fdinfo (``fs/userfaultfd.c``)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        for line in info:
+            if line.startswith("API:"):
+                bits = int(line.split(":")[2], 16)
+                if not bits & _INITIALIZED:
+                    raise errors.NotAUserfaultfd(
+                        f"userfaultfd {fd} has had no handshake: its owner must do UFFDIO_API"
+                    )
+                return Features(bits & ~_INITIALIZED)
+    return Features(0)
+
+
+def _registration_error(
+    operation: str, number: int, start: int, length: int
+) -> errors.RegistrationRefused:
+    reasons = {
+        errno.EBUSY: "a part of the range is watched by another userfaultfd",
+        errno.EINVAL: "a part of the range is not mapped, is of a type that cannot be watched in "
+        "this mode, or is not aligned to its huge pages",
+        errno.ENOMEM: "the range is not mapped, or its process is gone",
+        errno.EPERM: "a part of the range is a file that may not be written",
+    }
+    kind = errors.RangeBusy if number == errno.EBUSY else errors.RegistrationRefused
+    return kind(number, operation, address=start, length=length, reason=reasons.get(number, ""))
