@@ -47,13 +47,15 @@ async def restore(path: Path, query: str, sock: socket.socket) -> bytes:
         uffd, message = await trio.to_thread.run_sync(Userfaultfd.receive, sock)
         start, length = json.loads(message)
         region = Region(start, length, FaultAround(CopyFrom(source), pages=16))
-        async with open_daemon() as daemon:
-            daemon.add_region(uffd, region, register=None)
-            await trio.to_thread.run_sync(sock.recv, 100)
-            print("daemon:", sum(daemon.statistics().bytes_done.values()), "of", length, "bytes")
-            await daemon.fill(region)
-            await trio.to_thread.run_sync(sock.sendall, b"filled")
-            return await trio.to_thread.run_sync(sock.recv, 100)
+        with uffd:
+            async with open_daemon() as daemon:
+                daemon.add_region(uffd, region, register=None)
+                await trio.to_thread.run_sync(sock.recv, 100)
+                brought = sum(daemon.statistics().bytes_done.values())
+                print(f"daemon: {brought} of {length} bytes brought")
+                await daemon.fill(region)
+                await trio.to_thread.run_sync(sock.sendall, b"filled")
+                return await trio.to_thread.run_sync(sock.recv, 100)
 
 
 def main(path: Path, query: str = "") -> int:

@@ -19,6 +19,7 @@ from uffdaemon.hooks import Hooks, Resolved, Veto
 from uffdaemon.ledger import OpenFault
 from uffdaemon.loop import Daemon, open_daemon, serve
 from uffdaemon.memory import Advice, Memory, MemoryType
+from uffdaemon.opening import supported_features
 from uffdaemon.outcomes import Code, Operation, Outcome, Result, Status
 from uffdaemon.pagemap import PageCategory, PageRange, scan_pages
 from uffdaemon.policy import (
@@ -40,7 +41,7 @@ from uffdaemon.region import Region, Retry
 from uffdaemon.server import Shutdown
 from uffdaemon.sources import AsyncSource, BytesSource, FileSource
 from uffdaemon.statistics import Statistics
-from uffdaemon.uffd import Userfaultfd, supported_features
+from uffdaemon.uffd import Userfaultfd
 
 __version__ = version("uffdaemon")
 

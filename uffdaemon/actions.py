@@ -143,9 +143,7 @@ class Perform:
     """Seconds; None is the region's ``policy_timeout``."""
 
 
-Action: TypeAlias = (
-    Copy | Zero | Move | Continue | Poison | Unprotect | Wake | Hold | Perform
-)
+Action: TypeAlias = Copy | Zero | Move | Continue | Poison | Unprotect | Wake | Hold | Perform
 
 Fill: TypeAlias = Copy | Zero | Move | Continue | Poison | Unprotect
 """The actions that work on an extent."""

@@ -6,14 +6,13 @@ with EAGAIN until that thread has run on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from uffdaemon.actions import Zero
 from uffdaemon.events import (
-    Event,
+    Change,
     FaultKind,
     ForkEvent,
-    PageFault,
     RemapEvent,
     RemoveEvent,
     UnknownEvent,
@@ -24,34 +23,34 @@ from uffdaemon.outcomes import Code, Operation, Outcome
 if TYPE_CHECKING:
     from uffdaemon.handlers import Handler
 
+_NAMES: Final[dict[type, str]] = {
+    ForkEvent: "fork",
+    RemapEvent: "remap",
+    RemoveEvent: "remove",
+    UnmapEvent: "unmap",
+    UnknownEvent: "unknown",
+}
+"""What hooks and statistics call them."""
 
-def apply_event(handler: Handler, event: Event) -> None:
+
+def apply_event(handler: Handler, event: Change) -> None:
     """Bring the handler's picture of the memory up to date, and tell the hooks of the event."""
+    name = _NAMES[type(event)]
     match event:
         case RemoveEvent(start, end):
-            name = "remove"
             _removed(handler, start, end)
         case UnmapEvent(start, end):
-            name = "unmap"
             handler.regions.unmap(start, end)
             _gone(handler, start, end)
         case RemapEvent(source, target, length):
-            name = "remap"
             handler.regions.remap(source, target, length)
             _gone(handler, source, source + length)
         case ForkEvent():
-            name = "fork"
             handler.forks.append(event)
         case UnknownEvent(message):
-            name = "unknown"
             handler.log.warning("unknown event", message=message.hex())
-        case PageFault():
-            return
     handler.counters.events[name] += 1
-    for hooks in handler.hooks:
-        hook = getattr(hooks, name, None)
-        if hook is not None:
-            handler.call_hook(hook, event)
+    handler.hooks.event(name, event)
 
 
 def _removed(handler: Handler, start: int, end: int) -> None:

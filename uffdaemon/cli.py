@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from uffdaemon.check import examine, render, version
+from uffdaemon import __version__
+from uffdaemon.check import examine, render
 
 _DESCRIPTION: Final = "Answers the page faults of Linux userfaultfd from Python."
 _CHECK: Final = "say what this kernel and this user can do, and what mends what is missing"
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="uffdaemon", description=_DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"uffdaemon {version()}")
+    parser.add_argument("--version", action="version", version=f"uffdaemon {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check", help=_CHECK, description=f"{_CHECK.capitalize()}.", epilog=_CHECK_EPILOG

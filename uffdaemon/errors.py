@@ -114,11 +114,11 @@ class OpenRefused(KernelRefusal):
 
 
 class PermissionRefused(OpenRefused, PermissionError):
-    """This user may not open a userfaultfd in the way asked for; ``advice`` says what mends it."""
+    """The user may not open a userfaultfd in the way asked for; ``advice`` says what mends it."""
 
 
 class FeatureMissing(KernelRefusal):
-    """This kernel does not have it.  ``missing`` holds the features, where features were asked."""
+    """The kernel does not have it.  ``missing`` holds the features, where features were asked."""
 
     def __init__(self, operation: str, what: str, missing: Features | None = None) -> None:
         self.missing = missing

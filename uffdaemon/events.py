@@ -94,7 +94,10 @@ class UnknownEvent(NamedTuple):
     message: bytes
 
 
-Event: TypeAlias = PageFault | ForkEvent | RemapEvent | RemoveEvent | UnmapEvent | UnknownEvent
+Change: TypeAlias = ForkEvent | RemapEvent | RemoveEvent | UnmapEvent | UnknownEvent
+"""What is no fault."""
+
+Event: TypeAlias = PageFault | Change
 
 KIND_OF_FLAGS: Final = tuple(
     FaultKind.WP if flags & 2 else FaultKind.MINOR if flags & 4 else FaultKind.MISSING

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from uffdaemon import errors
-from uffdaemon.actions import Copy, Source
-from uffdaemon.outcomes import Status, error_of
+from uffdaemon.actions import Copy
+from uffdaemon.outcomes import Code, Operation, Status, error_of
 from uffdaemon.plan import operation
 from uffdaemon.policy import CopyFrom, FaultAround
 from uffdaemon.slow import FetchedSource, fetch_with_retry
@@ -21,6 +21,7 @@ from uffdaemon.slow import FetchedSource, fetch_with_retry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uffdaemon.handlers import Handler
     from uffdaemon.policy import Policy
     from uffdaemon.region import Region
     from uffdaemon.regions import Segment
@@ -69,10 +70,11 @@ class Fill:
         self._report()
         for segment in self._server.handler.regions.segments(self._region):
             region = segment.region
-            page: int | None = segment.offset // region.page_size
+            at = segment.offset // region.page_size
             end = (segment.end - region.start) // region.page_size
-            while (page := pages.next_fillable(page or 0, end)) is not None:
+            while (page := pages.next_fillable(at, end)) is not None:
                 done += await self._piece(segment, page, min(page + self._pages, end))
+                at = page
                 self._report()
                 await trio.lowlevel.checkpoint()
         return done
@@ -130,3 +132,19 @@ class Fill:
         if result.error == errno.ENOENT and handler.regions.find(region.start + offset) is None:
             return 0
         raise error_of(result)
+
+
+def poison_absent(handler: Handler, region: Region, start: int, end: int) -> None:
+    """Poison what was never filled between two addresses.  Raises `OperationError`."""
+    size = region.page_size
+    at = (start - region.start) // size
+    limit = (end - region.start) // size
+    while (page := region.pages.next_fillable(at, limit)) is not None:
+        _, stop = region.pages.fillable(page, page, limit)
+        length = (stop - page) * size
+        step = Operation(Code.POISON, region.start + page * size, length, 0, 0, size)
+        [result] = handler.uffd.execute([step])
+        handler.book(region, result)
+        if result.status is not Status.DONE:
+            raise errors.OperationError(result.error or errno.EAGAIN, result)
+        at = stop

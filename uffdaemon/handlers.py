@@ -1,9 +1,9 @@
 """Carrying actions out: one handler for each userfaultfd.
 
 The way of a fault that rules do not cover: `answer` takes what was read and lets the ledger know;
-`decide` asks the policy and the hooks; `carry_out` turns the action into a step, or hands it to a
-task where it has to wait; `flush` issues all steps of the batch in one call; `settle` books what
-came of each.  A fault leaves in `resolve`, and in no other place.
+`uffdaemon.deciding` asks the policy and the hooks; `carry_out` turns the action into a step, or
+hands it to a task where it has to wait; `flush` issues all steps of the batch in one call; `settle`
+books what came of each.  A fault leaves in `resolve`, and in no other place.
 
 Nothing here waits: everything between reading a message and recording its fault, and between
 issuing an operation and booking its result, happens without a checkpoint.
@@ -16,7 +16,7 @@ import inspect
 import time
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 from uffdaemon import errors
 from uffdaemon.actions import (
@@ -31,8 +31,9 @@ from uffdaemon.actions import (
     Zero,
 )
 from uffdaemon.changes import apply_event
+from uffdaemon.deciding import ACTIONS, decide
 from uffdaemon.events import FaultKind, PageFault
-from uffdaemon.hooks import Resolved, Veto
+from uffdaemon.hooks import HookCalls, Resolved
 from uffdaemon.ledger import Ledger, Waiting
 from uffdaemon.moving import climb
 from uffdaemon.outcomes import (
@@ -54,17 +55,18 @@ from uffdaemon.statistics import Counters
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from structlog.typing import FilteringBoundLogger
+    from structlog.stdlib import BoundLogger
 
     from uffdaemon.events import Event, ForkEvent
     from uffdaemon.hooks import Hooks
     from uffdaemon.slow import SlowWork
     from uffdaemon.uffd import Userfaultfd
 
-ACTIONS: Final = get_args(Action)
 MAX_REPEATS: Final = 8
 """How often in a row a thread may come back to a page that it was woken for, before that is taken
 for a failure: its page cannot have been placed."""
+MAX_REMEMBERED: Final = 4096
+"""For how many pages that is counted."""
 
 _clock = time.perf_counter_ns
 
@@ -76,15 +78,15 @@ class Handler:
         self,
         uffd: Userfaultfd,
         hooks: Sequence[Hooks],
-        log: FilteringBoundLogger,
+        log: BoundLogger,
         regions: RegionTable | None = None,
     ) -> None:
         self.uffd = uffd
-        self.hooks = hooks
         self.log = log
         self.regions = RegionTable() if regions is None else regions
         self.ledger = Ledger()
         self.counters = Counters()
+        self.hooks = HookCalls(hooks, self.counters, log)
         self.slow: SlowWork
         self.forks: list[ForkEvent] = []
         """Children whose userfaultfd is ours, and not yet looked after."""
@@ -96,7 +98,6 @@ class Handler:
         """Which page maps (by id) have changed so that rules made from them no longer hold."""
         self.wake: Callable[[], None] = _nothing
         """Called when whoever sleeps for this handler has something new to look at."""
-        self._before = [hooks.before for hooks in hooks if hooks.before is not None]
 
     # -- in ------------------------------------------------------------------------------------
 
@@ -113,7 +114,7 @@ class Handler:
                 apply_event(self, event)
         entered = [fault for event in faults if (fault := self._enter(event, read_at)) is not None]
         for fault in entered:
-            self.decide(fault)
+            decide(self, fault)
         self.flush()
 
     def _enter(self, event: PageFault, read_at: int) -> Fault | None:
@@ -132,78 +133,6 @@ class Handler:
         for fault, action in self.ledger.take_due(_clock()):
             self.carry_out(fault, action)
         self.flush()
-
-    # -- deciding ------------------------------------------------------------------------------
-
-    def decide(self, fault: Fault) -> None:
-        """Ask the region's policy, then the hooks, and carry the action out."""
-        region = fault.region
-        policy = region.policy
-        begun = _clock()
-        try:
-            action: Any = policy(fault)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is the policy's
-            raised = errors.PolicyRaised(policy_name(policy), f"raised {error!r}")
-            raised.__cause__ = error
-            self.fail(fault, raised)
-            return
-        took = (_clock() - begun) / 1e9
-        if took > region.policy_timeout:
-            self.fail(fault, errors.PolicyTooSlow(policy_name(policy), f"took {took:.3f} s"))
-        elif action is None:
-            what = f"does not answer {fault.kind.value} faults here"
-            self.fail(fault, errors.NoAnswer(policy_name(policy), what))
-        elif not isinstance(action, ACTIONS):
-            what = "returned a coroutine: a policy decides at once, and returns Perform to wait"
-            if inspect.iscoroutine(action):
-                action.close()
-            else:
-                what = f"returned {action!r}, which is no action"
-            self.fail(fault, errors.PolicyAnswerInvalid(policy_name(policy), what))
-        elif self._before:
-            self._ask_hooks(fault, action, 0)
-        else:
-            self.carry_out(fault, action)
-
-    def _ask_hooks(self, fault: Fault, action: Action, first: int) -> None:
-        """Let the ``before`` hooks from number `first` on have their say."""
-        for index in range(first, len(self._before)):
-            hook = self._before[index]
-            try:
-                answer: Any = hook(fault, action)
-            except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
-                self.hook_raised(hook, error)
-                continue
-            if inspect.isawaitable(answer):
-                self.slow.ask_hook(fault, action, answer, hook, index + 1)
-                return
-            if not self.hook_answered(fault, answer, hook):
-                return
-            if isinstance(answer, ACTIONS):
-                action = answer
-        self.carry_out(fault, action)
-
-    def resume_hooks(self, fault: Fault, action: Action, answer: object, index: int) -> None:
-        """Go on after the async hook before number `index` has answered."""
-        if self.hook_answered(fault, answer, self._before[index - 1]):
-            self._ask_hooks(fault, answer if isinstance(answer, ACTIONS) else action, index)
-
-    def hook_answered(self, fault: Fault, answer: object, hook: object) -> bool:
-        """Whether to go on; a veto, or an answer that is none, ends the fault here."""
-        if answer is None or isinstance(answer, ACTIONS):
-            return True
-        name = getattr(hook, "__qualname__", repr(hook))
-        if isinstance(answer, Veto):
-            self.fail(fault, errors.PolicyVetoed(name, f"vetoed: {answer.reason}"))
-            return False
-        self.hook_raised(hook, TypeError(f"{name} returned {answer!r}, which is no action"))
-        return True
-
-    def hook_raised(self, hook: object, error: Exception) -> None:
-        """Log what a hook did wrong; the fault goes on."""
-        self.counters.failures["HookRaised"] += 1
-        name = getattr(hook, "__qualname__", repr(hook))
-        self.log.error("hook failed", hook=name, error=repr(error), exc_info=error)
 
     # -- carrying out --------------------------------------------------------------------------
 
@@ -356,25 +285,9 @@ class Handler:
             self._repeats.pop((*key, fault.thread), None)
         latency = _clock() - fault.read_at
         self.counters.resolved(fault.kind, outcome, latency)
-        self.tell_after(Resolved(fault, outcome, latency, done))
+        self.hooks.after(Resolved(fault, outcome, latency, done))
         if not self.ledger:
             self.wake()
-
-    def tell_after(self, resolved: Resolved) -> None:
-        """Tell the ``after`` hooks."""
-        for hooks in self.hooks:
-            if hooks.after is not None:
-                self.call_hook(hooks.after, resolved)
-
-    def call_hook(self, hook: Any, *arguments: object) -> None:
-        """Call a hook that only observes."""
-        try:
-            answer = hook(*arguments)
-        except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
-            self.hook_raised(hook, error)
-            return
-        if inspect.isawaitable(answer):
-            self.slow.await_hook(answer, hook)
 
     def woken(self, fault: Fault, outcome: Outcome) -> None:
         """Somebody's work has answered the fault: wake its thread, and see that it stays away."""
@@ -392,7 +305,7 @@ class Handler:
         """Whether a thread was woken for this page again and again, which then is a failure."""
         key = (fault.address, fault.kind, fault.thread)
         count = self._repeats.get(key, 0) + 1
-        if len(self._repeats) > 4096:  # long gone ones; those that matter come again
+        if len(self._repeats) > MAX_REMEMBERED:  # long gone ones; those that matter come again
             self._repeats.clear()
         self._repeats[key] = count
         # Without THREAD_ID, it may be that many threads come once each.
@@ -419,9 +332,7 @@ class Handler:
             error=str(error),
             error_type=type(error).__name__,
         )
-        for hooks in self.hooks:
-            if hooks.failed is not None:
-                self.call_hook(hooks.failed, fault, error)
+        self.hooks.failed(fault, error)
         key = (fault.address, fault.kind)
         action: Any = fault.region.on_failure
         if key in self._failing:
@@ -440,12 +351,12 @@ class Handler:
         try:
             answer: Any = asked(fault, error)
         except Exception as raised:  # noqa: BLE001  # then nobody knows: hold
-            self.hook_raised(asked, raised)
+            self.hooks.raised(asked, raised)
             return Hold()
         if isinstance(answer, ACTIONS):
-            return answer
+            return answer  # type: ignore[no-any-return]  # get_args() loses the types
         if answer is not None:
-            self.hook_raised(asked, TypeError(f"on_failure returned {answer!r}: no action"))
+            self.hooks.raised(asked, TypeError(f"on_failure returned {answer!r}: no action"))
             if inspect.iscoroutine(answer):
                 answer.close()
         return Hold()

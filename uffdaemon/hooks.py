@@ -7,15 +7,19 @@ goes on.  Async hooks run in a task of their own, in the order of what they are 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
+
     from uffdaemon.actions import Action
     from uffdaemon.events import Event
     from uffdaemon.outcomes import Outcome
     from uffdaemon.policy import Fault
+    from uffdaemon.statistics import Counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +67,59 @@ class Hooks:
     remap: OnEvent | None = None
     remove: OnEvent | None = None
     unmap: OnEvent | None = None
+
+
+class HookCalls:
+    """Calls hooks, and survives what they do."""
+
+    def __init__(self, hooks: Sequence[Hooks], counters: Counters, log: BoundLogger) -> None:
+        self._hooks = tuple(hooks)
+        self._counters = counters
+        self._log = log
+        self.before = [each.before for each in hooks if each.before is not None]
+        """The ``before`` hooks, in the order in which they are asked."""
+        self._after = [each.after for each in hooks if each.after is not None]
+        self.await_later: Callable[[Awaitable[None], object], None]
+        """Has what an async hook returned awaited, after what was handed over earlier."""
+
+    @property
+    def see_endings(self) -> bool:
+        """Whether there is a hook that wants to know how faults end."""
+        return bool(self._after)
+
+    def after(self, resolved: Resolved) -> None:
+        """A fault has ended."""
+        for hook in self._after:
+            self._call(hook, resolved)
+
+    def failed(self, fault: Fault, error: Exception) -> None:
+        """A fault could not be answered as its policy wanted."""
+        for hooks in self._hooks:
+            if hooks.failed is not None:
+                self._call(hooks.failed, fault, error)
+
+    def event(self, name: str, event: Event) -> None:
+        """An event of the name of one of the fields of `Hooks` has come."""
+        for hooks in self._hooks:
+            hook = getattr(hooks, name, None)
+            if hook is not None:
+                self._call(hook, event)
+
+    def _call(self, hook: Callable[..., Awaitable[None] | None], *arguments: object) -> None:
+        try:
+            answer = hook(*arguments)
+        except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
+            self.raised(hook, error)
+            return
+        if inspect.isawaitable(answer):
+            self.await_later(answer, hook)
+
+    def raised(self, hook: object, error: Exception) -> None:
+        """Log what a hook did wrong; the fault goes on."""
+        self._counters.failures["HookRaised"] += 1
+        self._log.error("hook failed", hook=hook_name(hook), error=repr(error), exc_info=error)
+
+
+def hook_name(hook: object) -> str:
+    """What a hook is called in logs."""
+    return str(getattr(hook, "__qualname__", None) or repr(hook))

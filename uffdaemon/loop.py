@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -14,22 +13,23 @@ import trio
 
 from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Source
-from uffdaemon.events import FaultKind, ForkEvent
 from uffdaemon.features import Features, RegisterMode
-from uffdaemon.filling import Fill, copy_of
+from uffdaemon.filling import Fill, copy_of, poison_absent
 from uffdaemon.handlers import Handler
-from uffdaemon.outcomes import Code, Operation, Status
+from uffdaemon.opening import supported_features
+from uffdaemon.outcomes import Code, Operation
 from uffdaemon.policy import moves, policy_name
 from uffdaemon.region import Region
 from uffdaemon.server import Server, Shutdown
 from uffdaemon.sleeping import Sleeper
 from uffdaemon.statistics import Counters, Statistics
-from uffdaemon.uffd import Userfaultfd, supported_features
+from uffdaemon.uffd import Userfaultfd
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from uffdaemon.events import ForkEvent
     from uffdaemon.hooks import Hooks
     from uffdaemon.ledger import OpenFault
     from uffdaemon.memory import Memory
@@ -163,7 +163,7 @@ class Daemon:
         segments = handler.regions.segments(region)
         if absent and missing == "poison":
             for segment in segments:
-                _poison_absent(handler, segment.region, segment.start, segment.end)
+                poison_absent(handler, segment.region, segment.start, segment.end)
         handler.regions.remove(region)
         server.forget_rules(segments)
         server.update_rules()
@@ -306,7 +306,7 @@ class Daemon:
         try:
             decision = self._on_fork if isinstance(self._on_fork, str) else self._on_fork(event)
         except Exception as error:  # noqa: BLE001  # a child must not be lost over it
-            parent.handler.hook_raised(self._on_fork, error)
+            parent.handler.hooks.raised(self._on_fork, error)
             decision = "adopt"
         if decision == "close" or self._closing:
             os.close(event.fd)
@@ -326,37 +326,24 @@ class Daemon:
         for server in self._servers.values():
             server.wake_if_read()
 
-    async def _open(self, *, native_sleep: bool) -> None:
+    async def start(self, *, native_sleep: bool) -> None:
+        """Called by `open_daemon`, once."""
         if native_sleep:
             self._sleeper = await Sleeper.find(self._wake)
 
-    async def _close(self, how: Shutdown, timeout: float) -> None:
+    async def shut_down(self, how: Shutdown, patience: float) -> None:
+        """Called by `open_daemon` when its block ends."""
         self._closing = True
         try:
             async with trio.open_nursery() as nursery:
                 for server in list(self._servers.values()):
-                    nursery.start_soon(server.shut_down, how, timeout)
+                    nursery.start_soon(server.shut_down, how, patience)
         finally:
             if self._sleeper is not None:
                 self._sleeper.close()
         statistics = self.statistics()
         if statistics.resolved:
             self._log.debug("served", **{k: v for k, v in statistics.as_dict().items() if v})
-
-
-def _poison_absent(handler: Handler, region: Region, start: int, end: int) -> None:
-    size = region.page_size
-    page: int | None = (start - region.start) // size
-    limit = (end - region.start) // size
-    while page is not None and (page := region.pages.next_fillable(page, limit)) is not None:
-        _, stop = region.pages.fillable(page, page, limit)
-        length = (stop - page) * size
-        operation = Operation(Code.POISON, region.start + page * size, length, 0, 0, size)
-        [result] = handler.uffd.execute([operation])
-        handler.book(region, result)
-        if result.status is not Status.DONE:
-            raise errors.OperationError(result.error or errno.EAGAIN, result)
-        page = stop
 
 
 @asynccontextmanager
@@ -369,7 +356,7 @@ async def open_daemon(
     rereads: int = REREADS,
     fetch_limit: int = 16,
     native_sleep: bool = True,
-) -> AsyncIterator[Daemon]:
+) -> AsyncGenerator[Daemon]:
     """Serve page faults while the block runs.
 
     When it ends, in whatever way, open faults are dealt with as `on_shutdown` says, for at most
@@ -380,15 +367,13 @@ async def open_daemon(
     faults in C while trio sleeps; turn it off under a guest loop.
     """
     async with trio.open_nursery() as nursery:
-        daemon = Daemon(
-            nursery, hooks, on_fork=on_fork, rereads=rereads, fetch_limit=fetch_limit
-        )
-        await daemon._open(native_sleep=native_sleep)  # noqa: SLF001  # the two are one
+        daemon = Daemon(nursery, hooks, on_fork=on_fork, rereads=rereads, fetch_limit=fetch_limit)
+        await daemon.start(native_sleep=native_sleep)
         try:
             yield daemon
         finally:
             with trio.CancelScope(shield=True):
-                await daemon._close(on_shutdown, shutdown_timeout)  # noqa: SLF001
+                await daemon.shut_down(on_shutdown, shutdown_timeout)
             nursery.cancel_scope.cancel()
 
 

@@ -8,7 +8,7 @@ same; the second is only slower.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeGuard, TypeVar
 
 from uffdaemon.errors import SourceTooShort
 from uffdaemon.events import FaultFlags, FaultKind
@@ -36,8 +36,11 @@ _KINDS: Final = (FaultKind.MISSING, FaultKind.MINOR)
 _FLAGS: Final = {FaultKind.MISSING: 0, FaultKind.MINOR: int(FaultFlags.MINOR)}
 
 
+_PolicyT = TypeVar("_PolicyT")
+
+
 class Rule(NamedTuple):
-    """``struct uffdaemon_rule``, as far as a policy determines it; bytes, from the region's start."""
+    """``struct uffdaemon_rule`` as far as a policy determines it; bytes from the region's start."""
 
     kind: FaultKind
     start: int
@@ -81,19 +84,18 @@ def _lower(
 ) -> list[Rule] | None:
     """Rules for one kind of fault in a part of the region; None: not known what the policy does,
     so that nothing that would be asked after it may be lowered either."""
-    # A subclass may decide otherwise, so only the very types count.
-    if type(policy) is FaultAround:
+    if _is(policy, FaultAround):
         inner = _lower(policy.policy, region, kind, start, end)
         if inner is None:
             return None
         size = policy.pages * region.page_size
         return [rule._replace(window=size) for rule in inner]
-    if type(policy) is ByKind:
+    if _is(policy, ByKind):
         chosen = policy.policies[kind]
         return [] if chosen is None else _lower(chosen, region, kind, start, end)
-    if type(policy) is FirstOf:
+    if _is(policy, FirstOf):
         return _lower_first(policy, region, kind, start, end)
-    if type(policy) is ByRange:
+    if _is(policy, ByRange):
         return _lower_ranges(policy, region, kind, start, end)
     return _lower_simple(policy, region, kind, start, end)
 
@@ -102,17 +104,17 @@ def _lower_simple(
     policy: Policy, region: Region, kind: FaultKind, start: int, end: int
 ) -> list[Rule] | None:
     size = region.page_size
-    if type(policy) is ZeroPage:
+    if _is(policy, ZeroPage):
         if size != PAGE_SIZE:  # hugetlb has no zero page
             return None
         return _only(kind is FaultKind.MISSING, Rule(kind, start, end, Code.ZEROPAGE))
-    if type(policy) is Continue:
+    if _is(policy, Continue):
         mode = CONTINUE_WRITE_PROTECT if policy.write_protect else 0
         rule = Rule(kind, start, end, Code.CONTINUE, mode, window=size)
         return _only(kind is FaultKind.MINOR, rule)
-    if type(policy) is Poison:
+    if _is(policy, Poison):
         return [Rule(kind, start, end, Code.POISON, window=size)]
-    if type(policy) is CopyFrom:
+    if _is(policy, CopyFrom):
         if kind is not FaultKind.MISSING:
             return []
         # What the source does not hold in whole pages is Python's, which says what is wrong.
@@ -129,6 +131,11 @@ def _lower_simple(
         mode = COPY_WRITE_PROTECT if policy.write_protect else 0
         return [Rule(kind, start, end, Code.COPY, mode, address, size)]
     return None
+
+
+def _is(policy: object, kind: type[_PolicyT]) -> TypeGuard[_PolicyT]:
+    """Whether it is this very type: a subclass may decide otherwise."""
+    return type(policy) is kind
 
 
 def _only(condition: bool, rule: Rule) -> list[Rule]:  # noqa: FBT001  # reads as a sentence

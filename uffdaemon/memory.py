@@ -17,8 +17,9 @@ from uffdaemon.region import PAGE_SIZE
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Self
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     from uffdaemon.uffd import Userfaultfd
 
@@ -37,10 +38,12 @@ class MemoryType(Enum):
 
     @property
     def huge(self) -> bool:
+        """Whether it is made of hugetlb pages."""
         return self in (MemoryType.HUGETLB, MemoryType.HUGETLB_PRIVATE)
 
     @property
     def shared(self) -> bool:
+        """Whether a second mapping shows the same pages."""
         return self in (MemoryType.SHMEM, MemoryType.HUGETLB)
 
 
@@ -105,8 +108,13 @@ class Memory:
         try:
             if fd >= 0:
                 os.ftruncate(fd, length)
-            memory = cls(_map(fd, length, kind, page_size, transparent_huge), length, kind,
-                         page_size, fd)
+            memory = cls(
+                _map(fd, length, kind, page_size, transparent_huge=transparent_huge),
+                length,
+                kind,
+                page_size,
+                fd,
+            )
         except BaseException:
             if fd >= 0:
                 os.close(fd)
@@ -224,9 +232,7 @@ class Memory:
         self.close()
 
 
-def _map(
-    fd: int, length: int, kind: MemoryType, page_size: int, transparent_huge: bool
-) -> int:
+def _map(fd: int, length: int, kind: MemoryType, page_size: int, *, transparent_huge: bool) -> int:
     flags = (native.MAP_SHARED if kind.shared else 0) | (native.MAP_HUGETLB if kind.huge else 0)
     alignment = HUGE_PAGE_SIZE if transparent_huge else page_size
     number, start = native.map_memory(fd, length, flags, alignment)
@@ -239,4 +245,5 @@ def _map(
     return start
 
 
-assert mmap.PAGESIZE == PAGE_SIZE, "uffdaemon knows systems with pages of 4096 bytes only"
+if mmap.PAGESIZE != PAGE_SIZE:
+    raise ImportError(f"uffdaemon knows pages of {PAGE_SIZE} bytes only, not {mmap.PAGESIZE}")

@@ -114,7 +114,7 @@ def operation(action: Fill, region: Region, start: int, length: int, src: int = 
 
 def merge(steps: list[Step]) -> list[Step]:
     """Sort by address and merge neighbours that one ioctl can serve."""
-    if len(steps) < 2:
+    if not steps:
         return steps
     steps.sort(key=lambda step: step.operation.dst)
     merged = [steps[0]]
@@ -131,8 +131,8 @@ def merge(steps: list[Step]) -> list[Step]:
 
 
 def _join(left: Operation, right: Operation) -> Operation | None:
-    """One operation for both; None where there is none.  Two that cover the same pages (fault-around
-    answers neighbours twice) are one, as long as the bytes come from the same place."""
+    """One operation for both; None where there is none.  Two that cover the same pages (windows of
+    neighbours do) are one, as long as the bytes come from the same place."""
     if left.code is not right.code or left.mode != right.mode:
         return None
     distance = right.dst - left.dst

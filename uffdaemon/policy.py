@@ -9,13 +9,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from uffdaemon import actions
 from uffdaemon.actions import Action, Fallback, Fill, Source, Span
 from uffdaemon.errors import InvalidRange
 from uffdaemon.events import FaultKind
-from uffdaemon.region import Region
+
+if TYPE_CHECKING:
+    from uffdaemon.region import Region
 
 
 class Fault(NamedTuple):

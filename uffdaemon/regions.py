@@ -124,5 +124,5 @@ class RegionTable:
             region = copy(segment.region)
             region.pages = maps[id(segment.region.pages)]
             segments.append(segment._replace(region=region))
-        child._set(segments)  # noqa: SLF001  # of the same class
+        child._set(segments)  # of the same class
         return child

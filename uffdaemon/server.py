@@ -72,8 +72,8 @@ class Server:
         self.ended = trio.Event()
         self._fd = handler.uffd.fileno()
         self._port = Port(self._fd, rereads)
-        self._port.record_all = any(hooks.after is not None for hooks in handler.hooks)
-        self._lowered = not any(hooks.before is not None for hooks in handler.hooks)
+        self._port.record_all = handler.hooks.see_endings
+        self._lowered = not handler.hooks.before
         self._rules: dict[int, tuple[list[Rule], PinnedBuffer]] = {}
         self._sleeper = sleeper
         self._fetch_limit = fetch_limit
@@ -170,7 +170,7 @@ class Server:
         )
         code = Code(record.code)
         outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[code]
-        self.handler.tell_after(Resolved(fault, outcome, record.latency, record.done))
+        self.handler.hooks.after(Resolved(fault, outcome, record.latency, record.done))
 
     def _read_failed(self, number: int) -> None:
         self.handler.log.error("reading the userfaultfd failed", errno=number)
@@ -256,13 +256,13 @@ class Server:
             entry.waiting is Waiting.NOBODY for entry in ledger.open_faults(now)
         )
 
-    async def shut_down(self, how: Shutdown, timeout: float) -> None:
-        """Stop serving within `timeout` seconds, doing about open faults what `how` says."""
+    async def shut_down(self, how: Shutdown, patience: float) -> None:
+        """Stop serving within `patience` seconds, doing about open faults what `how` says."""
         if not self.ended.is_set():
             if how is Shutdown.RESOLVE:
                 self._quiet = trio.Event()
                 self.wake()
-                with trio.move_on_after(timeout):
+                with trio.move_on_after(patience):
                     await self._quiet.wait()
             self.stop()
             await self.ended.wait()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,8 +24,7 @@ from uffdaemon.native.ports import LOOP, WAIT_LOOP, WAIT_TIME, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from typing_extensions import Self
+    from typing import Self
 
     from uffdaemon.native.ports import Port
 
@@ -92,9 +92,6 @@ async def _find_loop_epoll() -> int | None:
     ours, theirs = socket.socketpair()
     found: int | None = None
     with ours, theirs:
-        ours.setblocking(False)
-        theirs.setblocking(False)
-
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.lowlevel.wait_readable, ours)
             # The task has run, and waits, after one pass of the scheduler.
@@ -106,16 +103,15 @@ async def _find_loop_epoll() -> int | None:
 
 
 def _epoll_that_watches(fd: int) -> int | None:
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            if os.readlink(f"/proc/self/fd/{name}") != "anon_inode:[eventpoll]":
+            if str(entry.readlink()) != "anon_inode:[eventpoll]":
                 continue
-            with open(f"/proc/self/fdinfo/{name}", encoding="ascii") as info:
-                lines = info.read().splitlines()
+            lines = Path("/proc/self/fdinfo", entry.name).read_text("ascii").splitlines()
         except OSError:  # closed meanwhile, or no /proc
             continue
         for line in lines:
             words = line.split()
             if words[:1] == ["tfd:"] and int(words[1]) == fd:
-                return int(name)
+                return int(entry.name)
     return None

@@ -16,6 +16,8 @@ import trio
 
 from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Span
+from uffdaemon.deciding import resume_hooks
+from uffdaemon.hooks import hook_name
 from uffdaemon.ledger import Waiting
 from uffdaemon.outcomes import Outcome
 from uffdaemon.policy import policy_name
@@ -79,6 +81,7 @@ class SlowWork:
         self._hook_sender, self._hook_receiver = trio.open_memory_channel[
             tuple[Awaitable[None], object]
         ](float("inf"))
+        handler.hooks.await_later = self.await_hook
         nursery.start_soon(self._run_hooks)
 
     @property
@@ -166,23 +169,22 @@ class SlowWork:
 
     # -- hooks ---------------------------------------------------------------------------------
 
-    def ask_hook(
-        self, fault: Fault, action: Action, answer: Awaitable[object], hook: object, then: int
-    ) -> None:
-        """Wait for an async ``before`` hook; hook number `then` is next."""
-        self._handler.ledger.wait(fault, Waiting.HOOK, getattr(hook, "__qualname__", repr(hook)))
-        self._nursery.start_soon(self._ask_hook, fault, action, answer, hook, then)
+    def ask_hook(self, fault: Fault, action: Action, answer: Awaitable[object], index: int) -> None:
+        """Wait for the async ``before`` hook number `index`."""
+        name = hook_name(self._handler.hooks.before[index])
+        self._handler.ledger.wait(fault, Waiting.HOOK, name)
+        self._nursery.start_soon(self._ask_hook, fault, action, answer, index)
 
     async def _ask_hook(
-        self, fault: Fault, action: Action, answer: Awaitable[object], hook: object, then: int
+        self, fault: Fault, action: Action, answer: Awaitable[object], index: int
     ) -> None:
         said: object = None
         try:
             with trio.fail_after(fault.region.policy_timeout):
                 said = await answer
         except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
-            self._handler.hook_raised(hook, error)
-        self._handler.resume_hooks(fault, action, said, then)
+            self._handler.hooks.raised(self._handler.hooks.before[index], error)
+        resume_hooks(self._handler, fault, action, said, index)
         self._handler.flush()
 
     def await_hook(self, answer: Awaitable[None], hook: object) -> None:
@@ -194,7 +196,7 @@ class SlowWork:
             try:
                 await answer
             except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
-                self._handler.hook_raised(hook, error)
+                self._handler.hooks.raised(hook, error)
 
 
 async def fetch_with_retry(action: Copy, offset: int, length: int, retry: Retry) -> Buffer:
@@ -213,17 +215,17 @@ async def fetch_with_retry(action: Copy, offset: int, length: int, retry: Retry)
         await trio.sleep(retry.delay(failures))
 
 
-async def _fetch_once(action: Copy, offset: int, length: int, timeout: float) -> Buffer:
+async def _fetch_once(action: Copy, offset: int, length: int, patience: float) -> Buffer:
     source = action.source
     try:
-        with trio.fail_after(timeout):
+        with trio.fail_after(patience):
             data = await source.fetch(offset, length)
         with memoryview(data) as view:
             given = view.nbytes
     except errors.SourceError:
         raise
     except trio.TooSlowError:
-        raise errors.SourceTimedOut(f"{source!r} did not answer in {timeout} s") from None
+        raise errors.SourceTimedOut(f"{source!r} did not answer in {patience} s") from None
     except Exception as error:
         raise errors.SourceFailed(f"{source!r} raised {error!r}") from error
     if given != length:

@@ -18,8 +18,9 @@ from uffdaemon.errors import SourceTooShort
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Self
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
 Fetch: TypeAlias = "Callable[[int, int], Awaitable[Buffer]]"
 """Gets (offset, length) in bytes and returns exactly so many bytes."""

@@ -22,11 +22,13 @@ BUCKETS: Final = 64
 class Counters:
     """What one handler counts."""
 
-    outcomes: Counter[tuple[FaultKind, Outcome]] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[FaultKind, Outcome]] = field(
+        default_factory=Counter[tuple[FaultKind, Outcome]]
+    )
+    failures: Counter[str] = field(default_factory=Counter[str])
     """By the name of the error."""
-    events: Counter[str] = field(default_factory=Counter)
-    bytes_done: Counter[Outcome] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter[str])
+    bytes_done: Counter[Outcome] = field(default_factory=Counter[Outcome])
     joined: int = 0
     """Messages about a page that was awaited already."""
     latencies: list[int] = field(default_factory=lambda: [0] * BUCKETS)

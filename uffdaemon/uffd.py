@@ -7,14 +7,15 @@ that nobody can hit a recycled one.  Source: userfaultfd(2), ioctl_userfaultfd(2
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
-from typing import TYPE_CHECKING, Literal
+import struct
+from typing import TYPE_CHECKING
 
 from uffdaemon import errors, native
 from uffdaemon.events import Event, parse
 from uffdaemon.features import Features, IoctlSet, RegisterMode
+from uffdaemon.opening import How, check_descriptor, explain_handshake, features_of, open_descriptor
 from uffdaemon.outcomes import (
     CONTINUE_WRITE_PROTECT,
     COPY_WRITE_PROTECT,
@@ -34,19 +35,13 @@ from uffdaemon.region import PAGE_SIZE, check_range
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+    from typing import Self
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
-How = Literal["auto", "syscall", "device"]
-
-_INITIALIZED = 1 << 31  # UFFD_FEATURE_INITIALIZED: the kernel's own mark in fdinfo
 _CLOEXEC = 0x40000000  # MSG_CMSG_CLOEXEC, which Python's socket module does not name before 3.13
 _MESSAGES = 256
 _OPERATIONS = 64
-_ADVICE = (
-    "as root: sysctl vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd, or "
-    "setcap cap_sys_ptrace+ep on the interpreter; or ask for user_mode_only=True"
-)
 
 
 class Userfaultfd:
@@ -87,11 +82,11 @@ class Userfaultfd:
         Raises `PermissionRefused` with the line that mends it, `FeatureMissing` with the features
         that this kernel lacks, `OpenRefused` for anything else.
         """
-        fd = _open(user_mode_only=user_mode_only, how=how)
+        fd = open_descriptor(user_mode_only=user_mode_only, how=how)
         try:
             number, granted, _ = native.handshake(fd, int(features))
             if number < 0:
-                _explain_handshake(-number, features)
+                explain_handshake(-number, features)
             # The kernel reports all that it has; what counts is what was asked for.
             return cls(fd, Features(granted) & features, same_process=True)
         except BaseException:
@@ -105,18 +100,8 @@ class Userfaultfd:
         Raises `ClosedDescriptor`, `NotAUserfaultfd`, or `BlockingDescriptor`; the descriptor is
         then still the caller's.
         """
-        try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
-        except FileNotFoundError:
-            raise errors.ClosedDescriptor(f"descriptor {fd} is not open") from None
-        if target != "anon_inode:[userfaultfd]":
-            raise errors.NotAUserfaultfd(f"descriptor {fd} is no userfaultfd but {target}")
-        if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
-            raise errors.BlockingDescriptor(
-                f"userfaultfd {fd} lacks O_NONBLOCK, so it cannot be polled: "
-                f"os.set_blocking({fd}, False) mends it for all who share it"
-            )
-        return cls(fd, _features_of(fd), same_process=same_process)
+        check_descriptor(fd)
+        return cls(fd, features_of(fd), same_process=same_process)
 
     @classmethod
     def receive(cls, sock: socket.socket, max_message: int = 65536) -> tuple[Self, bytes]:
@@ -126,7 +111,9 @@ class Userfaultfd:
         at the end of the stream, `InvalidDescriptor` for anything but exactly one userfaultfd
         (whatever came is closed), and OSError from the socket (BlockingIOError included).
         """
-        message, fds, flags, _ = socket.recv_fds(sock, max_message, 16, _CLOEXEC)
+        # socket.recv_fds() drops the flags that it is given.
+        message, control, flags, _ = sock.recvmsg(max_message, socket.CMSG_SPACE(64), _CLOEXEC)
+        fds = [fd for *_, data in control for (fd,) in struct.iter_unpack("=i", data)]
         try:
             if not message and not fds:
                 raise EOFError("the peer closed the socket before it sent a userfaultfd")
@@ -155,9 +142,7 @@ class Userfaultfd:
         finally:
             os.close(pidfd)
         if ours < 0:
-            refused = (
-                errors.PermissionRefused if ours == -errno.EPERM else errors.OpenRefused
-            )
+            refused = errors.PermissionRefused if ours == -errno.EPERM else errors.OpenRefused
             raise refused(-ours, "pidfd_getfd", reason=f"descriptor {fd} of process {pid}")
         try:
             return cls.adopt(ours)
@@ -183,6 +168,7 @@ class Userfaultfd:
 
     @property
     def closed(self) -> bool:
+        """Whether `close` was called."""
         return self._fd < 0
 
     def close(self) -> None:
@@ -393,65 +379,6 @@ class Userfaultfd:
         if count < 0 and count != native.NOTHING and not events:
             raise errors.OpenRefused(-count, "read", reason="reading the userfaultfd")
         return events
-
-
-def supported_features(*, user_mode_only: bool = True) -> Features:
-    """All that this kernel has, by a descriptor that is thrown away.
-
-    Opening is tried in every way that works without privilege first.  Raises `PermissionRefused`
-    and `OpenRefused`.
-    """
-    fd = _open(user_mode_only=user_mode_only, how="auto")
-    try:
-        number, features, _ = native.handshake(fd, 0)
-    finally:
-        os.close(fd)
-    if number < 0:
-        raise errors.OpenRefused(-number, "UFFDIO_API")
-    return Features(features)
-
-
-def _open(*, user_mode_only: bool, how: How) -> int:
-    number = -errno.EINVAL
-    if how in ("auto", "syscall"):
-        number = native.open_syscall(user_mode_only=user_mode_only)
-    if how == "device" or (how == "auto" and number in (-errno.EPERM, -errno.ENOSYS)):
-        opened = native.open_device(user_mode_only=user_mode_only)
-        if opened >= 0 or how == "device":
-            number = opened
-    if number >= 0:
-        return number
-    what = "/dev/userfaultfd" if how == "device" else "userfaultfd"
-    if number in (-errno.EPERM, -errno.EACCES):
-        raise errors.PermissionRefused(-number, what, advice=_ADVICE)
-    raise errors.OpenRefused(-number, what)
-
-
-def _explain_handshake(number: int, asked: Features) -> None:
-    # As integers: inverting a flag forgets the bits that it has no name for.
-    missing = Features(int(asked) & ~int(supported_features()))
-    if missing:
-        raise errors.FeatureMissing("UFFDIO_API", ", ".join(missing.names), missing)
-    reason = ""
-    if number == errno.EPERM and asked & Features.EVENT_FORK:
-        raise errors.PermissionRefused(
-            number, "UFFDIO_API", reason="EVENT_FORK", advice="it takes CAP_SYS_PTRACE"
-        )
-    raise errors.OpenRefused(number, "UFFDIO_API", reason=reason)
-
-
-def _features_of(fd: int) -> Features:
-    """What an adopted descriptor negotiated, from its fdinfo (``fs/userfaultfd.c``)."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-        for line in info:
-            if line.startswith("API:"):
-                bits = int(line.split(":")[2], 16)
-                if not bits & _INITIALIZED:
-                    raise errors.NotAUserfaultfd(
-                        f"userfaultfd {fd} has had no handshake: its owner must do UFFDIO_API"
-                    )
-                return Features(bits & ~_INITIALIZED)
-    return Features(0)
 
 
 def _registration_error(

@@ -8,24 +8,15 @@ machine is changed, and whatever goes wrong is a finding.
 
 from __future__ import annotations
 
-from importlib import metadata
-
+from uffdaemon import __version__
 from uffdaemon.check.findings import Finding, Group, Mark, Report, Verdict
 from uffdaemon.check.gather import gather
 from uffdaemon.check.judging import judge
 from uffdaemon.check.text import render
 
-__all__ = ["Finding", "Group", "Mark", "Report", "Verdict", "examine", "render", "version"]
+__all__ = ["Finding", "Group", "Mark", "Report", "Verdict", "examine", "render"]
 
 
 def examine() -> Report:
     """Look at this machine and this user.  Takes well under a second; raises nothing."""
-    return judge(gather(), version())
-
-
-def version() -> str:
-    """The version of the installed library, "(not installed)" from a mere directory."""
-    try:
-        return metadata.version("uffdaemon")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
+    return judge(gather(), __version__)

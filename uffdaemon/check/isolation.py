@@ -53,6 +53,8 @@ def attempt(probe: Probe, deadline: float = 20.0) -> Attempt:
     if at_end and os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         return Attempt(text=f"killed by {signal.Signals(number).name}", signal=number)
+    if at_end:
+        return Attempt(text="ended without an answer")
     return Attempt(text=f"no answer within {deadline:g} seconds")
 
 
@@ -60,16 +62,16 @@ def _in_child(probe: Probe, writing: int) -> None:
     # To be killed by a filter is an answer, not a crash to keep.
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
-    answer: dict[str, Json]
     try:
-        answer = {"worked": True, "details": dict(probe())}
+        said = json.dumps({"worked": True, "details": dict(probe())})
     except KernelRefusal as error:
-        answer = {"number": error.number, "text": _reason(error)}
+        said = json.dumps({"number": error.number, "text": _reason(error)})
     except OSError as error:
-        answer = {"number": error.errno or 0, "text": str(error)}
+        said = json.dumps({"number": error.errno or 0, "text": str(error)})
     except Exception as error:  # noqa: BLE001  # a probe's bug is a finding too
-        answer = {"text": f"{type(error).__name__}: {error}"}
-    os.write(writing, json.dumps(answer).encode())
+        said = json.dumps({"text": f"{type(error).__name__}: {error}"})
+    with open(writing, "wb") as pipe:
+        pipe.write(said.encode())
 
 
 def _reason(error: KernelRefusal) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uffdaemon.check import mends
-from uffdaemon.check.facts import SYSCTL, Attempt
+from uffdaemon.check.facts import SYSCTL, Attempt, NotKnownError
 from uffdaemon.check.findings import Mark, Verdict
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def device_node(facts: Facts) -> Verdict:
     """The owner and mode of /dev/userfaultfd."""
     device = facts.device
     if device.trouble:
-        return Verdict(Mark.UNKNOWN, device.trouble, mends.device(facts))
+        raise NotKnownError(device.trouble)
     if not device.exists:
         return Verdict(Mark.MISSING, "does not exist", mends.device(facts), {"exists": False})
     details: dict[str, Json] = {

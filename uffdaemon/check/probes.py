@@ -18,9 +18,10 @@ from uffdaemon.errors import OpenRefused
 from uffdaemon.events import FaultKind, PageFault
 from uffdaemon.features import Features, RegisterMode
 from uffdaemon.memory import Memory
+from uffdaemon.opening import How
 from uffdaemon.pagemap import PageCategory, scan_pages
 from uffdaemon.region import PAGE_SIZE
-from uffdaemon.uffd import How, Userfaultfd
+from uffdaemon.uffd import Userfaultfd
 
 if TYPE_CHECKING:
     from uffdaemon.check.facts import Attempt, Json
@@ -108,7 +109,8 @@ def _await_fault(uffd: Userfaultfd, memory: Memory) -> None:
     match events:
         case [PageFault(address, FaultKind.MISSING)] if address == memory.start:
             return
-    raise UnexpectedError(f"a missing page was touched, and reported as {events}")
+        case _:
+            raise UnexpectedError(f"a missing page was touched, and reported as {events}")
 
 
 def move(way: Way) -> Details:

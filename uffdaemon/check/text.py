@@ -39,7 +39,8 @@ def _lines(report: Report, *, colour: bool) -> Iterator[str]:
             mark = verdict.mark.value.ljust(_MARK_WIDTH)
             if colour:
                 mark = f"\x1b[{_COLOURS[verdict.mark]}m{mark}\x1b[0m"
-            yield f"  {mark}  {finding.title.ljust(width)}  {verdict.found}"
+            # An error's text can have lines of its own; ours is one.
+            yield f"  {mark}  {finding.title.ljust(width)}  {' '.join(verdict.found.split())}"
             if verdict.mend:
                 yield f"{_INDENT}mend: {verdict.mend}"
     yield ""

@@ -124,6 +124,7 @@ def build_image(
         return Image(path, path.stat().st_size, count, copies)
     except BaseException as error:
         path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
         if watch.error is not None and error is not watch.error:
             raise watch.error from None
         if _is_full(error):

@@ -78,7 +78,7 @@ class Worker:
             # Said once, when the worker closed with something unread; what it said is still there.
             packet = sock.recv(LIMIT, flags)
         if not packet:
-            raise await self._death()
+            raise await self.death()
         message = decode(packet)
         if message.kind == "failed":
             raise WorkerFailed(f"the worker ({self.name}): {message.text('error')}")
@@ -106,7 +106,7 @@ class Worker:
         try:
             sock, _address = listener.accept()
         except BlockingIOError as error:
-            raise await self._death() from error
+            raise await self.death() from error
         sock.settimeout(0)
         self._sock = sock
         peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -128,7 +128,7 @@ class Worker:
             await self.process.wait()
         return self.process.returncode is not None
 
-    async def _death(self) -> WorkerDied:
+    async def death(self) -> WorkerDied:
         """What there is to say about a worker that closed its connection, or never had one."""
         if not await self._ended():
             return WorkerDied(f"the worker ({self.name}, pid {self.pid}) does not answer")

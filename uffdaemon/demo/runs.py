@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +17,7 @@ from uffdaemon.demo.errors import DemoError
 from uffdaemon.demo.process import Worker, started_worker
 from uffdaemon.demo.residency import cached_pages, drop_from_cache
 from uffdaemon.demo.results import Answer, Cache, Fill, Mode, Proof, Run, Temperature
+from uffdaemon.errors import DaemonClosed
 
 if TYPE_CHECKING:
     from uffdaemon.demo.image import Image
@@ -135,16 +136,22 @@ class _Lazy:
 
     async def fill(self, progress: Callable[[int, int], None]) -> None:
         """Bring all that is missing; `WorkerDied` when there is nobody to bring it to."""
-        await self.daemon.fill(self.region, progress=progress)
+        try:
+            await self.daemon.fill(self.region, progress=progress)
+        except DaemonClosed:
+            raise await self.worker.death() from None
 
 
 @asynccontextmanager
 async def _lazy_worker(setting: Setting, name: str) -> AsyncGenerator[_Lazy]:
-    async with open_daemon() as daemon, started_worker(setting.folder, name) as worker:
-        _announce(setting, worker)
-        await _start(setting, worker, "lazy")
-        uffd, place = await worker.hear_userfaultfd()
-        with FileSource(setting.image.path) as source:
+    # The source and the userfaultfd have to outlive the daemon, and that the worker.
+    with ExitStack() as stack:
+        async with open_daemon() as daemon, started_worker(setting.folder, name) as worker:
+            _announce(setting, worker)
+            await _start(setting, worker, "lazy")
+            uffd, place = await worker.hear_userfaultfd()
+            stack.enter_context(uffd)
+            source = stack.enter_context(FileSource(setting.image.path))
             policy = FaultAround(CopyFrom(source), setting.fault_around)
             region = Region(place.integer("base"), place.integer("length"), policy, name="image")
             daemon.add_region(uffd, region, register=None)

@@ -75,6 +75,7 @@ class Port:
 
     @property
     def address(self) -> int:
+        """Where C finds it."""
         return int(ffi.cast("uintptr_t", self._port))
 
     @property
@@ -84,6 +85,7 @@ class Port:
 
     @property
     def has_records(self) -> bool:
+        """Whether `take` would return anything."""
         return bool(self._port.count)
 
     @property
@@ -93,11 +95,11 @@ class Port:
 
     @property
     def record_all(self) -> bool:
+        """Whether faults that rules answer are recorded as well."""
         return bool(self._port.record_all)
 
     @record_all.setter
     def record_all(self, value: bool) -> None:
-        """Whether faults that rules answer are recorded as well."""
         self._port.record_all = value
 
     def set_rules(self, rules: list[NativeRule]) -> None:
@@ -165,6 +167,7 @@ class Waiter:
         return int(lib.uffdaemon_wait_add(self.fd, fd, port))
 
     def remove(self, fd: int) -> int:
+        """Wait for it no more: 0 or -errno."""
         return int(lib.uffdaemon_wait_remove(self.fd, fd))
 
     def wait(self, timeout: int) -> int:

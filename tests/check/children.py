@@ -1,0 +1,41 @@
+"""Runs the command in a child that is killed when it takes too long."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parents[2]
+DEADLINE: Final = 90  # seconds
+PLAIN: Final = {"NO_COLOR", "TERM", "container", "KUBERNETES_SERVICE_HOST"}
+
+
+def run(
+    module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in PLAIN}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**inherited, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+def check(
+    *confinement: str, environment: Mapping[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """`uffdaemon check --json`, confined as told: its exit status and what it printed."""
+    done = run(
+        "tests.check.confined", *confinement, "--", "check", "--json", environment=environment
+    )
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)
