@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from uffdaemon import actions, errors
 from uffdaemon.actions import Action, Fallback, Hold, Perform, Source, Span
+from uffdaemon.daemon import Daemon
 from uffdaemon.errors import (
     KernelRefusal,
     OperationError,
@@ -17,7 +18,7 @@ from uffdaemon.events import Event, FaultKind, ForkEvent, RemapEvent, RemoveEven
 from uffdaemon.features import Features, IoctlSet, RegisterMode
 from uffdaemon.hooks import Hooks, Resolved, Veto
 from uffdaemon.ledger import OpenFault
-from uffdaemon.loop import Daemon, open_daemon, serve
+from uffdaemon.loop import Shutdown
 from uffdaemon.memory import Advice, Memory, MemoryType
 from uffdaemon.opening import supported_features
 from uffdaemon.outcomes import Code, Operation, Outcome, Result, Status
@@ -38,7 +39,7 @@ from uffdaemon.policy import (
     ZeroPage,
 )
 from uffdaemon.region import Region, Retry
-from uffdaemon.server import Shutdown
+from uffdaemon.serve import open_daemon, serve
 from uffdaemon.sources import AsyncSource, BytesSource, FileSource
 from uffdaemon.statistics import Statistics
 from uffdaemon.uffd import Userfaultfd

@@ -22,6 +22,7 @@ from uffdaemon.outcomes import Code, Operation, Outcome
 
 if TYPE_CHECKING:
     from uffdaemon.handlers import Handler
+    from uffdaemon.regions import Segment
 
 _NAMES: Final[dict[type, str]] = {
     ForkEvent: "fork",
@@ -40,10 +41,10 @@ def apply_event(handler: Handler, event: Change) -> None:
         case RemoveEvent(start, end):
             _removed(handler, start, end)
         case UnmapEvent(start, end):
-            handler.regions.unmap(start, end)
+            _stale(handler, handler.regions.unmap(start, end))
             _gone(handler, start, end)
         case RemapEvent(source, target, length):
-            handler.regions.remap(source, target, length)
+            _stale(handler, handler.regions.remap(source, target, length))
             _gone(handler, source, source + length)
         case ForkEvent():
             handler.forks.append(event)
@@ -53,13 +54,18 @@ def apply_event(handler: Handler, event: Change) -> None:
     handler.hooks.event(name, event)
 
 
+def _stale(handler: Handler, segments: list[Segment]) -> None:
+    """Rules that were made from these do not hold any more."""
+    handler.stale.update(id(segment.region.pages) for segment in segments)
+
+
 def _removed(handler: Handler, start: int, end: int) -> None:
     for segment in handler.regions.clip(start, end):
         region = segment.region
         first = (segment.start - region.start) // region.page_size
         last = (segment.end - region.start + region.page_size - 1) // region.page_size
         region.pages.remove(first, last)
-        handler.stale.add(id(region.pages))
+        _stale(handler, [segment])
     for fault in handler.ledger.inside(start, end):
         # Whatever it waits for, the data is void now.
         if fault.kind is FaultKind.MISSING and fault.region.after_remove == "zero":

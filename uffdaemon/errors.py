@@ -53,6 +53,10 @@ class PlacementRefused(UsageError):
     of the process that owns the memory."""
 
 
+class NotServed(UsageError, LookupError):
+    """The daemon does not serve this userfaultfd or region."""
+
+
 class DaemonClosed(UsageError, RuntimeError):
     """The daemon is shutting down or gone."""
 

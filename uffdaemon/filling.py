@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uffdaemon.handlers import Handler
+    from uffdaemon.loop import Server
     from uffdaemon.policy import Policy
     from uffdaemon.region import Region
     from uffdaemon.regions import Segment
-    from uffdaemon.server import Server
 
 _FIRST_DELAY = 0.0001
 _MAX_DELAY = 0.02

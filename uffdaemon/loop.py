@@ -1,405 +1,336 @@
-"""The trio shell: `open_daemon`, `serve`, and the `Daemon` that both hand out."""
+"""One userfaultfd being served: a port for what C answers by rules, a handler for all the rest.
+
+`Server.run` is the loop: take what was read, let the handler answer it, look again, and sleep when
+nothing came.  It is shielded from cancellation, and ends when it is told to.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
+import math
 import time
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from contextlib import suppress
+from enum import Enum
+from typing import TYPE_CHECKING, Final
 
-import structlog
 import trio
 
-from uffdaemon import errors, native
-from uffdaemon.actions import Copy, Source
-from uffdaemon.features import Features, RegisterMode
-from uffdaemon.filling import Fill, copy_of, poison_absent
-from uffdaemon.handlers import Handler
-from uffdaemon.opening import supported_features
-from uffdaemon.outcomes import Code, Operation
-from uffdaemon.policy import moves, policy_name
-from uffdaemon.region import Region
-from uffdaemon.server import Server, Shutdown
-from uffdaemon.sleeping import Sleeper
-from uffdaemon.statistics import Counters, Statistics
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon.events import PageFault, parse
+from uffdaemon.hooks import Resolved
+from uffdaemon.ledger import Waiting
+from uffdaemon.lowering import Rule, rules_of
+from uffdaemon.native.ports import NativeRule, Port, pin
+from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Status
+from uffdaemon.policy import Fault
+from uffdaemon.region import PAGE_SIZE
+from uffdaemon.slow import SlowWork
 
 if TYPE_CHECKING:
-    import signal
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import Callable
 
     from uffdaemon.events import ForkEvent
-    from uffdaemon.hooks import Hooks
-    from uffdaemon.ledger import OpenFault
-    from uffdaemon.memory import Memory
-    from uffdaemon.policy import Policy
-    from uffdaemon.regions import RegionTable
+    from uffdaemon.handlers import Handler
+    from uffdaemon.native import PinnedBuffer
+    from uffdaemon.native.ports import Record
+    from uffdaemon.regions import Segment
+    from uffdaemon.sleeping import Sleeper
+    from uffdaemon.statistics import Counters
 
-ForkDecision: TypeAlias = Literal["adopt", "close"]
-"""What is done with a child's userfaultfd: serve it with the parent's regions, or close it, after
-which pages missing in the child read as zeros."""
+_TURN: Final = 0.001
+"""Seconds of uninterrupted work after which trio's other tasks get their turn."""
 
-Missing: TypeAlias = Literal["hold", "poison", "release"]
-"""What becomes of the missing pages of a region that is removed: their faults are held and listed;
-they are poisoned; or the kernel fills them with zeros."""
+_LOW_PAGE: Final = 0x10000  # the lowest that programs may map by default: vm.mmap_min_addr
 
-REREADS = 100
-"""Reads of an empty userfaultfd in a row before sleeping, about 30 µs: what it takes a thread on
-another core to wake up and fault again (see docs/architecture.md)."""
+_clock = time.perf_counter_ns
 
 
-class Daemon:
-    """Serves any number of userfaultfds in one trio program; made by `open_daemon`."""
+class Shutdown(Enum):
+    """What a daemon that ends does about the faults that are open then."""
+
+    HOLD = "hold"
+    """Nothing: their threads wait on, for a successor with the same descriptor that wakes them."""
+    RESOLVE = "resolve"
+    """Answer them first, as far as that is done in time; hold the others."""
+    POISON = "poison"
+    """Their threads get SIGBUS."""
+
+
+class Server:
+    """Serves one userfaultfd; made and run by a `Daemon`."""
 
     def __init__(
         self,
-        nursery: trio.Nursery,
-        hooks: Sequence[Hooks],
+        handler: Handler,
         *,
-        on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision],
+        sleeper: Sleeper | None,
         rereads: int,
         fetch_limit: int,
+        owns_fd: bool,
+        on_fork: Callable[[Server, ForkEvent], None],
     ) -> None:
-        self._nursery = nursery
-        self._hooks = tuple(hooks)
-        self._on_fork = on_fork
-        self._rereads = rereads
+        self.handler = handler
+        self.uffd = handler.uffd
+        self.owns_fd = owns_fd
+        self.ended = trio.Event()
+        self._fd = handler.uffd.fileno()
+        self._port = Port(self._fd, rereads)
+        self._port.record_all = handler.hooks.see_endings
+        self._lowered = not handler.hooks.before
+        self._rules: dict[int, tuple[list[Rule], PinnedBuffer]] = {}
+        self._sleeper = sleeper
         self._fetch_limit = fetch_limit
-        self._servers: dict[Userfaultfd, Server] = {}
-        self._past = Counters()
-        self._sleeper: Sleeper | None = None
-        self._closing = False
-        self._log = structlog.stdlib.get_logger("uffdaemon")
+        self._on_fork = on_fork
+        self._stopping = False
+        self._awake = True
+        self._scope: trio.CancelScope | None = None
+        self._quiet: trio.Event | None = None
+        handler.wake = self.wake
+        self.uffd.on_close.append(self.let_go)
+        if sleeper is not None:
+            sleeper.add(self._fd, self._port)
 
-    # -- regions -------------------------------------------------------------------------------
+    # -- the loop ------------------------------------------------------------------------------
 
-    def add_region(
-        self,
-        uffd: Userfaultfd,
-        region: Region,
-        *,
-        register: RegisterMode | None = RegisterMode.MISSING,
-    ) -> Region:
-        """Serve a region of the process that `uffd` belongs to, from now on.
-
-        The range is registered in the mode given; None: its owner has done that.  The userfaultfd
-        stays the caller's, to be closed after the daemon has ended or the region was removed.
-
-        Raises `InvalidRange` when it overlaps another region, `PlacementRefused` when the policy
-        moves pages of another process, `DaemonClosed`, and what `Userfaultfd.register` raises.
-        """
-        if self._closing:
-            raise errors.DaemonClosed("the daemon is shutting down")
-        if moves(region.policy) and not uffd.same_process:
-            raise errors.PlacementRefused(
-                f"policy {policy_name(region.policy)} moves pages, and this userfaultfd is another "
-                "process's: the kernel moves pages only from inside of the process whose memory "
-                "it is.  Serve it in that process, or copy."
-            )
-        server = self._servers.get(uffd) or self._start(uffd)
-        handler = server.handler
-        handler.regions.add(region)
+    async def run(self) -> None:
+        """Serve until `stop`, until the client is gone, or until the descriptor is closed."""
         try:
-            if register is not None:
-                uffd.register(region.start, region.length, register)
-        except BaseException:
-            handler.regions.remove(region)
-            raise
-        server.update_rules()
-        # Whoever waits there already, for nobody, may ask again.
-        waiting = handler.ledger.inside(region.start, region.end)
-        for fault in waiting:
-            handler.ledger.leave(fault)
-        if waiting:
-            uffd.execute([Operation(Code.WAKE, region.start, region.length)])
-        return region
-
-    def guard(
-        self,
-        memory: Memory,
-        policy: Policy,
-        *,
-        features: Features = Features.THREAD_ID,
-        register: RegisterMode = RegisterMode.MISSING,
-        **options: object,
-    ) -> Region:
-        """Guard memory of this process: open a userfaultfd, register, serve.
-
-        `options` are those of `Region`.  The userfaultfd is closed with the memory, never before.
-        Faults must come from threads that do not hold the GIL, such as `Memory.read` in a worker
-        thread; a plain access from Python would stop the interpreter that has to answer.
-
-        Features that this kernel lacks are left out.  Raises what `Userfaultfd.open` and
-        `add_region` raise.
-        """
-        region = Region(
-            memory.start,
-            memory.length,
-            policy,
-            memory.page_size,
-            **options,  # type: ignore[arg-type]  # Region itself refuses what it does not know
-        )
-        if memory.userfaultfd is None:
-            memory.userfaultfd = Userfaultfd.open(features & supported_features())
-        return self.add_region(memory.userfaultfd, region, register=register)
-
-    def remove_region(self, region: Region, missing: Missing | None = None) -> None:
-        """Stop serving a region.
-
-        A region whose pages are all there is unregistered.  One that is incomplete would then show
-        zeros, so `missing` has to say what shall happen; without it, raises `RegionIncomplete`.
-        Raises `InvalidRange` for a region that is not served here.
-        """
-        server = self._server_of(region)
-        pages = region.pages
-        absent = pages.pages - pages.filled()
-        if absent and missing is None:
-            raise errors.RegionIncomplete(
-                f"{region.label} lacks {absent} of {pages.pages} pages: say missing='hold', "
-                "'poison' or 'release'"
-            )
-        handler = server.handler
-        segments = handler.regions.segments(region)
-        if absent and missing == "poison":
-            for segment in segments:
-                poison_absent(handler, segment.region, segment.start, segment.end)
-        handler.regions.remove(region)
-        server.forget_rules(segments)
-        server.update_rules()
-        for segment in segments:
-            if not absent or missing != "hold":
-                handler.uffd.unregister(segment.start, segment.end - segment.start)
-                server.woken(segment.start, segment.end)
-            else:
-                for fault in handler.ledger.inside(segment.start, segment.end):
-                    handler.hold(fault, f"region {region.label} was removed")
-
-    async def fill(
-        self,
-        region: Region,
-        *,
-        source: Source | None = None,
-        piece: int = 256 * 1024,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> int:
-        """Fill what is missing of a region, `piece` bytes at a time; demand faults go first.
-
-        `source` has the region's bytes from offset 0 on; by default it is that of the region's
-        `CopyFrom`.  `progress` is called with (bytes that need nothing any more, bytes in all).
-        Returns the bytes that were brought.  Raises `SourceError`, `OperationError`,
-        `DaemonClosed` when the client goes away; what was filled stays.
-        """
-        copy = copy_of(region.policy) if source is None else Copy(source)
-        return await Fill(self._server_of(region), region, copy, piece, progress).run()
-
-    # -- clients -------------------------------------------------------------------------------
-
-    def watch_client(self, uffd: Userfaultfd, pid: int) -> None:
-        """End serving `uffd` when process `pid` ends, which the userfaultfd itself never tells.
-
-        Raises `OpenRefused` (ESRCH: it is gone already).
-        """
-        pidfd = native.pidfd_open(pid)
-        if pidfd < 0:
-            raise errors.OpenRefused(-pidfd, "pidfd_open", reason=f"process {pid}")
-        self._nursery.start_soon(self._watch, self._servers[uffd], pidfd)
-
-    async def _watch(self, server: Server, pidfd: int) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-
-                async def died() -> None:
-                    await trio.lowlevel.wait_readable(pidfd)
-                    server.handler.lose_client()
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    self.handler.slow = SlowWork(self.handler, nursery, self._fetch_limit)
+                    await self._loop()
                     nursery.cancel_scope.cancel()
-
-                nursery.start_soon(died)
-                await server.ended.wait()
-                nursery.cancel_scope.cancel()
         finally:
-            os.close(pidfd)
+            self.let_go()
+            self.ended.set()
 
-    async def wait_client_gone(self, uffd: Userfaultfd) -> None:
-        """Until `uffd` is served no more: its client died, or the daemon ends."""
-        server = self._servers.get(uffd)
-        if server is not None:
-            await server.ended.wait()
+    async def _loop(self) -> None:
+        begun = trio.current_time()
+        while not self._over():
+            if self.turn():
+                if trio.current_time() - begun > _TURN:
+                    await trio.lowlevel.checkpoint()
+                    begun = trio.current_time()
+            else:
+                await self._sleep()
+                begun = trio.current_time()
 
-    # -- looking -------------------------------------------------------------------------------
+    def _over(self) -> bool:
+        return self._stopping or self.handler.client_gone
 
-    def open_faults(self) -> list[OpenFault]:
-        """Who waits now, since when and for what; the oldest first."""
-        now = time.perf_counter_ns()
-        found = [
-            entry
-            for server in self._servers.values()
-            for entry in server.handler.ledger.open_faults(now)
-        ]
-        return sorted(found, key=lambda entry: -entry.age)
+    def turn(self) -> bool:
+        """Read and answer once; whether anything came."""
+        self._awake = False
+        self._port.serve()
+        worked = self.take()
+        if self.handler.ledger.next_due() is not None:
+            self.handler.retry_due()
+        if self._port.error:
+            self._read_failed(self._port.error)
+        return worked
 
-    def statistics(self) -> Statistics:
-        """A snapshot of what has been served, by all userfaultfds together."""
-        total = Counters()
-        total.add(self._past)
-        for server in self._servers.values():
-            server.add_counters(total)
-        return Statistics(
-            dict(total.outcomes),
-            dict(total.failures),
-            dict(total.events),
-            dict(total.bytes_done),
-            self.open_faults(),
-            total.joined,
-            list(total.latencies),
-        )
+    def take(self) -> bool:
+        """Account for what C has read and answered, and answer what it left; whether that was
+        anything."""
+        records = self._port.take()
+        if not records:
+            return False
+        read_at = _clock()
+        forwarded = [record.message for record in records if not record.code]
+        if self._port.record_all:
+            for record in records:
+                if record.code:
+                    self._tell(record, read_at)
+        if forwarded:
+            # All that is pending, since an event that came first may be read last.
+            events = parse(b"".join(forwarded)) + self.uffd.read_events()
+            self.handler.answer(events, read_at)
+            if self.handler.stale:
+                self.update_rules()
+            forks, self.handler.forks = self.handler.forks, []
+            for fork in forks:
+                self._on_fork(self, fork)
+        if self._quiet is not None and self._is_quiet():
+            self._quiet.set()
+        return True
 
-    def dump(self) -> str:
-        """Who is stuck, since when and why, as text: a line for each open fault."""
-        stuck = self.open_faults()
-        head = f"uffdaemon: {len(stuck)} open faults on {len(self._servers)} userfaultfds"
-        return "\n".join([head, *(f"  {entry}" for entry in stuck)])
-
-    async def dump_on_signal(self, *signals: signal.Signals) -> None:
-        """Print `dump` to standard error whenever one of the signals arrives; runs until it is
-        cancelled."""
-        with trio.open_signal_receiver(*signals) as received:
-            async for _ in received:
-                print(self.dump(), file=sys.stderr, flush=True)  # noqa: T201  # asked for
-
-    # -- inside --------------------------------------------------------------------------------
-
-    def _server_of(self, region: Region) -> Server:
-        for server in self._servers.values():
-            if server.handler.regions.segments(region):
-                return server
-        raise errors.InvalidRange(f"region {region.label} is not served here")
-
-    def _start(
-        self, uffd: Userfaultfd, regions: RegionTable | None = None, *, owns_fd: bool = False
-    ) -> Server:
-        log = self._log.bind(userfaultfd=uffd.fileno())
-        handler = Handler(uffd, self._hooks, log, regions)
-        server = Server(
-            handler,
-            sleeper=self._sleeper,
-            rereads=self._rereads,
-            fetch_limit=self._fetch_limit,
-            owns_fd=owns_fd,
-            on_fork=self._forked,
-        )
-        self._servers[uffd] = server
-        self._nursery.start_soon(self._run, server)
-        return server
-
-    async def _run(self, server: Server) -> None:
-        await server.run()
-        if not self._closing and not server.handler.ledger:
-            self._forget(server)
-
-    def _forget(self, server: Server) -> None:
-        if self._servers.pop(server.uffd, None) is not None:
-            server.add_counters(self._past)
-
-    def _forked(self, parent: Server, event: ForkEvent) -> None:
-        """A child has come into being; its descriptor is ours."""
-        try:
-            decision = self._on_fork if isinstance(self._on_fork, str) else self._on_fork(event)
-        except Exception as error:  # noqa: BLE001  # a child must not be lost over it
-            parent.handler.hooks.raised(self._on_fork, error)
-            decision = "adopt"
-        if decision == "close" or self._closing:
-            os.close(event.fd)
+    def _tell(self, record: Record, now: int) -> None:
+        """Tell the ``after`` hooks of a fault that a rule has answered."""
+        [event] = parse(record.message)
+        if not isinstance(event, PageFault):
             return
-        self._reap()
-        child = Userfaultfd.adopt(event.fd)
-        server = self._start(child, parent.handler.regions.fork(), owns_fd=True)
-        server.update_rules()
+        region = self.handler.regions.find(event.address)
+        if region is None:
+            return
+        fault = Fault(
+            event.address - (event.address - region.start) % region.page_size,
+            event.kind,
+            event.write,
+            event.thread,
+            event.address,
+            region,
+            now - record.latency,
+        )
+        code = Code(record.code)
+        outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[code]
+        self.handler.hooks.after(Resolved(fault, outcome, record.latency, record.done))
 
-    def _reap(self) -> None:
-        """Let go of children that have ended, of which nothing tells."""
-        for server in list(self._servers.values()):
-            if server.owns_fd and not server.is_alive():
-                server.handler.lose_client()
+    def _read_failed(self, number: int) -> None:
+        self.handler.log.error("reading the userfaultfd failed", errno=number)
+        self._stopping = True
 
-    def _wake(self) -> None:
-        for server in self._servers.values():
-            server.wake_if_read()
+    async def _sleep(self) -> None:
+        """Until a message comes, a deferred fault is due, or `wake`."""
+        due = self.handler.ledger.next_due()
+        wait = math.inf if due is None else max(due - _clock(), 0) / 1e9
+        if self._awake:
+            return
+        with trio.CancelScope(deadline=trio.current_time() + wait) as self._scope:
+            if self._sleeper is not None and not self._sleeper.failed:
+                await trio.sleep_forever()
+            else:
+                with suppress(trio.ClosedResourceError):
+                    await trio.lowlevel.wait_readable(self._fd)
+        self._scope = None
 
-    async def start(self, *, native_sleep: bool) -> None:
-        """Called by `open_daemon`, once."""
-        if native_sleep:
-            self._sleeper = await Sleeper.find(self._wake)
+    def wake(self) -> None:
+        """Look again: something has changed."""
+        self._awake = True
+        if self._scope is not None:
+            self._scope.cancel()
+        if self._quiet is not None and self._is_quiet():
+            self._quiet.set()
+
+    def wake_if_read(self) -> None:
+        """Look again if C has left something for Python."""
+        if self._port.has_records or self._port.error:
+            self.wake()
+
+    # -- rules ---------------------------------------------------------------------------------
+
+    def update_rules(self) -> None:
+        """Write the regions' policies down for C, as far as they can be."""
+        if not self._lowered:
+            return
+        for stale in self.handler.stale:
+            self._rules.pop(stale, None)
+        self.handler.stale.clear()
+        rules = [rule for segment in self.handler.regions for rule in self._native(segment)]
+        rules.sort(key=lambda rule: (rule.kind, rule.start))
+        self._port.set_rules(rules)
+
+    def _native(self, segment: Segment) -> list[NativeRule]:
+        region = segment.region
+        known = self._rules.get(id(region.pages))
+        if known is None:
+            known = rules_of(region), pin(region.pages.present.buffer)
+            self._rules[id(region.pages)] = known
+        rules, pages = known
+        low, high = segment.offset, segment.end - region.start
+        return [
+            NativeRule(
+                part.flags,
+                region.start + part.start,
+                region.start + part.end,
+                part.code,
+                part.mode,
+                part.source,
+                region.start % (1 << 64),  # a part that was moved down may begin "before" 0
+                region.page_size,
+                max(part.window, region.page_size),
+                pages,
+            )
+            for rule in rules
+            if rule.start < high and low < rule.end
+            for part in (rule.cut(max(rule.start, low), min(rule.end, high)),)
+        ]
+
+    def forget_rules(self, segments: list[Segment]) -> None:
+        """These regions are served no more."""
+        for segment in segments:
+            self._rules.pop(id(segment.region.pages), None)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing is open but what nobody is going to answer."""
+        now = _clock()
+        ledger = self.handler.ledger
+        return not ledger or all(
+            entry.waiting is Waiting.NOBODY for entry in ledger.open_faults(now)
+        )
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:
-        """Called by `open_daemon` when its block ends."""
-        self._closing = True
-        try:
-            async with trio.open_nursery() as nursery:
-                for server in list(self._servers.values()):
-                    nursery.start_soon(server.shut_down, how, patience)
-        finally:
-            if self._sleeper is not None:
-                self._sleeper.close()
-        statistics = self.statistics()
-        if statistics.resolved:
-            self._log.debug("served", **{k: v for k, v in statistics.as_dict().items() if v})
+        """Stop serving within `patience` seconds, doing about open faults what `how` says."""
+        if not self.ended.is_set():
+            if how is Shutdown.RESOLVE:
+                self._quiet = trio.Event()
+                self.wake()
+                with trio.move_on_after(patience):
+                    await self._quiet.wait()
+            self.stop()
+            await self.ended.wait()
+        if how is Shutdown.POISON and not self.handler.client_gone:
+            self._poison()
+        for entry in self.handler.ledger.open_faults(_clock()):
+            self.handler.log.warning("thread left waiting", fault=str(entry))
 
+    def _poison(self) -> None:
+        for fault in list(self.handler.ledger.faults.values()):
+            page_size = fault.region.page_size
+            [result] = self.uffd.execute(
+                [Operation(Code.POISON, fault.address, page_size, 0, 0, page_size)]
+            )
+            if result.complete:
+                self.handler.resolve(fault, Outcome.POISONED)
 
-@asynccontextmanager
-async def open_daemon(
-    *,
-    hooks: Sequence[Hooks] = (),
-    on_shutdown: Shutdown = Shutdown.HOLD,
-    shutdown_timeout: float = 5.0,
-    on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision] = "adopt",
-    rereads: int = REREADS,
-    fetch_limit: int = 16,
-    native_sleep: bool = True,
-) -> AsyncGenerator[Daemon]:
-    """Serve page faults while the block runs.
+    def add_counters(self, total: Counters) -> None:
+        """Add what this server has counted, in Python and in C."""
+        total.add(self.handler.counters)
+        total.add_port(self._port)
 
-    When it ends, in whatever way, open faults are dealt with as `on_shutdown` says, for at most
-    `shutdown_timeout` seconds, shielded from cancellation.
+    def is_alive(self) -> bool:
+        """Whether the process still exists, as far as an operation that does nothing can tell."""
+        if self.handler.client_gone:
+            return False
+        page = next(
+            page
+            for page in range(_LOW_PAGE, 1 << 40, PAGE_SIZE)
+            if self.handler.regions.find(page) is None
+        )
+        # Nothing is watched there, so that a living process answers ENOENT.
+        [result] = self.uffd.execute([Operation(Code.ZEROPAGE, page, PAGE_SIZE)])
+        return result.status is not Status.CLIENT_GONE
 
-    `rereads` bounds how often an empty userfaultfd is read again before sleeping; 0 never does.
-    `fetch_limit` is how many fetches run at a time for each userfaultfd.  `native_sleep` answers
-    faults in C while trio sleeps; turn it off under a guest loop.
-    """
-    async with trio.open_nursery() as nursery:
-        daemon = Daemon(nursery, hooks, on_fork=on_fork, rereads=rereads, fetch_limit=fetch_limit)
-        await daemon.start(native_sleep=native_sleep)
-        try:
-            yield daemon
-        finally:
-            with trio.CancelScope(shield=True):
-                await daemon.shut_down(on_shutdown, shutdown_timeout)
-            nursery.cancel_scope.cancel()
+    def woken(self, start: int, end: int) -> None:
+        """The kernel has woken everybody in a range that is watched no more."""
+        for fault in self.handler.ledger.inside(start, end):
+            self.handler.resolve(fault, Outcome.WOKEN)
 
+    def stop(self) -> None:
+        """Have the loop end at once."""
+        self._stopping = True
+        self.wake()
 
-async def serve(
-    uffd: Userfaultfd,
-    regions: Sequence[Region],
-    *,
-    register: RegisterMode | None = RegisterMode.MISSING,
-    client: int | None = None,
-    hooks: Sequence[Hooks] = (),
-    on_shutdown: Shutdown = Shutdown.HOLD,
-    shutdown_timeout: float = 5.0,
-    task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve the regions of one userfaultfd until its client is gone, or until cancelled.
+    def let_go(self) -> None:
+        """Never touch the descriptor again; close it if it is ours."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        if self._sleeper is not None:
+            self._sleeper.remove(fd)
+        trio.lowlevel.notify_closing(fd)
+        self._stopping = True
+        self.wake()
+        if self.let_go in self.uffd.on_close:
+            self.uffd.on_close.remove(self.let_go)
+        if self.owns_fd and not self.is_orphan():
+            self.uffd.close()
 
-    `client` is the process id of the client, if its end shall be noticed when no fault is open.
-    With ``nursery.start``, returns the `Daemon` once faults are being answered.  Arguments and
-    errors are those of `open_daemon` and `Daemon.add_region`.
-    """
-    async with open_daemon(
-        hooks=hooks, on_shutdown=on_shutdown, shutdown_timeout=shutdown_timeout
-    ) as daemon:
-        for region in regions:
-            daemon.add_region(uffd, region, register=register)
-        if client is not None:
-            daemon.watch_client(uffd, client)
-        task_status.started(daemon)
-        await daemon.wait_client_gone(uffd)
+    def is_orphan(self) -> bool:
+        """Whether the descriptor is ours and must stay open nevertheless: a process lives whose
+        pages are not complete, and would read zeros."""
+        if not self.owns_fd or self.uffd.closed or self.handler.client_gone:
+            return False
+        complete = all(
+            s.region.pages.filled() == s.region.pages.pages for s in self.handler.regions
+        )
+        return not complete and self.is_alive()

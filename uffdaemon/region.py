@@ -38,6 +38,12 @@ class Retry:
         return min(self.first_delay * 2.0 ** min(failures - 1, 64), self.max_delay)
 
 
+HOLD = Hold()
+RETRY = Retry()
+POLICY_TIMEOUT = 5.0
+AfterRemove: TypeAlias = Literal["zero", "policy"]
+
+
 @dataclass(eq=False, slots=True)
 class Region:
     """`length` bytes from address `start` of the process that faults.
@@ -50,11 +56,11 @@ class Region:
     policy: Policy
     page_size: int = PAGE_SIZE
     """Bytes: 4096, or the huge page size of hugetlb memory."""
-    on_failure: FailureAction = field(default_factory=Hold)
-    retry: Retry = field(default_factory=Retry)
-    policy_timeout: float = 5.0
+    on_failure: FailureAction = HOLD
+    retry: Retry = RETRY
+    policy_timeout: float = POLICY_TIMEOUT
     """Seconds that the policy, or the work it asks for, may take for one fault."""
-    after_remove: Literal["zero", "policy"] = "zero"
+    after_remove: AfterRemove = "zero"
     """What pages hold after their owner discarded them: zeros, as the kernel promises, or what the
     policy says once more."""
     name: str = ""

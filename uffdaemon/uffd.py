@@ -113,7 +113,12 @@ class Userfaultfd:
         """
         # socket.recv_fds() drops the flags that it is given.
         message, control, flags, _ = sock.recvmsg(max_message, socket.CMSG_SPACE(64), _CLOEXEC)
-        fds = [fd for *_, data in control for (fd,) in struct.iter_unpack("=i", data)]
+        fds = [
+            fd
+            for level, kind, data in control
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            for (fd,) in struct.iter_unpack("=i", data)
+        ]
         try:
             if not message and not fds:
                 raise EOFError("the peer closed the socket before it sent a userfaultfd")

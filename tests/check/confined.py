@@ -23,7 +23,7 @@ from uffdaemon import cli
 
 _PRELOADED = (locale,)  # argparse imports it when in need
 
-_CLONE_NEWNS = 0x20000
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 8, 22, 38
 _CAPABILITY_VERSION_3, _CAP_SYS_PTRACE = 0x20080522, 19
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--hide-device", action="store_true")
     parser.add_argument("--read-only-sysctl", action="store_true")
     parser.add_argument("--give-device", help="a /dev/userfaultfd that only this group may open")
+    parser.add_argument("--user-namespace", action="store_true")
     parser.add_argument("--keep-ptrace", action="store_true")
     parser.add_argument("--refuse", choices=("EPERM", "ENOSYS", "KILL", "NOTHING"))
     parser.add_argument("--user")
@@ -54,6 +55,10 @@ def main(argv: list[str]) -> int:
     if options.read_only_sysctl:
         _mount("/proc/sys", "/proc/sys", "", _MS_BIND)
         _mount("/proc/sys", "/proc/sys", "", _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
+    if options.user_namespace:
+        # Root there is root here, yet what it may do counts for the namespace alone.
+        _check(_libc.unshare(_CLONE_NEWUSER), "unshare")
+        Path("/proc/self/uid_map").write_text("0 0 1", encoding="ascii")
     if options.user:
         _become(options.user, keep_ptrace=options.keep_ptrace)
     if options.refuse:

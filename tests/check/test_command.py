@@ -188,6 +188,23 @@ def test_the_capability_is_all_that_root_has_over_others() -> None:
     assert found(report, "permission.capability")["mark"] == "ok"
 
 
+@pytest.mark.kernel
+@needs_root
+def test_root_of_a_user_namespace_has_the_capability_in_name_only() -> None:
+    if content(SYSCTL) != "0\n":
+        pytest.skip("anybody may have kernel faults: sysctl -w vm.unprivileged_userfaultfd=0")
+    status, report = check("--user-namespace")
+    assert status == 0
+    assert report["user"]["uid"] == 0
+    capability = found(report, "permission.capability")
+    assert capability["mark"] == "limited"
+    assert capability["details"] == {"effective": True, "initial_user_namespace": False}
+    assert found(report, "open.syscall")["details"] == {"error": "EPERM"}
+    assert found(report, "open.user_mode")["mark"] == "ok"
+    assert found(report, "permission.seccomp")["mark"] == "ok"
+    assert found(report, "permission.event_fork")["mark"] == "missing"
+
+
 @needs_root
 def test_in_something_like_a_container() -> None:
     _, report = check("--read-only-sysctl", environment={"container": "podman"})

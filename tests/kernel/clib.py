@@ -43,7 +43,12 @@ class Helpers:
         return int(self._touch(address, write))
 
     def increment(
-        self, start: int, page_size: int, rounds: int, seed: int, added: ctypes.Array[ctypes.c_uint64]
+        self,
+        start: int,
+        page_size: int,
+        rounds: int,
+        seed: int,
+        added: ctypes.Array[ctypes.c_uint64],
     ) -> None:
         """Add 1 to the first word of a random page, `rounds` times, and to its word in `added`."""
         self._increment(start, page_size, len(added), rounds, seed, ctypes.addressof(added))

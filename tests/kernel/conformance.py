@@ -11,18 +11,20 @@ import pytest
 
 from tests.kernel.harness import NO_FEATURES, kernel_test
 from tests.kernel.support import Barrier
-from uffdaemon.events import (
+from uffdaemon import (
+    Advice,
     FaultKind,
+    Features,
     ForkEvent,
-    PageFault,
+    Memory,
+    MemoryType,
     RemapEvent,
     RemoveEvent,
+    Result,
     UnmapEvent,
+    Userfaultfd,
 )
-from uffdaemon.features import Features
-from uffdaemon.memory import Advice, Memory, MemoryType
-from uffdaemon.outcomes import Result
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon.events import PageFault
 
 ALL = tuple(MemoryType)
 ANONYMOUS = (MemoryType.ANONYMOUS,)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kernel import clib, system
 from tests.kernel.table import Table
-from uffdaemon.memory import MemoryType
+from uffdaemon import MemoryType
 
 _TABLE = Table()
 

@@ -24,9 +24,8 @@ from typing import IO, Literal, NoReturn, ParamSpec, TypedDict
 
 import pytest
 
-from uffdaemon.errors import FeatureMissing, OpenRefused, PermissionRefused
-from uffdaemon.features import Features
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon import Features, PermissionRefused, Userfaultfd
+from uffdaemon.errors import FeatureMissing, OpenRefused
 
 P = ParamSpec("P")
 

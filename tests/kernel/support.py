@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
 
-from uffdaemon.events import Event, PageFault
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon import Event, Userfaultfd
+from uffdaemon.events import PageFault
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from uffdaemon.memory import MemoryType
-from uffdaemon.uffd import supported_features
+from uffdaemon import MemoryType, supported_features
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "conformance.md"
@@ -76,7 +75,9 @@ class Table:
         widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
         rows.insert(1, ["-" * width for width in widths])
         lines = [
-            "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+            "| "
+            + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            + " |"
             for row in rows
         ]
         for paragraph in (rest, self.reasons):

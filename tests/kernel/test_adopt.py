@@ -12,19 +12,16 @@ import pytest
 from tests.kernel.harness import kernel_test
 from tests.kernel.support import PAGE, Barrier, in_child, next_fault
 from tests.kernel.test_open import become_nobody, needs_root
-from uffdaemon import native
-from uffdaemon.errors import (
-    BlockingDescriptor,
-    ClosedDescriptor,
-    NotAUserfaultfd,
-    OpenRefused,
+from uffdaemon import (
+    Features,
+    Memory,
     PermissionRefused,
     PlacementRefused,
+    Status,
+    Userfaultfd,
+    native,
 )
-from uffdaemon.features import Features
-from uffdaemon.memory import Memory
-from uffdaemon.outcomes import Status
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon.errors import BlockingDescriptor, ClosedDescriptor, NotAUserfaultfd, OpenRefused
 
 
 def _open_descriptors() -> set[str]:
@@ -133,6 +130,17 @@ def test_anything_but_one_userfaultfd_is_refused_and_closed() -> None:
         with pytest.raises(NotAUserfaultfd, match="no userfaultfd but pipe:"):
             Userfaultfd.receive(ours)
         assert _open_descriptors() == before
+
+
+@kernel_test()
+def test_other_control_messages_are_passed_over() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    with Userfaultfd.open() as uffd:
+        uffd.send(theirs, b"with credentials")
+        received, message = Userfaultfd.receive(ours)
+        assert message == b"with credentials"
+        received.close()
 
 
 @kernel_test()

@@ -29,13 +29,21 @@ from tests.kernel.conformance import (
 )
 from tests.kernel.harness import kernel_test
 from tests.kernel.support import in_thread, next_event, wait_readable
-from uffdaemon import native
-from uffdaemon.errors import FeatureMissing, OperationError, RegistrationRefused
-from uffdaemon.events import PageFault, RemoveEvent
-from uffdaemon.features import Features, IoctlSet, RegisterMode
-from uffdaemon.memory import MemoryType
-from uffdaemon.outcomes import Code, Operation, Status
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon import (
+    Code,
+    Features,
+    IoctlSet,
+    MemoryType,
+    Operation,
+    OperationError,
+    RegisterMode,
+    RemoveEvent,
+    Status,
+    Userfaultfd,
+    native,
+)
+from uffdaemon.errors import FeatureMissing, RegistrationRefused
+from uffdaemon.events import PageFault
 
 _UFFDIO_API = 0xC018AA3F
 
@@ -176,4 +184,3 @@ def test_mmap_changing(kind: MemoryType) -> None:
         discarding.result()
         placed(uffd.copy(start, content_of(memory)))
         assert memory.read(0, memory.length) == content_of(memory)
-

@@ -17,10 +17,8 @@ from tests.kernel.conformance import (
     placed,
 )
 from tests.kernel.support import in_child
-from uffdaemon.events import FaultKind, PageFault
-from uffdaemon.features import Features, RegisterMode
-from uffdaemon.memory import Memory, MemoryType
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon import FaultKind, Features, Memory, MemoryType, RegisterMode, Userfaultfd
+from uffdaemon.events import PageFault
 
 _BUS_ADRERR = 2  # asm-generic/siginfo.h
 _SIGBUS = Features.SIGBUS | Features.EVENT_FORK

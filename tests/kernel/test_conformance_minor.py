@@ -18,12 +18,20 @@ from tests.kernel.conformance import (
     placed,
 )
 from tests.kernel.support import in_thread
+from uffdaemon import (
+    Advice,
+    FaultKind,
+    Features,
+    Memory,
+    MemoryType,
+    PageCategory,
+    RegisterMode,
+    Userfaultfd,
+    scan_pages,
+)
 from uffdaemon.errors import MemoryRefused
-from uffdaemon.events import FaultKind, PageFault
-from uffdaemon.features import Features, RegisterMode
-from uffdaemon.memory import HUGE_PAGE_SIZE, Advice, Memory, MemoryType
-from uffdaemon.pagemap import PageCategory, scan_pages
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon.events import PageFault
+from uffdaemon.memory import HUGE_PAGE_SIZE
 
 
 def _flipped(data: bytes) -> bytes:

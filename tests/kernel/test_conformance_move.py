@@ -13,11 +13,9 @@ from tests.kernel.conformance import (
     placed,
 )
 from tests.kernel.support import PAGE, in_thread
+from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.events import PageFault
-from uffdaemon.features import Features
-from uffdaemon.memory import HUGE_PAGE_SIZE, Advice, Memory, MemoryType
-from uffdaemon.pagemap import PageCategory, scan_pages
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon.memory import HUGE_PAGE_SIZE
 
 
 def _move_all(source: Memory, memory: Memory, step: int) -> None:

@@ -9,11 +9,8 @@ from pathlib import Path
 from tests.kernel.clib import Helpers
 from tests.kernel.conformance import WP, Handler, conformance, map_area, page_offsets
 from tests.kernel.support import in_thread
-from uffdaemon.events import FaultKind, PageFault
-from uffdaemon.features import RegisterMode
-from uffdaemon.memory import Memory, MemoryType
-from uffdaemon.outcomes import Result
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon import FaultKind, Memory, MemoryType, RegisterMode, Result, Userfaultfd
+from uffdaemon.events import PageFault
 
 _BOUNCES = 4
 _THREADS = 2

@@ -11,11 +11,8 @@ from tests.kernel.conformance import (
     placed,
 )
 from tests.kernel.support import in_child, write_protected
-from uffdaemon import native
+from uffdaemon import Advice, Features, Memory, MemoryType, RegisterMode, Userfaultfd, native
 from uffdaemon.events import PageFault
-from uffdaemon.features import Features, RegisterMode
-from uffdaemon.memory import Advice, Memory, MemoryType
-from uffdaemon.uffd import Userfaultfd
 
 _MADV_PAGEOUT = 21
 

@@ -13,9 +13,7 @@ import pytest
 from tests.kernel import harness
 from tests.kernel.harness import Ended, judge, kernel_test, run_child
 from tests.kernel.support import PAGE, in_child, in_thread, next_fault
-from uffdaemon.features import Features
-from uffdaemon.memory import Memory, MemoryType
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon import Features, Memory, MemoryType, Userfaultfd
 
 if TYPE_CHECKING:
     from _pytest.outcomes import OutcomeException

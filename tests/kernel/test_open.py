@@ -12,10 +12,15 @@ import pytest
 
 from tests.kernel.harness import kernel_test
 from tests.kernel.support import PAGE, in_child, in_thread, next_fault
-from uffdaemon.errors import ClosedDescriptor, FeatureMissing, PermissionRefused
-from uffdaemon.features import Features, RegisterMode
-from uffdaemon.memory import Memory
-from uffdaemon.uffd import Userfaultfd, supported_features
+from uffdaemon import (
+    Features,
+    Memory,
+    PermissionRefused,
+    RegisterMode,
+    Userfaultfd,
+    supported_features,
+)
+from uffdaemon.errors import ClosedDescriptor, FeatureMissing
 
 How = Literal["auto", "syscall", "device"]
 _NOBODY = 65534

@@ -8,10 +8,8 @@ import pytest
 
 from tests.kernel.harness import kernel_test
 from tests.kernel.support import PAGE, in_thread, next_fault
+from uffdaemon import Features, IoctlSet, Memory, MemoryType, RegisterMode, Userfaultfd
 from uffdaemon.errors import InvalidRange, RangeBusy, RegistrationRefused
-from uffdaemon.features import Features, IoctlSet, RegisterMode
-from uffdaemon.memory import Memory, MemoryType
-from uffdaemon.uffd import Userfaultfd
 
 
 @kernel_test()

@@ -12,11 +12,7 @@ import pytest
 
 import uffdaemon.native
 from tests.kernel import clib
-from uffdaemon import events
-from uffdaemon.features import Features, IoctlSet, RegisterMode
-from uffdaemon.memory import Advice
-from uffdaemon.outcomes import Code
-from uffdaemon.pagemap import PageCategory
+from uffdaemon import Advice, Code, Features, IoctlSet, PageCategory, RegisterMode, events
 
 OWN = Path(uffdaemon.native.__file__).with_name("uapi.h")
 SYSTEM = "#include <linux/userfaultfd.h>\n#include <linux/fs.h>\n"
@@ -63,7 +59,9 @@ def names_of(header: str) -> list[str]:
 def layouts_of(header: str) -> dict[str, str]:
     """Sizes and offsets of the flat structures, and what is defined where they are known."""
     found: dict[str, str] = {}
-    for name, body in re.findall(r"^struct (\w+) \{\n((?:    [^{}]*;\n)+)\};", header, re.MULTILINE):
+    for name, body in re.findall(
+        r"^struct (\w+) \{\n((?:    [^{}]*;\n)+)\};", header, re.MULTILINE
+    ):
         if name.startswith("uffdio_") and name != "uffdio_range":
             guard = f"defined _{name.upper()}"
         else:
@@ -124,7 +122,9 @@ PYTHON = (
 
 
 @pytest.mark.parametrize("which", ["ours", "the distribution's"])
-def test_python_has_the_same_values(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_python_has_the_same_values(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     includes = SYSTEM
     if which == "ours":
         request.getfixturevalue("own")

@@ -68,7 +68,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _table(report: Report) -> Iterator[str]:
-    yield "cache restore  first answer   all answers   pages at first answer          faults, all answers"
+    yield "cache restore  first answer   all answers   pages at first answer          all faults"
     for row in report.rows:
         share = row.first_answer_pages / report.image_pages
         yield (

@@ -1,0 +1,315 @@
+"""UFFDIO_MOVE: what it moves, what it refuses, and that no refusal is ever a copy."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import time
+
+import pytest
+
+from tests.kernel.harness import kernel_test
+from tests.kernel.support import PAGE, Barrier, exclusive, in_child, in_thread, next_fault
+from uffdaemon import (
+    Advice,
+    Features,
+    Memory,
+    MemoryType,
+    OperationError,
+    PageCategory,
+    PageNotExclusive,
+    PlacementRefused,
+    RegisterMode,
+    Status,
+    Userfaultfd,
+    scan_pages,
+)
+from uffdaemon.memory import HUGE_PAGE_SIZE
+
+
+def _present(memory: Memory) -> int:
+    """Bytes that have a page."""
+    return sum(found.length for found in scan_pages(memory.start, memory.length))
+
+
+@pytest.mark.smoke
+@kernel_test(features=Features.MOVE)
+def test_a_move_answers_a_fault_and_empties_the_source() -> None:
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(4 * PAGE, dont_fork=True) as source,
+        Memory.map(4 * PAGE) as memory,
+    ):
+        source.write(0, b"m" * source.length)
+        uffd.register(memory.start, memory.length)
+        reader = in_thread(memory.read, 0, memory.length)
+        next_fault(uffd)
+        result = uffd.move(memory.start, source.start, memory.length)
+        assert (result.status, result.done) == (Status.DONE, memory.length)
+        assert reader.result() == b"m" * memory.length
+        assert _present(source) == 0
+
+
+@kernel_test(features=Features.MOVE)
+def test_what_a_fork_shares_is_busy_until_it_is_made_our_own() -> None:
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(4 * PAGE) as source,
+        Memory.map(4 * PAGE) as memory,
+    ):
+        uffd.register(memory.start, memory.length)
+        source.write(0, b"m" * source.length)
+        assert in_child(lambda: None).result() is None
+        # The child is gone, and the mark of sharing is still there.
+        assert not exclusive(source.start)
+        source.advise(Advice.POPULATE_WRITE, 0, PAGE)
+        assert exclusive(source.start)
+        with pytest.raises(PageNotExclusive, match="not exclusively ours") as caught:
+            uffd.move(memory.start, source.start, memory.length)
+        error = caught.value
+        assert error.errno == errno.EBUSY
+        assert (error.result.done, error.result.present) == (PAGE, 0)
+        assert (error.address, error.length) == (memory.start + PAGE, 3 * PAGE)
+        # Not copied behind the caller's back.
+        assert _present(memory) == PAGE
+        assert _present(source) == 3 * PAGE
+
+        source.advise(Advice.POPULATE_WRITE, PAGE, 3 * PAGE)
+        rest = error.result.rest
+        assert uffd.move(rest.dst, rest.src, rest.length).done == 3 * PAGE
+        assert memory.read(0, memory.length) == b"m" * memory.length
+
+
+@kernel_test(features=Features.MOVE)
+def test_dont_fork_keeps_a_fork_from_getting_in_the_way() -> None:
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(PAGE, dont_fork=True) as source,
+        Memory.map(PAGE) as memory,
+    ):
+        uffd.register(memory.start, PAGE)
+        source.write(0, b"m" * PAGE)
+        child = in_child(signal.pause)
+        assert uffd.move(memory.start, source.start, PAGE).complete
+        import os
+
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+@pytest.mark.usefixtures("ksm")
+@kernel_test(features=Features.MOVE)
+def test_what_ksm_merged_is_busy_until_it_is_unmerged() -> None:
+    pages = 16
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(pages * PAGE, dont_fork=True) as source,
+        Memory.map(pages * PAGE) as memory,
+    ):
+        uffd.register(memory.start, memory.length)
+        source.write(0, b"k" * source.length)
+        source.advise(Advice.MERGEABLE)
+        while not _merged():
+            time.sleep(0.005)  # ksmd tells nobody; the deadline is the limit
+        with pytest.raises(PageNotExclusive):
+            uffd.move(memory.start, source.start, memory.length)
+        source.advise(Advice.UNMERGEABLE)
+        done = pages * PAGE - _present(source)
+        result = uffd.move(memory.start + done, source.start + done, memory.length - done)
+        assert result.complete
+        assert memory.read(0, memory.length) == b"k" * memory.length
+
+
+def _merged() -> bool:
+    with open("/proc/self/ksm_merging_pages") as pages:
+        return int(pages.read()) > 0
+
+
+@kernel_test(features=Features.MOVE)
+def test_a_destination_that_is_not_empty_is_eexist() -> None:
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(4 * PAGE, dont_fork=True) as source,
+        Memory.map(4 * PAGE) as memory,
+    ):
+        source.write(0, b"m" * source.length)
+        uffd.register(memory.start, memory.length)
+        uffd.copy(memory.start + 2 * PAGE, b"o" * PAGE)
+        with pytest.raises(OperationError, match="the destination is not empty") as caught:
+            uffd.move(memory.start, source.start, memory.length)
+        assert caught.value.errno == errno.EEXIST
+        assert caught.value.result.done == 2 * PAGE
+        assert caught.value.address == memory.start + 2 * PAGE
+        assert memory.read(0, 3 * PAGE) == b"m" * 2 * PAGE + b"o" * PAGE
+        assert source.read(2 * PAGE, 2 * PAGE) == b"m" * 2 * PAGE
+
+
+@kernel_test(features=Features.MOVE)
+def test_a_hole_in_the_source_is_enoent_unless_it_is_allowed() -> None:
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(4 * PAGE, dont_fork=True) as source,
+        Memory.map(4 * PAGE) as memory,
+    ):
+        uffd.register(memory.start, memory.length)
+        for page in (0, 1, 3):
+            source.write(page * PAGE, b"m" * PAGE)
+        with pytest.raises(OperationError, match="a hole in the source") as caught:
+            uffd.move(memory.start, source.start, memory.length)
+        assert caught.value.errno == errno.ENOENT
+        assert caught.value.result.done == 2 * PAGE
+
+        rest = caught.value.result.rest
+        result = uffd.move(rest.dst, rest.src, rest.length, allow_source_holes=True)
+        assert (result.status, result.progress) == (Status.DONE, 2 * PAGE)
+        assert _present(source) == 0
+        # Where the hole was, there still is nothing.
+        reader = in_thread(memory.read, 2 * PAGE, 1)
+        assert next_fault(uffd).address == memory.start + 2 * PAGE
+        uffd.zeropage(memory.start + 2 * PAGE, PAGE)
+        assert reader.result() == b"\0"
+        assert memory.read(3 * PAGE, 1) == b"m"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MemoryType if kind is not MemoryType.ANONYMOUS])
+@kernel_test(features=Features.MOVE)
+def test_only_anonymous_memory_moves(kind: MemoryType) -> None:
+    length = HUGE_PAGE_SIZE
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(length) as plain,
+        Memory.map(length) as target,
+        Memory.map(length, kind) as other,
+    ):
+        plain.touch(write=True)
+        other.touch(write=True)
+        uffd.register(target.start, length)
+        with pytest.raises(OperationError, match="private anonymous") as caught:
+            uffd.move(target.start, other.start, length)
+        assert caught.value.errno == errno.EINVAL
+        assert caught.value.result.progress == 0
+        other.advise(Advice.REMOVE if kind.shared else Advice.DONTNEED)
+        uffd.register(other.start, length)
+        with pytest.raises(OperationError, match="private anonymous") as caught:
+            uffd.move(other.start, plain.start, length)
+        assert caught.value.errno == errno.EINVAL
+        assert _present(plain) == length
+
+
+@kernel_test(features=Features.MOVE)
+def test_another_process_is_refused_before_the_kernel_is_asked() -> None:
+    import os
+
+    with Userfaultfd.open(Features.MOVE) as uffd, Memory.map(2 * PAGE) as memory:
+        uffd.register(memory.start, PAGE)
+        foreign = Userfaultfd.adopt(os.dup(uffd.fileno()))
+        with pytest.raises(PlacementRefused, match="only from inside"):
+            foreign.move(memory.start, memory.start + PAGE, PAGE)
+        # And the kernel's own answer, from a fork that holds the descriptor: EINVAL.
+        memory.touch(PAGE, PAGE, write=True)
+
+        def move() -> int:
+            with pytest.raises(OperationError) as caught:
+                uffd.move(memory.start, memory.start + PAGE, PAGE)
+            return caught.value.number
+
+        assert in_child(move).result() == errno.EINVAL
+
+
+@pytest.mark.usefixtures("transparent_huge_pages")
+@kernel_test(features=Features.MOVE)
+def test_a_part_of_a_huge_page_moves_and_leaves_the_rest() -> None:
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(HUGE_PAGE_SIZE, transparent_huge=True, dont_fork=True) as source,
+        Memory.map(HUGE_PAGE_SIZE, transparent_huge=True) as memory,
+    ):
+        source.write(0, b"h" * source.length)
+        uffd.register(memory.start, memory.length)
+        part = 16 * PAGE
+        assert uffd.move(memory.start + part, source.start + part, part).done == part
+        assert memory.read(part, part) == b"h" * part
+        assert _present(source) == HUGE_PAGE_SIZE - part
+        assert source.read(0, part) == b"h" * part
+
+
+@kernel_test(features=Features.MOVE)
+def test_the_zero_page_moves() -> None:
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(PAGE, dont_fork=True) as source,
+        Memory.map(PAGE) as memory,
+    ):
+        source.touch()
+        [zero] = scan_pages(source.start, PAGE)
+        assert zero.categories & PageCategory.PFNZERO
+        uffd.register(memory.start, PAGE)
+        assert uffd.move(memory.start, source.start, PAGE).done == PAGE
+        assert _present(source) == 0
+        assert memory.read(0, PAGE) == bytes(PAGE)
+
+
+@kernel_test(features=Features.MOVE | Features.POISON | Features.WP_UNPOPULATED)
+def test_markers_are_in_the_way_on_both_sides() -> None:
+    features = Features.MOVE | Features.POISON | Features.WP_UNPOPULATED
+    with (
+        Userfaultfd.open(features | Features.PAGEFAULT_FLAG_WP) as uffd,
+        Memory.map(2 * PAGE, dont_fork=True) as source,
+        Memory.map(2 * PAGE) as memory,
+    ):
+        source.touch(0, PAGE, write=True)
+        uffd.register(memory.start, memory.length, RegisterMode.MISSING | RegisterMode.WP)
+        uffd.register(source.start + PAGE, PAGE)
+        uffd.poison(memory.start, PAGE)
+        with pytest.raises(OperationError) as caught:
+            uffd.move(memory.start, source.start, PAGE)
+        assert caught.value.errno == errno.EEXIST
+        uffd.write_protect(memory.start + PAGE, PAGE)
+        with pytest.raises(OperationError) as caught:
+            uffd.move(memory.start + PAGE, source.start, PAGE)
+        assert caught.value.errno == errno.EEXIST
+        uffd.write_protect(memory.start + PAGE, PAGE, protect=False)
+        uffd.poison(source.start + PAGE, PAGE)
+        with pytest.raises(OperationError, match="a marker") as caught:
+            uffd.move(memory.start + PAGE, source.start + PAGE, PAGE)
+        assert caught.value.errno == errno.EFAULT
+
+
+@kernel_test(features=Features.MOVE | Features.EVENT_REMOVE)
+def test_a_move_loses_no_write_of_a_thread_that_goes_on_writing() -> None:
+    """Whoever writes through the source either is moved along, or faults in a page of its own."""
+    with (
+        Userfaultfd.open(Features.MOVE) as uffd,
+        Memory.map(PAGE, dont_fork=True) as source,
+        Memory.map(PAGE) as memory,
+    ):
+        started = Barrier()
+        source.write(0, b"\1")
+        uffd.register(memory.start, PAGE)
+        uffd.register(source.start, PAGE)
+
+        def write() -> None:
+            started.cross()
+            for number in range(2, 200):
+                source.write(number, bytes([number]))
+
+        writer = in_thread(write)
+        started.wait()
+        uffd.move(memory.start, source.start, PAGE)
+        written = memory.read(0, PAGE)
+        if writer.running:
+            # It stopped at the empty source, and finds there what was moved away from it.
+            fault = next_fault(uffd) if _waits(uffd) else None
+            if fault is not None:
+                assert fault.address == source.start
+                uffd.move(source.start, memory.start, PAGE)
+                writer.result()
+                written = source.read(0, PAGE)
+        writer.result()
+        last = max(written)
+        assert list(written[2 : last + 1]) == list(range(2, last + 1))
+
+
+def _waits(uffd: Userfaultfd) -> bool:
+    with open(f"/proc/self/fdinfo/{uffd.fileno()}") as info:
+        return "total:\t0" not in info.read()

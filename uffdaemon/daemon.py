@@ -1,0 +1,365 @@
+"""The daemon: any number of userfaultfds and their regions, in one trio program."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import structlog
+import trio
+
+from uffdaemon import errors, native
+from uffdaemon.actions import Copy, Source
+from uffdaemon.features import Features, RegisterMode
+from uffdaemon.filling import Fill, copy_of, poison_absent
+from uffdaemon.handlers import Handler
+from uffdaemon.loop import Server, Shutdown
+from uffdaemon.opening import supported_features
+from uffdaemon.outcomes import Code, Operation
+from uffdaemon.policy import moves, policy_name
+from uffdaemon.region import (
+    HOLD,
+    POLICY_TIMEOUT,
+    RETRY,
+    AfterRemove,
+    FailureAction,
+    Region,
+    Retry,
+)
+from uffdaemon.sleeping import Sleeper
+from uffdaemon.statistics import Counters, Statistics
+from uffdaemon.uffd import Userfaultfd
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Sequence
+
+    from uffdaemon.events import ForkEvent
+    from uffdaemon.hooks import Hooks
+    from uffdaemon.ledger import OpenFault
+    from uffdaemon.memory import Memory
+    from uffdaemon.policy import Policy
+    from uffdaemon.regions import RegionTable
+
+ForkDecision: TypeAlias = Literal["adopt", "close"]
+"""What is done with a child's userfaultfd: serve it with the parent's regions, or close it, after
+which pages missing in the child read as zeros."""
+
+Missing: TypeAlias = Literal["hold", "poison", "release"]
+"""What becomes of the missing pages of a region that is removed: their faults are held and listed;
+they are poisoned; or the kernel fills them with zeros."""
+
+
+class Daemon:
+    """Serves any number of userfaultfds in one trio program; made by `open_daemon`."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        hooks: Sequence[Hooks],
+        *,
+        on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision],
+        rereads: int,
+        fetch_limit: int,
+    ) -> None:
+        self._nursery = nursery
+        self._hooks = tuple(hooks)
+        self._on_fork = on_fork
+        self._rereads = rereads
+        self._fetch_limit = fetch_limit
+        self._servers: dict[Userfaultfd, Server] = {}
+        self._past = Counters()
+        self._sleeper: Sleeper | None = None
+        self._closing = False
+        self.orphans: list[Userfaultfd] = []
+        """After the end: descriptors of forked children that live and lack pages.  They are left
+        open, for whoever goes on serving them; closing them shows zeros to those children."""
+        self._log = structlog.stdlib.get_logger("uffdaemon")
+
+    # -- regions -------------------------------------------------------------------------------
+
+    def add_region(
+        self,
+        uffd: Userfaultfd,
+        region: Region,
+        *,
+        register: RegisterMode | None = RegisterMode.MISSING,
+    ) -> Region:
+        """Serve a region of the process that `uffd` belongs to, from now on.
+
+        The range is registered in the mode given; None: its owner has done that.  The userfaultfd
+        stays the caller's, to be closed after the daemon has ended or the region was removed.
+
+        Raises `InvalidRange` when it overlaps another region, `PlacementRefused` when the policy
+        moves pages of another process, `DaemonClosed`, and what `Userfaultfd.register` raises.
+        """
+        if self._closing:
+            raise errors.DaemonClosed("the daemon is shutting down")
+        if moves(region.policy) and not uffd.same_process:
+            raise errors.PlacementRefused(
+                f"policy {policy_name(region.policy)} moves pages, and this userfaultfd is another "
+                "process's: the kernel moves pages only from inside of the process whose memory "
+                "it is.  Serve it in that process, or copy."
+            )
+        server = self._servers.get(uffd) or self._start(uffd)
+        handler = server.handler
+        handler.regions.add(region)
+        try:
+            if register is not None:
+                uffd.register(region.start, region.length, register)
+        except BaseException:
+            handler.regions.remove(region)
+            raise
+        server.update_rules()
+        # Whoever waits there already, for nobody, may ask again.
+        waiting = handler.ledger.inside(region.start, region.end)
+        for fault in waiting:
+            handler.ledger.leave(fault)
+        if waiting:
+            uffd.execute([Operation(Code.WAKE, region.start, region.length)])
+        return region
+
+    def guard(
+        self,
+        memory: Memory,
+        policy: Policy,
+        *,
+        features: Features = Features.THREAD_ID,
+        register: RegisterMode = RegisterMode.MISSING,
+        on_failure: FailureAction = HOLD,
+        retry: Retry = RETRY,
+        policy_timeout: float = POLICY_TIMEOUT,
+        after_remove: AfterRemove = "zero",
+        name: str = "",
+    ) -> Region:
+        """Guard memory of this process: open a userfaultfd, register, serve.
+
+        The userfaultfd is closed with the memory, never before.  Faults must come from threads
+        that do not hold the GIL, such as `Memory.read` in a worker thread; a plain access from
+        Python would stop the interpreter that has to answer.
+
+        `features` that this kernel lacks are left out; the last five are those of `Region`.
+        Raises what `Userfaultfd.open` and `add_region` raise.
+        """
+        region = Region(
+            memory.start,
+            memory.length,
+            policy,
+            memory.page_size,
+            on_failure=on_failure,
+            retry=retry,
+            policy_timeout=policy_timeout,
+            after_remove=after_remove,
+            name=name,
+        )
+        if memory.userfaultfd is None:
+            memory.userfaultfd = Userfaultfd.open(features & supported_features())
+        return self.add_region(memory.userfaultfd, region, register=register)
+
+    def remove_region(self, region: Region, missing: Missing | None = None) -> None:
+        """Stop serving a region.
+
+        A region whose pages are all there is unregistered.  One that is incomplete would then show
+        zeros, so `missing` has to say what shall happen; without it, raises `RegionIncomplete`.
+        Raises `NotServed`.
+        """
+        server = self._server_of(region)
+        pages = region.pages
+        absent = pages.pages - pages.filled()
+        if absent and missing is None:
+            raise errors.RegionIncomplete(
+                f"{region.label} lacks {absent} of {pages.pages} pages: say missing='hold', "
+                "'poison' or 'release'"
+            )
+        handler = server.handler
+        segments = handler.regions.segments(region)
+        if absent and missing == "poison":
+            for segment in segments:
+                poison_absent(handler, segment.region, segment.start, segment.end)
+        handler.regions.remove(region)
+        server.forget_rules(segments)
+        server.update_rules()
+        for segment in segments:
+            if not absent or missing != "hold":
+                handler.uffd.unregister(segment.start, segment.end - segment.start)
+                server.woken(segment.start, segment.end)
+            else:
+                for fault in handler.ledger.inside(segment.start, segment.end):
+                    handler.hold(fault, f"region {region.label} was removed")
+
+    async def fill(
+        self,
+        region: Region,
+        *,
+        source: Source | None = None,
+        piece: int = 256 * 1024,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Fill what is missing of a region, `piece` bytes at a time; demand faults go first.
+
+        `source` has the region's bytes from offset 0 on; by default it is that of the region's
+        `CopyFrom`.  `progress` is called with (bytes that need nothing any more, bytes in all).
+        Returns the bytes that were brought.  Raises `SourceError`, `OperationError`,
+        `DaemonClosed` when the client goes away; what was filled stays.
+        """
+        copy = copy_of(region.policy) if source is None else Copy(source)
+        return await Fill(self._server_of(region), region, copy, piece, progress).run()
+
+    # -- clients -------------------------------------------------------------------------------
+
+    def watch_client(self, uffd: Userfaultfd, pid: int) -> None:
+        """End serving `uffd` when process `pid` ends, which the userfaultfd itself never tells.
+
+        Raises `OpenRefused` (ESRCH: it is gone already) and `NotServed`.
+        """
+        if uffd not in self._servers:
+            raise errors.NotServed(f"{uffd!r} is not served here")
+        pidfd = native.pidfd_open(pid)
+        if pidfd < 0:
+            raise errors.OpenRefused(-pidfd, "pidfd_open", reason=f"process {pid}")
+        self._nursery.start_soon(self._watch, self._servers[uffd], pidfd)
+
+    async def _watch(self, server: Server, pidfd: int) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def died() -> None:
+                    await trio.lowlevel.wait_readable(pidfd)
+                    server.handler.lose_client()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(died)
+                await server.ended.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            os.close(pidfd)
+
+    async def wait_client_gone(self, uffd: Userfaultfd) -> None:
+        """Until `uffd` is served no more: its client died, or the daemon ends."""
+        server = self._servers.get(uffd)
+        if server is not None:
+            await server.ended.wait()
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def open_faults(self) -> list[OpenFault]:
+        """Who waits now, since when and for what; the oldest first."""
+        now = time.perf_counter_ns()
+        found = [
+            entry
+            for server in self._servers.values()
+            for entry in server.handler.ledger.open_faults(now)
+        ]
+        return sorted(found, key=lambda entry: -entry.age)
+
+    def statistics(self) -> Statistics:
+        """A snapshot of what has been served, by all userfaultfds together."""
+        total = Counters()
+        total.add(self._past)
+        for server in self._servers.values():
+            server.add_counters(total)
+        return Statistics(
+            dict(total.outcomes),
+            dict(total.failures),
+            dict(total.events),
+            dict(total.bytes_done),
+            self.open_faults(),
+            total.joined,
+            list(total.latencies),
+        )
+
+    def dump(self) -> str:
+        """Who is stuck, since when and why, as text: a line for each open fault."""
+        stuck = self.open_faults()
+        head = f"uffdaemon: {len(stuck)} open faults on {len(self._servers)} userfaultfds"
+        return "\n".join([head, *(f"  {entry}" for entry in stuck)])
+
+    async def dump_on_signal(self, *signals: signal.Signals) -> None:
+        """Print `dump` to standard error whenever one of the signals arrives; runs until it is
+        cancelled."""
+        with trio.open_signal_receiver(*signals) as received:
+            async for _ in received:
+                print(self.dump(), file=sys.stderr, flush=True)  # noqa: T201  # asked for
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _server_of(self, region: Region) -> Server:
+        for server in self._servers.values():
+            if server.handler.regions.segments(region):
+                return server
+        raise errors.NotServed(f"region {region.label} is not served here")
+
+    def _start(
+        self, uffd: Userfaultfd, regions: RegionTable | None = None, *, owns_fd: bool = False
+    ) -> Server:
+        log = self._log.bind(userfaultfd=uffd.fileno())
+        handler = Handler(uffd, self._hooks, log, regions)
+        server = Server(
+            handler,
+            sleeper=self._sleeper,
+            rereads=self._rereads,
+            fetch_limit=self._fetch_limit,
+            owns_fd=owns_fd,
+            on_fork=self._forked,
+        )
+        self._servers[uffd] = server
+        self._nursery.start_soon(self._run, server)
+        return server
+
+    async def _run(self, server: Server) -> None:
+        await server.run()
+        if not self._closing and not server.handler.ledger:
+            self._forget(server)
+
+    def _forget(self, server: Server) -> None:
+        if self._servers.pop(server.uffd, None) is not None:
+            server.add_counters(self._past)
+
+    def _forked(self, parent: Server, event: ForkEvent) -> None:
+        """A child has come into being; its descriptor is ours."""
+        try:
+            decision = self._on_fork if isinstance(self._on_fork, str) else self._on_fork(event)
+        except Exception as error:  # noqa: BLE001  # a child must not be lost over it
+            parent.handler.hooks.raised(self._on_fork, error)
+            decision = "adopt"
+        if decision == "close" or self._closing:
+            os.close(event.fd)
+            return
+        self._reap()
+        child = Userfaultfd.adopt(event.fd)
+        server = self._start(child, parent.handler.regions.fork(), owns_fd=True)
+        server.update_rules()
+
+    def _reap(self) -> None:
+        """Let go of children that have ended, of which nothing tells."""
+        for server in list(self._servers.values()):
+            if server.owns_fd and not server.is_alive():
+                server.handler.lose_client()
+
+    def _wake(self) -> None:
+        for server in self._servers.values():
+            server.wake_if_read()
+
+    async def start(self, *, native_sleep: bool) -> None:
+        """Called by `open_daemon`, once."""
+        if native_sleep:
+            self._sleeper = await Sleeper.find(self._wake)
+
+    async def shut_down(self, how: Shutdown, patience: float) -> None:
+        """Called by `open_daemon` when its block ends."""
+        self._closing = True
+        try:
+            async with trio.open_nursery() as nursery:
+                for server in list(self._servers.values()):
+                    nursery.start_soon(server.shut_down, how, patience)
+        finally:
+            if self._sleeper is not None:
+                self._sleeper.close()
+        self.orphans = [s.uffd for s in self._servers.values() if s.is_orphan()]
+        for orphan in self.orphans:
+            self._log.warning("child left with missing pages", userfaultfd=orphan.fileno())
+        statistics = self.statistics()
+        if statistics.resolved:
+            self._log.debug("served", **{k: v for k, v in statistics.as_dict().items() if v})

@@ -1,0 +1,84 @@
+"""The ways in: `open_daemon`, and `serve` for a single userfaultfd."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from uffdaemon.daemon import Daemon
+from uffdaemon.features import RegisterMode
+from uffdaemon.loop import Shutdown
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from uffdaemon.daemon import ForkDecision
+    from uffdaemon.events import ForkEvent
+    from uffdaemon.hooks import Hooks
+    from uffdaemon.region import Region
+    from uffdaemon.uffd import Userfaultfd
+
+REREADS: Final = 100
+"""Reads of an empty userfaultfd in a row before sleeping, about 30 µs: what it takes a thread on
+another core to wake up and fault again (see docs/architecture.md)."""
+
+
+@asynccontextmanager
+async def open_daemon(
+    *,
+    hooks: Sequence[Hooks] = (),
+    on_shutdown: Shutdown = Shutdown.HOLD,
+    shutdown_timeout: float = 5.0,
+    on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision] = "adopt",
+    rereads: int = REREADS,
+    fetch_limit: int = 16,
+    native_sleep: bool = True,
+) -> AsyncGenerator[Daemon]:
+    """Serve page faults while the block runs.
+
+    When it ends, in whatever way, open faults are dealt with as `on_shutdown` says, for at most
+    `shutdown_timeout` seconds, shielded from cancellation.
+
+    `rereads` bounds how often an empty userfaultfd is read again before sleeping; 0 never does.
+    `fetch_limit` is how many fetches run at a time for each userfaultfd.  `native_sleep` answers
+    faults in C while trio sleeps; turn it off under a guest loop.
+    """
+    async with trio.open_nursery() as nursery:
+        daemon = Daemon(nursery, hooks, on_fork=on_fork, rereads=rereads, fetch_limit=fetch_limit)
+        await daemon.start(native_sleep=native_sleep)
+        try:
+            yield daemon
+        finally:
+            with trio.CancelScope(shield=True):
+                await daemon.shut_down(on_shutdown, shutdown_timeout)
+            nursery.cancel_scope.cancel()
+
+
+async def serve(
+    uffd: Userfaultfd,
+    regions: Sequence[Region],
+    *,
+    register: RegisterMode | None = RegisterMode.MISSING,
+    client: int | None = None,
+    hooks: Sequence[Hooks] = (),
+    on_shutdown: Shutdown = Shutdown.HOLD,
+    shutdown_timeout: float = 5.0,
+    task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the regions of one userfaultfd until its client is gone, or until cancelled.
+
+    `client` is the process id of the client, if its end shall be noticed when no fault is open.
+    With ``nursery.start``, returns the `Daemon` once faults are being answered.  Arguments and
+    errors are those of `open_daemon` and `Daemon.add_region`.
+    """
+    async with open_daemon(
+        hooks=hooks, on_shutdown=on_shutdown, shutdown_timeout=shutdown_timeout
+    ) as daemon:
+        for region in regions:
+            daemon.add_region(uffd, region, register=register)
+        if client is not None:
+            daemon.watch_client(uffd, client)
+        task_status.started(daemon)
+        await daemon.wait_client_gone(uffd)
