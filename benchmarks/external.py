@@ -28,14 +28,12 @@ from benchmarks.turns import (
     sleeping,
     touch_unguarded,
 )
+from uffdaemon.serving import REREADS
 
 BACK_TO_BACK = Client(pages=4608, warm=512)
 APART = Client(pages=600, warm=100, gap_us=500)
 THREADS = Client(pages=16384, warm=512, threads=8)
 UNGUARDED = Client(pages=4608, warm=512)
-
-REREADS = 100
-"""As many as the daemon's own bound."""
 
 Measured = Mapping[str, Sequence[Seen]]
 Figure = Literal["p50_us", "p99_us", "wall_us_per_page", "handler_cpu_us_per_page"]

@@ -16,7 +16,8 @@ from typing import TypedDict, cast
 
 import trio
 
-from uffdaemon import CopyFrom, FaultAround, Region, Userfaultfd, open_daemon
+from uffdaemon import BytesSource, CopyFrom, FaultAround, Region, Userfaultfd, open_daemon
+from uffdaemon.serving import REREADS
 
 POPULATE_READ = 22
 """MADV_POPULATE_READ, which the mmap module does not name: madvise(2)."""
@@ -44,15 +45,15 @@ def map_image(path: str, handed: Handed) -> mmap.mmap:
     return image
 
 
-async def serve(sock: socket.socket, path: str, around: int) -> None:
+async def serve(sock: socket.socket, path: str, around: int, rereads: int) -> None:
     """Answer the client's faults until it closes the socket."""
     uffd, message = Userfaultfd.receive(sock)
     handed = cast("Handed", json.loads(message))
-    image = map_image(path, handed)
-    async with open_daemon() as daemon:
+    source = BytesSource(map_image(path, handed))
+    async with open_daemon(rereads=rereads) as daemon:
         offset = 0
         for start, length in handed["regions"]:
-            copy = CopyFrom(image, offset)
+            copy = CopyFrom(source, offset)
             policy = FaultAround(copy, pages=around) if around > 1 else copy
             daemon.add_region(uffd, Region(start, length, policy), register=None)
             offset += length
@@ -66,13 +67,14 @@ def main() -> None:
     parser.add_argument("--image", required=True, metavar="FILE")
     parser.add_argument("--cpu", type=int, metavar="CORE")
     parser.add_argument("--around", type=int, default=1, metavar="PAGES")
+    parser.add_argument("--rereads", type=int, default=REREADS, metavar="TIMES")
     options = parser.parse_args()
     # The end of the socket is the end; the harness's SIGTERM, meant for the yardstick, may follow.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.cpu is not None:
         os.sched_setaffinity(0, {options.cpu})
     with socket.socket(fileno=options.socket) as sock:
-        trio.run(serve, sock, options.image, options.around)
+        trio.run(serve, sock, options.image, options.around, options.rereads)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from uffdaemon.policy import (
     ZeroPage,
 )
 from uffdaemon.region import Region, Retry
-from uffdaemon.serve import open_daemon, serve
+from uffdaemon.serving import open_daemon, serve
 from uffdaemon.sources import AsyncSource, BytesSource, FileSource
 from uffdaemon.statistics import Statistics
 from uffdaemon.uffd import Userfaultfd

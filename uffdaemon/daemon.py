@@ -63,12 +63,14 @@ class Daemon:
         on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision],
         rereads: int,
         fetch_limit: int,
+        log_interval: float | None,
     ) -> None:
         self._nursery = nursery
         self._hooks = tuple(hooks)
         self._on_fork = on_fork
         self._rereads = rereads
         self._fetch_limit = fetch_limit
+        self._log_interval = log_interval
         self._servers: dict[Userfaultfd, Server] = {}
         self._past = Counters()
         self._sleeper: Sleeper | None = None
@@ -346,6 +348,8 @@ class Daemon:
         """Called by `open_daemon`, once."""
         if native_sleep:
             self._sleeper = await Sleeper.find(self._wake)
+        if self._log_interval is not None:
+            self._nursery.start_soon(self._log_now_and_then, self._log_interval)
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:
         """Called by `open_daemon` when its block ends."""
@@ -360,6 +364,14 @@ class Daemon:
         self.orphans = [s.uffd for s in self._servers.values() if s.is_orphan()]
         for orphan in self.orphans:
             self._log.warning("child left with missing pages", userfaultfd=orphan.fileno())
-        statistics = self.statistics()
-        if statistics.resolved:
-            self._log.debug("served", **{k: v for k, v in statistics.as_dict().items() if v})
+        if self._log_interval is not None:
+            self._log_aggregates()
+
+    def _log_aggregates(self) -> None:
+        figures = self.statistics().as_dict()
+        self._log.info("served", **{name: figure for name, figure in figures.items() if figure})
+
+    async def _log_now_and_then(self, interval: float) -> None:
+        while True:
+            await trio.sleep(interval)
+            self._log_aggregates()

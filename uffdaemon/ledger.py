@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from uffdaemon.policy import Fault
 
 Key: TypeAlias = "tuple[int, FaultKind]"
+Note: TypeAlias = "tuple[Waiting, str]"
 
 FIRST_DELAY_NS = 100_000
 MAX_DELAY_NS = 20_000_000
@@ -86,8 +87,9 @@ class Ledger:
         self.faults: dict[Key, Fault] = {}
         """The open faults by (page, kind), in the order in which they entered."""
         self._joined: dict[Key, list[int]] = {}
-        self._waiting: dict[Key, tuple[Waiting, str]] = {}
-        self._deferred: list[tuple[int, int, Key, Action]] = []
+        self._waiting: dict[Key, Note] = {}
+        # By due time.  An entry counts as long as its fault still waits with this very note.
+        self._deferred: list[tuple[int, int, Key, Action, Note]] = []
         self._delays: dict[Key, int] = {}
         self._failures: dict[Key, int] = {}
         self._sequence = 0
@@ -128,46 +130,56 @@ class Ledger:
         return True
 
     def wait(self, fault: Fault, waiting: Waiting, reason: str = "") -> None:
-        """Note what an open fault waits for from now on."""
-        self._waiting[fault.address, fault.kind] = waiting, reason
+        """Note what an open fault waits for from now on; nothing, if it has left."""
+        if self.is_open(fault):
+            self._waiting[fault.address, fault.kind] = waiting, reason
 
     def defer(self, fault: Fault, action: Action, now: int, reason: str) -> int:
-        """Let `action` be tried again after a delay; returns the delay in nanoseconds."""
+        """Let `action` be tried again after a delay; returns the delay in nanoseconds.  A fault
+        that has left is not deferred."""
         key = (fault.address, fault.kind)
         times = self._delays.get(key, 0)
         delay = min(FIRST_DELAY_NS << min(times, _MAX_DOUBLINGS), MAX_DELAY_NS)
-        self._delays[key] = times + 1
-        self.defer_until(fault, action, now + delay, reason)
+        if self.is_open(fault):
+            self._delays[key] = times + 1
+            self.defer_until(fault, action, now + delay, reason)
         return delay
 
     def defer_until(self, fault: Fault, action: Action, due: int, reason: str) -> None:
-        """Let `action` be tried again at the time `due`."""
+        """Let `action` be tried again at the time `due`, and nothing that was deferred before."""
+        if not self.is_open(fault):
+            return
         key = (fault.address, fault.kind)
+        note = self._waiting[key] = (Waiting.TIMER, reason)
         self._sequence += 1
-        heapq.heappush(self._deferred, (due, self._sequence, key, action))
-        self._waiting[key] = Waiting.TIMER, reason
+        heapq.heappush(self._deferred, (due, self._sequence, key, action, note))
 
     def count_failure(self, fault: Fault) -> int:
         """Another attempt at an open fault has failed; returns how many have."""
+        if not self.is_open(fault):
+            return 1
         key = (fault.address, fault.kind)
         count = self._failures[key] = self._failures.get(key, 0) + 1
         return count
 
     def next_due(self) -> int | None:
         """When the first deferred fault wants to be tried again; None: there is none."""
-        return self._deferred[0][0] if self._deferred else None
+        # Entries of faults that have left, or wait for something else by now, are dropped here.
+        while self._deferred:
+            due, _, key, _, note = self._deferred[0]
+            if self._waiting.get(key) is note:
+                return due
+            heapq.heappop(self._deferred)
+        return None
 
     def take_due(self, now: int) -> list[Deferred]:
-        """The deferred faults whose time has come, the longest waiting first.  Those that ended
-        meanwhile are dropped."""
-        due: list[Deferred] = []
-        while self._deferred and self._deferred[0][0] <= now:
-            _, _, key, action = heapq.heappop(self._deferred)
-            fault = self.faults.get(key)
-            if fault is not None and self._waiting.get(key, _DECIDING)[0] is Waiting.TIMER:
-                self._waiting.pop(key)
-                due.append(Deferred(fault, action))
-        return due
+        """The deferred faults whose time has come, the longest waiting first."""
+        found: list[Deferred] = []
+        while (due := self.next_due()) is not None and due <= now:
+            _, _, key, action, _ = heapq.heappop(self._deferred)
+            del self._waiting[key]
+            found.append(Deferred(self.faults[key], action))
+        return found
 
     def inside(self, start: int, end: int) -> list[Fault]:
         """The open faults with an address in the range."""

@@ -97,6 +97,8 @@ class Server:
                 async with trio.open_nursery() as nursery:
                     self.handler.slow = SlowWork(self.handler, nursery, self._fetch_limit)
                     await self._loop()
+                    if not self.uffd.closed:
+                        self.take()
                     nursery.cancel_scope.cancel()
         finally:
             self.let_go()

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeGuard, TypeVar
 
-from uffdaemon.errors import SourceTooShort
 from uffdaemon.events import FaultFlags, FaultKind
 from uffdaemon.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code
+from uffdaemon.plan import ADDRESSES
 from uffdaemon.policy import (
     ByKind,
     ByRange,
@@ -117,25 +117,30 @@ def _lower_simple(
     if _is(policy, CopyFrom):
         if kind is not FaultKind.MISSING:
             return []
-        # What the source does not hold in whole pages is Python's, which says what is wrong.
-        held = (policy.source.size - policy.offset) // size * size
-        end = min(end, held)
-        if end <= start:
-            return None
-        try:
-            address = policy.source.address(policy.offset + start, end - start)
-        except SourceTooShort:
-            return None
-        if address is None:
-            return None
-        mode = COPY_WRITE_PROTECT if policy.write_protect else 0
-        return [Rule(kind, start, end, Code.COPY, mode, address, size)]
+        return _lower_copy(policy, kind, start, end, size)
     return None
 
 
 def _is(policy: object, kind: type[_PolicyT]) -> TypeGuard[_PolicyT]:
     """Whether it is this very type: a subclass may decide otherwise."""
     return type(policy) is kind
+
+
+def _lower_copy(
+    policy: CopyFrom, kind: FaultKind, start: int, end: int, page_size: int
+) -> list[Rule] | None:
+    # What the source does not hold in whole pages is Python's, which says what is wrong.
+    try:
+        end = min(end, (policy.source.size - policy.offset) // page_size * page_size)
+        if end <= start:
+            return None
+        address = policy.source.address(policy.offset + start, end - start)
+    except Exception:  # noqa: BLE001  # a source may raise anything; each fault will say so
+        return None
+    if type(address) is not int or not 0 < address <= ADDRESSES - (end - start):
+        return None
+    mode = COPY_WRITE_PROTECT if policy.write_protect else 0
+    return [Rule(kind, start, end, Code.COPY, mode, address, page_size)]
 
 
 def _only(condition: bool, rule: Rule) -> list[Rule]:  # noqa: FBT001  # reads as a sentence

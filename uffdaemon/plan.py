@@ -6,6 +6,7 @@ address and neighbours are merged, so that a burst of faults costs few ioctls.
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from uffdaemon.actions import (
@@ -35,14 +36,15 @@ if TYPE_CHECKING:
 MAX_MERGED = 2 << 20
 """Bytes: one merged operation is no longer than this, so that nobody waits for a huge one."""
 
+ADDRESSES = 1 << 64
 
 Waiters: TypeAlias = "list[tuple[Fault, Fill | Wake]]"
 """Faults, each with the action that is to answer it."""
 
 
 class Step(NamedTuple):
-    """An operation, the faults it answers in the order of their addresses, and each one's
-    action, should it have to be tried again."""
+    """An operation, the faults it answers, and each one's action, should it have to be tried
+    again."""
 
     operation: Operation
     region: Region
@@ -55,21 +57,24 @@ def target(fault: Fault, action: Fill) -> tuple[int, int]:
 
     The extent is cut to pages that can be filled: those that are there, and those that their owner
     discarded, are left alone.  Raises `InvalidRange` for a span that is unaligned, leaves the
-    region, or does not hold the fault.
+    region, or does not hold the fault, and for an extent that is none.
     """
     extent = action.extent
     region = fault.region
+    page_size = region.page_size
     if extent == 1:
-        return fault.address, region.page_size
-    if not isinstance(extent, Span):
+        return fault.address, page_size
+    if isinstance(extent, Span):
+        _check(extent, fault)
+    elif _whole(extent) > 0:
         extent = window(fault, extent, 0, region.length)
     else:
-        _check(extent, fault)
-    page_size = region.page_size
+        raise InvalidRange(f"extent of {extent} pages: at least 1 is needed")
     low, high = extent.offset // page_size, (extent.offset + extent.length) // page_size
     if isinstance(action, Copy):
         # Pages that the source does not hold are not asked for unless one of them is due.
         held = (action.source.size - action.offset) // page_size
+        low = min(max(low, -(action.offset // page_size)), fault.page)
         high = max(min(high, held), fault.page + 1)
     if not isinstance(action, Unprotect):
         low, high = region.pages.fillable(fault.page, low, high)
@@ -78,7 +83,7 @@ def target(fault: Fault, action: Fill) -> tuple[int, int]:
 
 def _check(span: Span, fault: Fault) -> None:
     region, (offset, length) = fault.region, span
-    if offset % region.page_size or length % region.page_size or length <= 0:
+    if _whole(offset) % region.page_size or _whole(length) % region.page_size or length <= 0:
         raise InvalidRange(
             f"span {offset:#x}, {length} bytes, is not made of pages of {region.page_size} bytes"
         )
@@ -90,10 +95,20 @@ def _check(span: Span, fault: Fault) -> None:
         )
 
 
+def _whole(number: int) -> int:
+    """`number`, which a policy or a source gave: whatever is packed for C has to be one."""
+    try:
+        return index(number)
+    except TypeError:
+        raise InvalidRange(f"{number!r} is no number of bytes or pages") from None
+
+
 def operation(action: Fill, region: Region, start: int, length: int, src: int = 0) -> Operation:
     """The operation that carries `action` out on the range; `src` is where a copy or a move of
-    this very range begins."""
+    this very range begins.  Raises `InvalidRange` if that is no address."""
     page_size = region.page_size
+    if not 0 <= _whole(src) <= ADDRESSES - length:
+        raise InvalidRange(f"{action!r} takes its bytes from {src:#x}, which is no address")
     match action:
         case Copy():
             mode = COPY_WRITE_PROTECT if action.write_protect else 0

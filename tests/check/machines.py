@@ -6,6 +6,7 @@ import errno
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from uffdaemon.check.facts import (
     HUGETLB,
@@ -22,12 +23,28 @@ from uffdaemon.check.facts import (
     Facts,
     Reading,
 )
+from uffdaemon.check.judging import judge
 from uffdaemon.features import SINCE
+
+if TYPE_CHECKING:
+    from uffdaemon.check.findings import Finding, Mark, Report
 
 ALL_BITS = sum(int(feature) for feature in SINCE)
 PTRACE = 1 << 19
 WORKED = Attempt(worked=True)
 NO_FILES: Mapping[str, str | None] = {}
+
+
+def report_on(facts: Facts) -> Report:
+    return judge(facts, "1.0")
+
+
+def marks(report: Report, mark: Mark) -> set[str]:
+    return {finding.key for finding in report.findings if finding.mark is mark}
+
+
+def finding(facts: Facts, key: str) -> Finding:
+    return report_on(facts)[key]
 
 
 def refused(name: str) -> Attempt:

@@ -64,11 +64,19 @@ class Demo:
 
 
 @contextmanager
-def demo(folder: Path, *arguments: str, command: Sequence[str] = ()) -> Iterator[Demo]:
-    """Start `uffdaemon demo` with a directory of its own; nothing of it outlives the block."""
+def demo(
+    folder: Path,
+    *arguments: str,
+    command: Sequence[str] = (),
+    module: Sequence[str] = ("uffdaemon",),
+) -> Iterator[Demo]:
+    """Start `uffdaemon demo` with a directory of its own; nothing of it outlives the block.
+
+    `command` runs it, and `module` is what Python runs before the word ``demo``.
+    """
     temporary = folder / "tmp"
     temporary.mkdir()
-    program = [*command, sys.executable, "-m", "uffdaemon", "demo", *arguments]
+    program = [*command, sys.executable, "-m", *module, "demo", *arguments]
     with subprocess.Popen(
         program,
         stdin=subprocess.DEVNULL,

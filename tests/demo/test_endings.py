@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -109,6 +110,24 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert running.errors[-1].startswith(f"uffdaemon demo: no room for the image in {disk}/")
         assert "Traceback" not in "\n".join(running.errors)
         assert running.report() == "", "files are left"
+        assert running.leavings() == []
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("_userfaultfd")
+def test_a_userfaultfd_that_is_refused(tmp_path: Path) -> None:
+    # As in a container: the system call is filtered, and the device is of no use.
+    device = "/dev/userfaultfd"
+    script = f'[ ! -e {device} ] || mount --bind /dev/null {device} && exec "$@"'
+    command = [*_private_mounts(), "sh", "-c", script, "sh"]
+    module = ["tests.check.confined", "--refuse", "EPERM", "--"]
+    with demo(tmp_path, "--size", "1M", command=command, module=module) as running:
+        assert running.end() == 1
+        assert re.fullmatch(
+            r"uffdaemon demo: the worker \(lazy, \w+\): userfaultfd: EPERM .* \[.*\]",
+            running.errors[-1],
+        )
+        assert "Traceback" not in "\n".join(running.errors)
         assert running.leavings() == []
 
 

@@ -20,11 +20,8 @@ def build(directory: Path) -> Path:
     library = directory / "helpers.so"
     found = compiler()
     assert found is not None
-    subprocess.run(
-        [found, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-        + ["-o", str(library), str(SOURCE)],
-        check=True,
-    )
+    options = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+    subprocess.run([found, *options, "-o", str(library), str(SOURCE)], check=True)
     return library
 
 

@@ -115,41 +115,45 @@ class Handler:
     answer: Callable[[Userfaultfd, PageFault, int], None]
     stop: Barrier = field(default_factory=Barrier)
     counts: Counts = field(default_factory=Counts)
+    _poll: select.poll = field(default_factory=select.poll)
+    _uffds: dict[int, Userfaultfd] = field(default_factory=dict)
+    _starts: dict[int, int] = field(default_factory=dict)
 
     def run(self, uffd: Userfaultfd) -> Counts:
         """Answer until told to stop, and until nothing is pending then."""
-        starts = {uffd.fileno(): self.start}
-        uffds = {uffd.fileno(): uffd}
-        poll = select.poll()
-        poll.register(uffd, select.POLLIN)
-        poll.register(self.stop, select.POLLIN)
+        self._uffds = {uffd.fileno(): uffd}
+        self._starts = {uffd.fileno(): self.start}
+        self._poll.register(uffd, select.POLLIN)
+        self._poll.register(self.stop, select.POLLIN)
         while True:
-            ready = [fd for fd, _ in poll.poll()]
-            for fd in ready:
-                if fd not in uffds:
-                    continue
-                for event in uffds[fd].read_events():
-                    match event:
-                        case PageFault():
-                            self._fault(uffds[fd], event, starts[fd])
-                        case ForkEvent(child):
-                            self.counts.forks += 1
-                            uffds[child] = Userfaultfd.adopt(child)
-                            starts[child] = starts[fd]
-                            poll.register(child, select.POLLIN)
-                        case RemapEvent(_, target, _):
-                            self.counts.remaps += 1
-                            starts[fd] = target
-                        case RemoveEvent(start, end):
-                            self.counts.removes += 1
-                            # As the kernel's test does: later accesses are the kernel's again.
-                            uffds[fd].unregister(start, end - start)
-                        case UnmapEvent():
-                            self.counts.unmaps += 1
-                        case _:
-                            raise AssertionError(event)
+            ready = [fd for fd, _ in self._poll.poll()]
             if ready == [self.stop.fileno()]:
                 return self.counts
+            for fd in ready:
+                if fd in self._uffds:
+                    for event in self._uffds[fd].read_events():
+                        self._event(fd, event)
+
+    def _event(self, fd: int, event: Event) -> None:
+        match event:
+            case PageFault():
+                self._fault(self._uffds[fd], event, self._starts[fd])
+            case ForkEvent(child):
+                self.counts.forks += 1
+                self._uffds[child] = Userfaultfd.adopt(child)
+                self._starts[child] = self._starts[fd]
+                self._poll.register(child, select.POLLIN)
+            case RemapEvent(_, target, _):
+                self.counts.remaps += 1
+                self._starts[fd] = target
+            case RemoveEvent(start, end):
+                self.counts.removes += 1
+                # As the kernel's test does: later accesses are the kernel's again.
+                self._uffds[fd].unregister(start, end - start)
+            case UnmapEvent():
+                self.counts.unmaps += 1
+            case UnknownEvent():
+                raise AssertionError(event)
 
     def _fault(self, uffd: Userfaultfd, fault: PageFault, start: int) -> None:
         match fault.kind:

@@ -130,9 +130,9 @@ def run_child(what: str, arguments: dict[str, object], deadline: float) -> Ended
         stdin.write(pickle.dumps(arguments))
         stdin.seek(0)
         # Files instead of pipes: what a grandchild holds open cannot keep us waiting.
+        python = [sys.executable, "-X", "faulthandler", "-W", "error"]
         child = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-W", "error", "-m", "tests.kernel.child"]
-            + [what, str(report.fileno()), str(deadline)],
+            [*python, "-m", "tests.kernel.child", what, str(report.fileno()), str(deadline)],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,

@@ -10,6 +10,7 @@ import pickle
 import select
 import struct
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
 
@@ -42,6 +43,8 @@ class Call(Generic[T]):
             self._value = self._function()
         except BaseException as error:  # noqa: BLE001  # raised again by `result`
             self._error = error
+            # Who should call `result` may be waiting for this thread's answer, until the deadline.
+            traceback.print_exc()
 
     @property
     def running(self) -> bool:
@@ -109,8 +112,6 @@ class Child(Generic[T]):
                 os.write(results, pickle.dumps(function()))
                 status = 0
             except BaseException:  # noqa: BLE001  # the parent sees the status
-                import traceback
-
                 traceback.print_exc()
             finally:
                 os._exit(status)

@@ -43,14 +43,14 @@ class Table:
         """Note the place of a test in the table, if it has one."""
         marker = item.get_closest_marker(_KEY)
         if marker is not None and isinstance(item, pytest.Function):
-            item.user_properties.append((_KEY, (marker.args[0], item.callspec.id)))
+            item.user_properties.append((_KEY, f"{marker.args[0]} on {item.callspec.id}"))
 
     def reported(self, report: pytest.TestReport) -> None:
         """Note a result."""
         for key, place in report.user_properties:
             if key != _KEY or (report.when != "call" and report.passed):
                 continue
-            name, column = tuple(place)
+            name, _, column = str(place).partition(" on ")
             self.results[name, column] = {"passed": "pass", "skipped": "skip"}.get(
                 report.outcome, "FAIL"
             )
@@ -91,7 +91,7 @@ class Table:
         features = ", ".join(supported_features().names)
         return (
             f"{_INTRODUCTION}\n{self.text()}\n\n"
-            f"Run on Linux {release.group()} ({platform.machine()}), whose userfaultfd has {features}.\n\n"
+            f"Run on Linux {release.group()} ({platform.machine()}), which has {features}.\n\n"
             "This page is written by the suite itself: `.venv/bin/python -m tests.kernel.table`.\n"
         )
 

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ from uffdaemon.errors import BlockingDescriptor, ClosedDescriptor, NotAUserfault
 
 
 def _open_descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
 # -- by number ---------------------------------------------------------------------------------

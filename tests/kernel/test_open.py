@@ -142,7 +142,7 @@ def test_what_is_granted_is_what_was_asked_for() -> None:
 
 @kernel_test()
 def test_missing_features_are_named_and_those_that_are_there_are_not() -> None:
-    with pytest.raises(FeatureMissing, match="this kernel does not have it: bit 40, bit 63$"):
+    with pytest.raises(FeatureMissing, match=r"this kernel does not have it: bit 40, bit 63$"):
         Userfaultfd.open(Features(1 << 63 | 1 << 40) | Features.SIGBUS)
 
 

@@ -109,11 +109,9 @@ def test_unaligned_and_empty_ranges_are_einval_and_end(operation: str) -> None:
     with Userfaultfd.open(Features.POISON) as uffd, Memory.map(4 * PAGE) as memory:
         uffd.register(memory.start, memory.length)
         for start, length in ((memory.start + 1, PAGE), (memory.start, 100), (memory.start, 0)):
+            source = (memory.start,) if operation == "copy" else ()
             with pytest.raises(OperationError, match="EINVAL") as caught:
-                if operation == "copy":
-                    uffd.copy(start, memory.start, length)
-                else:
-                    getattr(uffd, operation)(start, length)
+                getattr(uffd, operation)(start, *source, length)
             assert caught.value.errno == errno.EINVAL
             assert caught.value.result.progress == 0
 

@@ -18,7 +18,6 @@ from uffdaemon.errors import OpenRefused
 from uffdaemon.events import FaultKind, PageFault
 from uffdaemon.features import Features, RegisterMode
 from uffdaemon.memory import Memory
-from uffdaemon.opening import How
 from uffdaemon.pagemap import PageCategory, scan_pages
 from uffdaemon.region import PAGE_SIZE
 from uffdaemon.uffd import Userfaultfd
@@ -26,6 +25,7 @@ from uffdaemon.uffd import Userfaultfd
 if TYPE_CHECKING:
     from uffdaemon.check.facts import Attempt, Json
     from uffdaemon.check.isolation import Probe
+    from uffdaemon.opening import How
 
 Details: TypeAlias = "Mapping[str, Json]"
 

@@ -149,8 +149,7 @@ int uffdaemon_wait(int epoll, int64_t timeout)
             }
             if (!port->error)
                 uffdaemon_serve(port);
-            if (port->error || port->forwarded ||
-                port->count + UFFDAEMON_MESSAGES > port->capacity)
+            if (port->error || port->count)
                 python = 1;
         }
         if (python)

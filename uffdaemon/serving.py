@@ -35,6 +35,7 @@ async def open_daemon(
     rereads: int = REREADS,
     fetch_limit: int = 16,
     native_sleep: bool = True,
+    log_interval: float | None = None,
 ) -> AsyncGenerator[Daemon]:
     """Serve page faults while the block runs.
 
@@ -43,10 +44,18 @@ async def open_daemon(
 
     `rereads` bounds how often an empty userfaultfd is read again before sleeping; 0 never does.
     `fetch_limit` is how many fetches run at a time for each userfaultfd.  `native_sleep` answers
-    faults in C while trio sleeps; turn it off under a guest loop.
+    faults in C while trio sleeps; turn it off under a guest loop.  With `log_interval` (seconds),
+    the statistics are logged so often and at the end; failures are logged always.
     """
     async with trio.open_nursery() as nursery:
-        daemon = Daemon(nursery, hooks, on_fork=on_fork, rereads=rereads, fetch_limit=fetch_limit)
+        daemon = Daemon(
+            nursery,
+            hooks,
+            on_fork=on_fork,
+            rereads=rereads,
+            fetch_limit=fetch_limit,
+            log_interval=log_interval,
+        )
         await daemon.start(native_sleep=native_sleep)
         try:
             yield daemon

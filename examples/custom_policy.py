@@ -1,0 +1,28 @@
+"""A policy of your own: pages that say where they are.
+
+Run it as it stands; it prints a page that nobody ever wrote.
+"""
+
+import trio
+
+import uffdaemon
+from uffdaemon import BytesSource, Fault, Memory, actions
+
+
+def page_numbers(fault: Fault) -> uffdaemon.Action | None:
+    """Every missing page holds its own number; other faults are not answered."""
+    if fault.kind is not uffdaemon.FaultKind.MISSING:
+        return None
+    page = f"page {fault.page:4d}\n".encode().ljust(4096, b".")
+    return actions.Copy(BytesSource(page), offset=-fault.offset)
+
+
+async def main() -> None:
+    with Memory.map(256 * 4096) as memory:
+        async with uffdaemon.open_daemon() as daemon:
+            daemon.guard(memory, page_numbers)
+            print((await trio.to_thread.run_sync(memory.read, 42 * 4096, 9)).decode())
+
+
+if __name__ == "__main__":
+    trio.run(main)
