@@ -10,12 +10,11 @@ import gc
 import json
 import resource
 import time
-import tracemalloc
 from pathlib import Path
 
 import trio
 
-from uffdaemon import Memory, ZeroPage, open_daemon
+from uffdaemon import Advice, FaultAround, Features, Memory, ZeroPage, open_daemon
 
 MIB = 1 << 20
 
@@ -26,21 +25,26 @@ def resident() -> int:
 
 
 async def weigh(length: int) -> dict[str, float]:
-    """Fill a region of `length` bytes with zeros, which take no memory; the daemon's may grow."""
+    """Touch all of a region of `length` bytes, of zeros that take no memory, and discard it again:
+    then the daemon knows two things of every page."""
+    policy = FaultAround(ZeroPage(), pages=512)
+    features = Features.EVENT_REMOVE
     with Memory.map(MIB) as first, Memory.map(length) as memory:
         async with open_daemon() as daemon:
             # Everything that is allocated once is allocated by a first region.
-            await daemon.fill(daemon.guard(first, ZeroPage()))
-            gc.collect()
-            tracemalloc.start()
-            before = resident()
-            region = daemon.guard(memory, ZeroPage())
-            await daemon.fill(region)
+            before = 0
+            for part in (first, memory):
+                gc.collect()
+                before = resident()
+                daemon.guard(part, policy, features=features)
+                await trio.to_thread.run_sync(part.touch)
+                await trio.to_thread.run_sync(part.advise, Advice.DONTNEED)
             gc.collect()
             grown = resident() - before
-            traced, peak = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-    return {"traced": traced, "traced_peak": peak, "resident": grown}
+            served = sum(daemon.statistics().bytes_done.values())
+    if served != MIB + length:
+        raise RuntimeError(f"{served} bytes were served, not {MIB + length}")
+    return {"resident": grown}
 
 
 async def idle(seconds: float) -> dict[str, float]:

@@ -88,8 +88,11 @@ def _lower(
         inner = _lower(policy.policy, region, kind, start, end)
         if inner is None:
             return None
-        size = policy.pages * region.page_size
-        return [rule._replace(window=size) for rule in inner]
+        size = region.page_size
+        return [
+            rule._replace(window=policy.pages * size) if rule.window == size else rule
+            for rule in inner
+        ]
     if _is(policy, ByKind):
         chosen = policy.policies[kind]
         return [] if chosen is None else _lower(chosen, region, kind, start, end)

@@ -18,6 +18,10 @@ _ADVICE: Final = (
     "as root: sysctl vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd, or "
     "setcap cap_sys_ptrace+ep on the interpreter; or ask for user_mode_only=True"
 )
+_FILTERED: Final = (
+    "the kernel lacks userfaultfd, or a seccomp filter or security module refuses it, as in "
+    "containers: `uffdaemon check` tells which"
+)
 
 
 def check_descriptor(fd: int) -> None:
@@ -64,8 +68,10 @@ def open_descriptor(*, user_mode_only: bool, how: How) -> int:
         return number
     what = "/dev/userfaultfd" if how == "device" else "userfaultfd"
     if number in (-errno.EPERM, -errno.EACCES):
-        raise errors.PermissionRefused(-number, what, advice=_ADVICE)
-    raise errors.OpenRefused(-number, what)
+        # Nobody lacks the privilege for faults from user mode: then it is a filter that refuses.
+        advice = _FILTERED if user_mode_only and how != "device" else _ADVICE
+        raise errors.PermissionRefused(-number, what, advice=advice)
+    raise errors.OpenRefused(-number, what, advice=_FILTERED if number == -errno.ENOSYS else "")
 
 
 def explain_handshake(number: int, asked: Features) -> NoReturn:

@@ -6,6 +6,7 @@ shipped ones are small frozen dataclasses, and so can yours be; a function does 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -190,15 +191,44 @@ def _both(left: Reach, right: Reach) -> Reach:
 
 def _within(action: Action | None, fault: Fault, limits: Reach) -> Action | None:
     """`action`, unless its window could leave `limits`: then its window inside of them."""
-    if limits is None or not isinstance(action, Fill):
+    if limits is None or not isinstance(action, Fill) or action.extent == 1:
         return action
-    if isinstance(action.extent, Span) or action.extent == 1:
-        return action
-    return replace(action, extent=window(fault, action.extent, *limits))
+    extent = action.extent
+    if not isinstance(extent, Span):
+        return replace(action, extent=window(fault, extent, *limits))
+    cut = _cut(fault, extent.offset, extent.offset + extent.length, limits)
+    # One that does not hold the fault is nonsense, and is refused as it came.
+    holds = cut.offset <= fault.offset < cut.offset + cut.length
+    return replace(action, extent=cut) if holds and cut != extent else action
 
 
-class FirstOf:
-    """The first policy that answers."""
+class Combinator(ABC):
+    """A policy made of others, each of which is asked once at most for one fault."""
+
+    @abstractmethod
+    def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
+        """The answer, and how far it holds."""
+
+    def __call__(self, fault: Fault) -> Action | None:
+        return self.ask(fault)[0]
+
+    def reach(self, fault: Fault) -> Reach:
+        """How far the answer holds."""
+        return self.ask(fault)[1]
+
+
+def _ask(policy: Policy, fault: Fault) -> tuple[Action | None, Reach]:
+    """The answer of any policy, and how far it holds."""
+    if isinstance(policy, Combinator):
+        kind = type(policy)
+        # A subclass may decide otherwise by either method.
+        if kind.__call__ is Combinator.__call__ and kind.reach is Combinator.reach:
+            return policy.ask(fault)
+    return policy(fault), reach(policy, fault)
+
+
+class FirstOf(Combinator):
+    """The first policy that answers.  Windows end where one before it would answer."""
 
     def __init__(self, *policies: Policy) -> None:
         self.policies = policies
@@ -207,24 +237,18 @@ class FirstOf:
     def __repr__(self) -> str:
         return f"FirstOf({', '.join(map(policy_name, self.policies))})"
 
-    def __call__(self, fault: Fault) -> Action | None:
-        return self._ask(fault)[0]
-
-    def reach(self, fault: Fault) -> Reach:
-        """Where the same policy answers: those before it must go on not to."""
-        return self._ask(fault)[1]
-
-    def _ask(self, fault: Fault) -> tuple[Action | None, Reach]:
+    def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
+        """It holds where the same policy answers: those before it must go on not to."""
         limits: Reach = None
         for policy in self.policies:
-            action = policy(fault)
-            limits = _both(limits, reach(policy, fault))
+            action, holds = _ask(policy, fault)
+            limits = _both(limits, holds)
             if action is not None:
                 return _within(action, fault, limits), limits
         return None, limits
 
 
-class ByKind:
+class ByKind(Combinator):
     """One policy for each kind of fault; a kind without one is not answered."""
 
     def __init__(
@@ -249,21 +273,17 @@ class ByKind:
         )
         return f"ByKind({', '.join(named)})"
 
-    def __call__(self, fault: Fault) -> Action | None:
+    def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
+        """Those of the policy for the fault's kind."""
         policy = self.policies.get(fault.kind)
-        return None if policy is None else policy(fault)
-
-    def reach(self, fault: Fault) -> Reach:
-        """That of the policy for the fault's kind."""
-        policy = self.policies.get(fault.kind)
-        return None if policy is None else reach(policy, fault)
+        return (None, None) if policy is None else _ask(policy, fault)
 
 
-class ByRange:
+class ByRange(Combinator):
     """One policy for each range (offset and length in bytes) of the region; gaps are not answered.
 
-    Windows end where their range ends.  Raises `InvalidRange` for ranges that are empty or
-    overlap.
+    A page belongs to the range that holds its first byte.  Windows end where their range ends.
+    Raises `InvalidRange` for ranges that are empty or overlap.
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int, Policy]]) -> None:
@@ -294,19 +314,19 @@ class ByRange:
             return offset, min(offset + length, fault.region.length), policy
         return offset + length, end, None
 
-    def __call__(self, fault: Fault) -> Action | None:
+    def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
+        """It holds in the range or the gap, as far as it holds there."""
         start, end, policy = self._find(fault)
-        return None if policy is None else _within(policy(fault), fault, (start, end))
+        if policy is None:
+            return None, (start, end)
+        action, holds = _ask(policy, fault)
+        limits = _both((start, end), holds)
+        return _within(action, fault, limits), limits
 
-    def reach(self, fault: Fault) -> Reach:
-        """The range or the gap, and in it as far as its policy reaches."""
-        start, end, policy = self._find(fault)
-        return _both((start, end), None if policy is None else reach(policy, fault))
 
-
-class FaultAround:
+class FaultAround(Combinator):
     """What `policy` answers for a page is done for `pages` pages around it, an aligned window, as
-    far as the policy's answer reaches.
+    far as the policy's answer reaches.  An answer that is for more than a page stays as it is.
 
     A power of two lets windows meet without gaps; anything positive works.
     """
@@ -322,24 +342,27 @@ class FaultAround:
     def __repr__(self) -> str:
         return f"FaultAround({policy_name(self.policy)}, {self.pages})"
 
-    def __call__(self, fault: Fault) -> Action | None:
-        action = self.policy(fault)
+    def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
+        """It holds as far as that of the policy inside."""
+        action, limits = _ask(self.policy, fault)
         if action is not self._last[0]:
             widened = action
-            if isinstance(action, Fill) and not isinstance(action.extent, Span):
+            if isinstance(action, Fill) and action.extent == 1:
                 widened = replace(action, extent=self.pages)
             self._last = action, widened
-        return _within(self._last[1], fault, reach(self.policy, fault))
-
-    def reach(self, fault: Fault) -> Reach:
-        """That of the policy inside."""
-        return reach(self.policy, fault)
+        return _within(self._last[1], fault, limits), limits
 
 
 def window(fault: Fault, pages: int, low: int, high: int) -> Span:
     """The window of `pages` pages around `fault`, aligned from the region's start, cut to the
-    offsets `low` to `high` (bytes)."""
+    pages of the region that begin from offset `low` up to `high` (bytes)."""
     size = pages * fault.region.page_size
     start = fault.offset - fault.offset % size
-    first, end = max(start, low), min(start + size, high)
-    return Span(first, end - first)
+    return _cut(fault, start, start + size, (low, high))
+
+
+def _cut(fault: Fault, start: int, end: int, limits: tuple[int, int]) -> Span:
+    page_size, length = fault.region.page_size, fault.region.length
+    low, high = (limit + -limit % page_size for limit in limits)
+    first = max(start, low)
+    return Span(first, min(end, high, length) - first)

@@ -79,5 +79,13 @@ def test_no_process_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_descriptors() == descriptors
 
 
+def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_pipe() -> tuple[int, int]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", no_pipe)
+    assert isolation.attempt(dict).text.startswith("no pipe to a child process: ")
+
+
 def open_descriptors() -> set[Path]:
     return set(Path("/proc/self/fd").iterdir())

@@ -13,6 +13,7 @@ from tests.kernel.harness import NO_FEATURES, kernel_test
 from tests.kernel.support import Barrier
 from uffdaemon import (
     Advice,
+    Event,
     FaultKind,
     Features,
     ForkEvent,
@@ -24,7 +25,7 @@ from uffdaemon import (
     UnmapEvent,
     Userfaultfd,
 )
-from uffdaemon.events import PageFault
+from uffdaemon.events import PageFault, UnknownEvent
 
 ALL = tuple(MemoryType)
 ANONYMOUS = (MemoryType.ANONYMOUS,)

@@ -12,10 +12,12 @@ import struct
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-from uffdaemon import Event, Userfaultfd
 from uffdaemon.events import PageFault
+
+if TYPE_CHECKING:
+    from uffdaemon import Event, Userfaultfd
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import os
 import struct
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -43,7 +43,9 @@ from uffdaemon import (
     native,
 )
 from uffdaemon.errors import FeatureMissing, RegistrationRefused
-from uffdaemon.events import PageFault
+
+if TYPE_CHECKING:
+    from uffdaemon.events import PageFault
 
 _UFFDIO_API = 0xC018AA3F
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.kernel.clib import Helpers
 from tests.kernel.conformance import (
@@ -18,7 +19,9 @@ from tests.kernel.conformance import (
 )
 from tests.kernel.support import in_child
 from uffdaemon import FaultKind, Features, Memory, MemoryType, RegisterMode, Userfaultfd
-from uffdaemon.events import PageFault
+
+if TYPE_CHECKING:
+    from uffdaemon.events import PageFault
 
 _BUS_ADRERR = 2  # asm-generic/siginfo.h
 _SIGBUS = Features.SIGBUS | Features.EVENT_FORK

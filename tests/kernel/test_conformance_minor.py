@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.kernel.conformance import (
@@ -30,8 +32,10 @@ from uffdaemon import (
     scan_pages,
 )
 from uffdaemon.errors import MemoryRefused
-from uffdaemon.events import PageFault
 from uffdaemon.memory import HUGE_PAGE_SIZE
+
+if TYPE_CHECKING:
+    from uffdaemon.events import PageFault
 
 
 def _flipped(data: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.kernel.conformance import (
@@ -14,8 +16,10 @@ from tests.kernel.conformance import (
 )
 from tests.kernel.support import PAGE, in_thread
 from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
-from uffdaemon.events import PageFault
 from uffdaemon.memory import HUGE_PAGE_SIZE
+
+if TYPE_CHECKING:
+    from uffdaemon.events import PageFault
 
 
 def _move_all(source: Memory, memory: Memory, step: int) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.kernel.clib import Helpers
 from tests.kernel.conformance import WP, Handler, conformance, map_area, page_offsets
 from tests.kernel.support import in_thread
 from uffdaemon import FaultKind, Memory, MemoryType, RegisterMode, Result, Userfaultfd
-from uffdaemon.events import PageFault
+
+if TYPE_CHECKING:
+    from uffdaemon.events import PageFault
 
 _BOUNCES = 4
 _THREADS = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tests.kernel.conformance import (
     ANONYMOUS,
     WP,
@@ -12,7 +14,9 @@ from tests.kernel.conformance import (
 )
 from tests.kernel.support import in_child, write_protected
 from uffdaemon import Advice, Features, Memory, MemoryType, RegisterMode, Userfaultfd, native
-from uffdaemon.events import PageFault
+
+if TYPE_CHECKING:
+    from uffdaemon.events import PageFault
 
 _MADV_PAGEOUT = 21
 

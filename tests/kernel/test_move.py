@@ -32,6 +32,9 @@ from uffdaemon import (
 )
 from uffdaemon.memory import HUGE_PAGE_SIZE
 
+if TYPE_CHECKING:
+    from uffdaemon.events import PageFault
+
 
 def _present(memory: Memory) -> int:
     """Bytes that have a page."""

@@ -26,7 +26,10 @@ def attempt(probe: Probe, deadline: float = 20.0) -> Attempt:
 
     A forked child has the very privileges of this process, which one that was executed might not.
     """
-    reading, writing = os.pipe()
+    try:
+        reading, writing = os.pipe()
+    except OSError as error:
+        return Attempt(text=f"no pipe to a child process: {error}")
     try:
         pid = os.fork()
     except OSError as error:

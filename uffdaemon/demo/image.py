@@ -107,7 +107,7 @@ def build_image(
     for a moment), `DemoError` when this SQLite has no FTS5, and leaves no file behind then.
     """
     path.open("xb").close()
-    draft = path.with_suffix(".draft")
+    draft = path.with_name(f"{path.name}.draft")
     watch = _Watch(progress, size)
     try:
         with closing(sqlite3.connect(draft, isolation_level=None)) as database:
@@ -147,6 +147,8 @@ def open_image(path: Path) -> Image:
     except sqlite3.DatabaseError as error:
         raise DemoError(f"{path} is not an image of this demo: {error}") from error
     size = path.stat().st_size
+    if not count:
+        raise DemoError(f"{path} holds no text")
     if page_size != PAGE_SIZE or size % PAGE_SIZE:
         raise DemoError(f"{path} does not consist of pages of {PAGE_SIZE} bytes")
     return Image(path, size, count, copies)
@@ -170,7 +172,7 @@ class _Watch:
         """Whether the statement that runs has to end."""
         try:
             self.advance(self._done)
-        except BaseException as error:  # noqa: BLE001 - raised again by `build_image`
+        except BaseException as error:  # noqa: BLE001  # raised again by `build_image`
             self.error = error
         return self.error is not None
 

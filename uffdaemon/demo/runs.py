@@ -92,6 +92,8 @@ async def fill_and_prove(setting: Setting, temperature: Temperature) -> tuple[Ru
         begun = trio.current_time()
         await lazy.fill(lambda done, total: setting.progress.advance("filling", done, total))
         seconds = trio.current_time() - begun
+        # Not told by the fill when it was a fault that brought the last page.
+        setting.progress.advance("filling", image.size, image.size)
         await worker.say("enough")
         reads = await worker.hear("reads")
         during = _difference(lazy.faults(), run.faults)

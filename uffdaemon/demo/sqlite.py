@@ -41,7 +41,7 @@ def _load() -> ctypes.CDLL:
             continue
         try:
             library = ctypes.CDLL(os.fspath(name))
-            library.sqlite3_deserialize  # noqa: B018 - looking the symbol up is the question
+            library.sqlite3_deserialize  # noqa: B018  # looking the symbol up is the question
         except (OSError, AttributeError):
             continue
         return library

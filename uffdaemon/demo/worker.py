@@ -238,7 +238,7 @@ def main(arguments: Sequence[str]) -> int:
         except (DemoError, UffdaemonError, OSError, MemoryError) as error:
             daemon.say("failed", {"error": str(error) or type(error).__name__})
             return 1
-        except Exception as error:  # noqa: BLE001 - whatever it is, the daemon's side is told
+        except Exception as error:  # noqa: BLE001  # whatever it is, the daemon's side is told
             traceback.print_exc()
             daemon.say("failed", {"error": f"{type(error).__name__}: {error}"})
             return 1
