@@ -347,7 +347,7 @@ class Daemon:
     async def start(self, *, native_sleep: bool) -> None:
         """Called by `open_daemon`, once."""
         if native_sleep:
-            self._sleeper = await Sleeper.find(self._wake)
+            self._sleeper = await Sleeper.join(self._wake)
         if self._log_interval is not None:
             self._nursery.start_soon(self._log_now_and_then, self._log_interval)
 
@@ -360,7 +360,7 @@ class Daemon:
                     nursery.start_soon(server.shut_down, how, patience)
         finally:
             if self._sleeper is not None:
-                self._sleeper.close()
+                self._sleeper.leave(self._wake)
         self.orphans = [s.uffd for s in self._servers.values() if s.is_orphan()]
         for orphan in self.orphans:
             self._log.warning("child left with missing pages", userfaultfd=orphan.fileno())

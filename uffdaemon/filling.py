@@ -77,6 +77,7 @@ class Fill:
                 at = page
                 self._report()
                 await trio.lowlevel.checkpoint()
+        self._report()
         return done
 
     def _report(self) -> None:

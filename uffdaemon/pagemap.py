@@ -5,6 +5,7 @@ Source: ``Documentation/admin-guide/mm/pagemap.rst``.
 
 from __future__ import annotations
 
+import errno
 import os
 from enum import KEEP, IntFlag
 from typing import NamedTuple
@@ -61,7 +62,8 @@ def scan_pages(
     With `write_protect`, the pages found are write-protected again in the same step (ranges
     registered with WP_ASYNC, own process only).  `pid` scans another process.
 
-    Raises `InvalidRange`, and `MemoryRefused` (ENOTTY: this kernel has no PAGEMAP_SCAN; EPERM).
+    Raises `InvalidRange`, and `MemoryRefused` (ENOTTY: this kernel has no PAGEMAP_SCAN;
+    EPERM; ENOENT: no such process).
     """
     check_range(start, length, PAGE_SIZE, "the range to scan")
     # The kernel takes every page when nothing is asked for; here that means: in any category.
@@ -70,7 +72,11 @@ def scan_pages(
     flags = _WP_MATCHING | _CHECK_WPASYNC if write_protect else 0
     found: list[PageRange] = []
     path = f"/proc/{'self' if pid is None else pid}/pagemap"
-    pagemap = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pagemap = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise errors.MemoryRefused(number, "PAGEMAP_SCAN", reason=f"opening {path}") from error
     try:
         at, end = start, start + length
         while at < end:

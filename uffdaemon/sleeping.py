@@ -8,7 +8,7 @@ stays the one who decides, while a fault costs what it costs in C.
 
 Trio's epoll descriptor is found in a way that uses nothing private: it is the one whose fdinfo
 lists a descriptor that we are waiting for.  Where that fails, or under a guest loop, whose thread
-must not sleep here, `Sleeper.find` returns None, and the userfaultfds are served from tasks.
+must not sleep here, `Sleeper.join` returns None, and the userfaultfds are served from tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from uffdaemon.native.ports import LOOP, WAIT_LOOP, WAIT_TIME, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Self
 
     from uffdaemon.native.ports import Port
 
@@ -34,30 +33,43 @@ _LONGEST: Final = 3600.0
 class Sleeper(trio.abc.Instrument):
     """Sleeps for one trio run, and serves its ports."""
 
-    def __init__(self, loop_epoll: int, wake: Callable[[], None]) -> None:
+    def __init__(self, loop_epoll: int) -> None:
         self._waiter = Waiter()
         number = self._waiter.add(loop_epoll, LOOP)
         if number < 0:
             os.close(self._waiter.fd)
             raise OSError(-number, "epoll_ctl on the event loop's descriptor")
-        self._wake = wake
+        self._users: list[Callable[[], None]] = []
         self._token = trio.lowlevel.current_trio_token()
         self._ports = 0
         self.failed = False
         """Whether sleeping went wrong: then the userfaultfds must be served from tasks."""
 
     @classmethod
-    async def find(cls, wake: Callable[[], None]) -> Self | None:
-        """A sleeper for the current trio run; `wake` is called in it when a port has records.
+    async def join(cls, wake: Callable[[], None]) -> Sleeper | None:
+        """The sleeper of the current trio run; `wake` is called in it when a port has records.
 
-        None where trio's descriptor cannot be found.
+        There is one for all daemons of a run, since only one can sleep at a time.  None where
+        trio's descriptor cannot be found.
         """
         epoll = await _find_loop_epoll()
         if epoll is None:
             return None
-        sleeper = cls(epoll, wake)
-        trio.lowlevel.add_instrument(sleeper)
+        sleeper = _sleeper.get()
+        if sleeper is None:
+            sleeper = cls(epoll)
+            trio.lowlevel.add_instrument(sleeper)
+            _sleeper.set(sleeper)
+        sleeper._users.append(wake)  # of the same class
         return sleeper
+
+    def leave(self, wake: Callable[[], None]) -> None:
+        """Undo `join`.  With the last one, trio sleeps by itself again."""
+        self._users.remove(wake)
+        if not self._users:
+            trio.lowlevel.remove_instrument(self)
+            _sleeper.set(None)
+            os.close(self._waiter.fd)
 
     def add(self, fd: int, port: Port) -> None:
         """Serve a port while asleep."""
@@ -71,11 +83,6 @@ class Sleeper(trio.abc.Instrument):
         self._waiter.remove(fd)
         self._ports -= 1
 
-    def close(self) -> None:
-        """Let trio sleep by itself again."""
-        trio.lowlevel.remove_instrument(self)
-        os.close(self._waiter.fd)
-
     def before_io_wait(self, timeout: float) -> None:
         """Trio is about to sleep for at most `timeout` seconds."""
         if not self._ports or self.failed:
@@ -85,6 +92,13 @@ class Sleeper(trio.abc.Instrument):
         # Trio goes on to sleep as long as it had planned, unless its own descriptor is ready.
         if came not in (WAIT_TIME, WAIT_LOOP) or (came == WAIT_TIME and timeout > 0):
             self._token.run_sync_soon(self._wake, idempotent=True)
+
+    def _wake(self) -> None:
+        for wake in self._users:
+            wake()
+
+
+_sleeper: trio.lowlevel.RunVar[Sleeper | None] = trio.lowlevel.RunVar("uffdaemon sleeper", None)
 
 
 async def _find_loop_epoll() -> int | None:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from uffdaemon import Memory
+
 if TYPE_CHECKING:
     from tests.kernel.harness import Report
 
@@ -33,12 +35,29 @@ def main() -> None:
     os.set_inheritable(report, False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.dump_traceback_later(deadline + _OUTLIVED, exit=True)
+    _keep_memory_on_failure()
     arguments = pickle.load(sys.stdin.buffer)  # noqa: S301  # from our own parent
     written = json.dumps(run(what, arguments)).encode()
     sys.stdout.flush()
     sys.stderr.flush()
     os.write(report, written)
     os._exit(0)
+
+
+def _keep_memory_on_failure() -> None:
+    """Unmapping under threads that wait would end the process before it can say what failed."""
+    leave = Memory.__exit__
+
+    def leave_unless_failing(
+        self: Memory,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, Exception):
+            leave(self, kind, error, trace)
+
+    Memory.__exit__ = leave_unless_failing  # type: ignore[method-assign]
 
 
 def run(what: str, arguments: dict[str, object]) -> Report:

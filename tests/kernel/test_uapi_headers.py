@@ -32,7 +32,7 @@ def own() -> str:
 def values(includes: str, expressions: dict[str, str], directory: Path) -> dict[str, int]:
     """What a C program makes of each expression whose key is defined, or that has no key."""
     lines = [
-        f'#if {guard}\n    printf("{expression} %llu\\n", (unsigned long long)({expression}));\n#endif'
+        f'#if {guard}\nprintf("{expression} %llu\\n", (unsigned long long)({expression}));\n#endif'
         for expression, guard in expressions.items()
     ]
     source = directory / "values.c"
