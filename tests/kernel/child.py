@@ -16,7 +16,7 @@ import resource
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 import pytest

@@ -11,7 +11,7 @@ import pytest
 
 from tests.kernel.conformance import ALL, SHARED, map_area
 from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, exclusive, in_child, in_thread, next_events, next_fault
+from tests.kernel.support import PAGE, Call, exclusive, in_child, in_thread, next_events, next_fault
 from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.errors import InvalidRange, MemoryRefused
 from uffdaemon.events import PageFault
@@ -91,7 +91,7 @@ def test_huge_pages_that_are_not_there_are_refused_with_the_line_that_mends_it()
 def test_a_waiting_access_stops_its_own_thread_alone() -> None:
     with Userfaultfd.open() as uffd, Memory.map(3 * PAGE) as memory:
         uffd.register(memory.start, memory.length)
-        calls = [
+        calls: list[Call[bytes] | Call[None]] = [
             in_thread(memory.read, 0, 1),
             in_thread(memory.write, PAGE, b"w"),
             in_thread(memory.touch, 2 * PAGE, PAGE, write=True),
