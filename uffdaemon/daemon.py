@@ -114,7 +114,7 @@ class Daemon:
         except BaseException:
             handler.regions.remove(region)
             raise
-        server.update_rules()
+        server.rules_outdated()
         # Whoever waits there already, for nobody, may ask again.
         waiting = handler.ledger.inside(region.start, region.end)
         for fault in waiting:
@@ -332,7 +332,7 @@ class Daemon:
         self._reap()
         child = Userfaultfd.adopt(event.fd)
         server = self._start(child, parent.handler.regions.fork(), owns_fd=True)
-        server.update_rules()
+        server.rules_outdated()
 
     def _reap(self) -> None:
         """Let go of children that have ended, of which nothing tells."""

@@ -18,7 +18,7 @@ from uffdaemon.events import PageFault, parse
 from uffdaemon.hooks import Resolved
 from uffdaemon.ledger import Waiting
 from uffdaemon.lowering import Rule, rules_of
-from uffdaemon.native.ports import NativeRule, Port, pin
+from uffdaemon.native.ports import MESSAGE_BATCH, NativeRule, Port, pin
 from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Status
 from uffdaemon.policy import Fault
 from uffdaemon.region import PAGE_SIZE
@@ -80,6 +80,7 @@ class Server:
         self._fetch_limit = fetch_limit
         self._on_fork = on_fork
         self._stopping = False
+        self._rules_outdated = False
         self._awake = True
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
@@ -121,6 +122,8 @@ class Server:
     def turn(self) -> bool:
         """Read and answer once; whether anything came."""
         self._awake = False
+        if self._rules_outdated:
+            self.update_rules()
         self._port.serve()
         worked = self.take()
         if self.handler.ledger.next_due() is not None:
@@ -142,8 +145,10 @@ class Server:
                 if record.code:
                     self._tell(record, read_at)
         if forwarded:
-            # All that is pending, since an event that came first may be read last.
-            events = parse(b"".join(forwarded)) + self.uffd.read_events()
+            events = parse(b"".join(forwarded))
+            if len(forwarded) >= MESSAGE_BATCH:
+                # The buffer was full: an event that came before these faults may still be unread.
+                events += self.uffd.read_events()
             self.handler.answer(events, read_at)
             if self.handler.stale:
                 self.update_rules()
@@ -208,8 +213,14 @@ class Server:
 
     # -- rules ---------------------------------------------------------------------------------
 
+    def rules_outdated(self) -> None:
+        """There are regions that have no rules yet: have them made, many at a time."""
+        self._rules_outdated = True
+        self.wake()
+
     def update_rules(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""
+        self._rules_outdated = False
         if not self._lowered:
             return
         for stale in self.handler.stale:

@@ -72,10 +72,12 @@ def target(fault: Fault, action: Fill) -> tuple[int, int]:
         raise InvalidRange(f"extent of {extent} pages: at least 1 is needed")
     low, high = extent.offset // page_size, (extent.offset + extent.length) // page_size
     if isinstance(action, Copy):
-        # Pages that the source does not hold are not asked for unless one of them is due.
-        held = (action.source.size - action.offset) // page_size
-        low = min(max(low, -(action.offset // page_size)), fault.page)
-        high = max(min(high, held), fault.page + 1)
+        # Pages that the source does not hold are not asked for; if it is one of them that is due,
+        # then for this one alone, so that no other fails with it.
+        low = max(low, -(action.offset // page_size))
+        high = min(high, (action.source.size - action.offset) // page_size)
+        if not low <= fault.page < high:
+            return fault.address, page_size
     if not isinstance(action, Unprotect):
         low, high = region.pages.fillable(fault.page, low, high)
     return region.start + low * page_size, (high - low) * page_size

@@ -268,8 +268,9 @@ class Userfaultfd:
     ) -> Result:
         """UFFDIO_COPY from an address or a bytes-like object of this process to `dst`.
 
-        `length` (bytes) defaults to that of the object.  Pages found present are stepped over
-        by `page_size`, woken, and counted.  Raises `OperationError`.
+        `length` (bytes) defaults to that of the object.  Pages found present are stepped over,
+        woken, and counted; `page_size` (bytes) is how far to step, and so must be the memory's
+        own: that of its huge pages for hugetlb.  Raises `OperationError`.
         """
         mode = (COPY_WRITE_PROTECT if write_protect else 0) | (0 if wake else DONTWAKE)
         if isinstance(src, int):

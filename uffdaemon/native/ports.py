@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 _RULE: Final = struct.Struct("=10Q")
 _RECORD: Final = struct.Struct("=32sIIQQ8x")
-_MESSAGE_BATCH: Final = 128
-_CAPACITY: Final = 4 * _MESSAGE_BATCH
+MESSAGE_BATCH: Final = 128
+"""Messages that C reads in one go; fewer mean that no more were pending."""
+_CAPACITY: Final = 4 * MESSAGE_BATCH
 
 KINDS: Final = 8
 CODES: Final = 16
