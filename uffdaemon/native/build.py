@@ -32,7 +32,7 @@ ffibuilder.cdef(
         uint64_t bytes[16];
         ...;
     };
-    void uffdaemon_serve(struct uffdaemon_port *port);
+    int uffdaemon_serve(struct uffdaemon_port *port);
     int uffdaemon_wait_open(void);
     int uffdaemon_wait_add(int epoll, int fd, uint64_t port);
     int uffdaemon_wait_remove(int epoll, int fd);

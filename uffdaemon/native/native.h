@@ -71,7 +71,9 @@ struct uffdaemon_port {
     uint32_t reread_limit;   /* the most reads to try again before going to sleep */
     uint32_t rereads;        /* in and out: the same, as the load has it; 0 when idle */
     uint32_t misses;         /* in and out: how often in a row trying again was in vain */
+    uint32_t quick, penalty; /* in and out: faults in quick succession, and how many it takes */
     uint64_t rules, records; /* addresses of the arrays */
+    uint64_t shun, shunned;  /* in and out: how long, and until when, reading again is given up, ns */
     uint64_t last;           /* in and out: when something was last answered, CLOCK_MONOTONIC ns */
     uint64_t reads, empty_reads; /* out: read(2) calls, and those that found nothing */
     uint64_t counts[UFFDAEMON_KINDS][UFFDAEMON_CODES]; /* out: faults answered */
@@ -94,7 +96,7 @@ void uffdaemon_answer(struct uffdaemon_port *port, struct uffdaemon_record *reco
 
 /* serve.c */
 uint64_t uffdaemon_now(void);
-void uffdaemon_serve(struct uffdaemon_port *port);
+int uffdaemon_serve(struct uffdaemon_port *port);
 int uffdaemon_wait_open(void);
 int uffdaemon_wait_add(int epoll, int fd, uint64_t port);
 int uffdaemon_wait_remove(int epoll, int fd);
