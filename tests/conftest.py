@@ -1,14 +1,59 @@
-"""What all tests share: whoever needs a userfaultfd skips with the reason where none can be had."""
+"""What all tests share: what a machine must have for them, lent by it or skipped with the reason.
+
+Whatever is changed for them is put back when they have run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from tests.kernel import clib, system
 from tests.kernel.harness import require
-from uffdaemon import Features
+from uffdaemon import Features, MemoryType
 
 
 @pytest.fixture(autouse=True)
 def _kernel_or_its_reason(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("kernel") is not None:
-        require(Features(0))
+    marker = request.node.get_closest_marker("kernel")
+    if marker is not None:
+        require(Features(0), **marker.kwargs)
+
+
+@pytest.fixture(scope="session")
+def huge_pages() -> Iterator[None]:
+    """A pool of huge pages for as long as the tests run."""
+    with system.huge_pages():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _huge_pages_where_needed(request: pytest.FixtureRequest) -> None:
+    callspec = getattr(request.node, "callspec", None)
+    parameters = callspec.params.values() if callspec is not None else ()
+    if any(isinstance(value, MemoryType) and value.huge for value in parameters):
+        request.getfixturevalue("huge_pages")
+
+
+@pytest.fixture
+def transparent_huge_pages() -> Iterator[None]:
+    """MADV_HUGEPAGE is listened to."""
+    with system.transparent_huge_pages():
+        yield
+
+
+@pytest.fixture
+def ksm() -> Iterator[None]:
+    """KSM merges at once what is MADV_MERGEABLE."""
+    with system.ksm():
+        yield
+
+
+@pytest.fixture(scope="session")
+def helpers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """helpers.c, compiled."""
+    if clib.compiler() is None:
+        pytest.skip("no C compiler; on Debian: apt install gcc")
+    return clib.build(tmp_path_factory.mktemp("helpers"))

@@ -18,6 +18,7 @@ _ADVICE: Final = (
     "as root: sysctl vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd, or "
     "setcap cap_sys_ptrace+ep on the interpreter; or ask for user_mode_only=True"
 )
+_DEVICE: Final = "as root: chmod 666 /dev/userfaultfd, or open by system call"
 _FILTERED: Final = (
     "the kernel lacks userfaultfd, or a seccomp filter or security module refuses it, as in "
     "containers: `uffdaemon check` tells which"
@@ -69,7 +70,7 @@ def open_descriptor(*, user_mode_only: bool, how: How) -> int:
     what = "/dev/userfaultfd" if how == "device" else "userfaultfd"
     if number in (-errno.EPERM, -errno.EACCES):
         # Nobody lacks the privilege for faults from user mode: then it is a filter that refuses.
-        advice = _FILTERED if user_mode_only and how != "device" else _ADVICE
+        advice = _DEVICE if how == "device" else _FILTERED if user_mode_only else _ADVICE
         raise errors.PermissionRefused(-number, what, advice=advice)
     raise errors.OpenRefused(-number, what, advice=_FILTERED if number == -errno.ENOSYS else "")
 

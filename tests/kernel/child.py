@@ -17,14 +17,11 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
 
 import pytest
 
-from uffdaemon import Memory
-
-if TYPE_CHECKING:
-    from tests.kernel.harness import Report
+from tests.kernel.harness import Report, explain_refusal
+from uffdaemon import Memory, PermissionRefused
 
 _TESTS = str(Path(__file__).parents[1])
 _OUTLIVED = 30.0  # seconds after which a child whose parent died ends by itself
@@ -77,9 +74,12 @@ def run(what: str, arguments: dict[str, object]) -> Report:
     except BaseException as error:  # noqa: BLE001  # whatever it is, the parent hears of it
         for leaf in _leaves(error):
             if isinstance(leaf, pytest.skip.Exception):
-                return {"outcome": "skipped", "text": str(leaf)}
-        return {"outcome": "failed", "text": _explain(error)}
-    return {"outcome": "passed", "text": ""}
+                return {"outcome": "skipped", "text": str(leaf), "advice": ""}
+            if isinstance(leaf, PermissionRefused):
+                text, advice = explain_refusal(leaf)
+                return {"outcome": "refused", "text": text, "advice": advice}
+        return {"outcome": "failed", "text": _explain(error), "advice": ""}
+    return {"outcome": "passed", "text": "", "advice": ""}
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -28,9 +28,32 @@ from uffdaemon import (
 from uffdaemon.events import PageFault, UnknownEvent
 
 ALL = tuple(MemoryType)
-ANONYMOUS = (MemoryType.ANONYMOUS,)
 SHARED = (MemoryType.SHMEM, MemoryType.HUGETLB)
 SHMEM = (MemoryType.SHMEM,)
+ANONYMOUS = (MemoryType.ANONYMOUS,)
+
+KERNEL_TESTS = {
+    "register-ioctls": ALL,
+    "zeropage": ALL,
+    "move": ANONYMOUS,
+    "move-pmd": ANONYMOUS,
+    "move-pmd-split": ANONYMOUS,
+    "wp-fork": ALL,
+    "wp-fork-with-event": ALL,
+    "wp-unpopulated": ANONYMOUS,
+    "minor": SHARED,
+    "minor-wp": SHARED,
+    "minor-collapse": SHMEM,
+    "sigbus": ALL,
+    "sigbus-wp": ALL,
+    "events": ALL,
+    "events-wp": ALL,
+    "poison": ALL,
+    "mmap-changing": ALL,
+    "uffd-stress": ALL,
+}
+"""Linux's own tests and the types of memory that they cover, in its order; of mmap-changing it
+covers shmem alone, and uffd-stress is a program of its own."""
 
 WP = Features.PAGEFAULT_FLAG_WP | Features.WP_HUGETLBFS_SHMEM
 MINOR = Features.MINOR_SHMEM | Features.MINOR_HUGETLBFS
@@ -39,10 +62,9 @@ MISSING = Features.MISSING_SHMEM | Features.MISSING_HUGETLBFS
 Body = Callable[..., None]
 
 
-def conformance(
-    name: str, types: Sequence[MemoryType] = ALL, features: Features = NO_FEATURES
-) -> Callable[[Body], Body]:
-    """Mark a test as the counterpart of the kernel's test `name`, on `types`."""
+def conformance(name: str, features: Features = NO_FEATURES) -> Callable[[Body], Body]:
+    """Mark a test as the counterpart of the kernel's test `name`, on its types of memory."""
+    types = KERNEL_TESTS[name]
 
     def decorate(body: Body) -> Body:
         test = kernel_test(features=features)(body)

@@ -7,6 +7,7 @@ over it gets SIGABRT, on which faulthandler says where every thread is, and then
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
@@ -38,8 +39,10 @@ _DUMP_SECONDS = 5.0  # what faulthandler gets to write where every thread is
 class Report(TypedDict):
     """What the child says of itself before it ends."""
 
-    outcome: Literal["passed", "skipped", "failed"]
+    outcome: Literal["passed", "skipped", "failed", "refused"]
     text: str
+    advice: str
+    """What mends it, if permission was refused."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def kernel_test(
             ended = run_child(f"{body.__module__}:{body.__qualname__}", arguments, deadline)
             judge(ended, body.__qualname__, deadline)
 
-        marked: Callable[P, None] = pytest.mark.kernel(run)
+        mark = pytest.mark.kernel(user_mode_only=user_mode_only)
+        marked: Callable[P, None] = mark(run)
         return marked
 
     return decorate
@@ -102,12 +106,18 @@ def unavailable(reason: str, advice: str) -> NoReturn:
     pytest.skip(text)
 
 
+def explain_refusal(refused: PermissionRefused) -> tuple[str, str]:
+    """What was refused, and what mends it."""
+    name = errno.errorcode.get(refused.number, str(refused.number))
+    return f"{refused.operation}: {name}", refused.advice or "it takes root"
+
+
 @functools.cache
 def _obstacle(features: Features, user_mode_only: bool) -> tuple[str, str]:
     try:
         Userfaultfd.open(features, user_mode_only=user_mode_only).close()
     except PermissionRefused as refused:
-        return f"{refused.operation}: {refused.strerror}", refused.advice or "run as root"
+        return explain_refusal(refused)
     except FeatureMissing as refused:
         names = ", ".join((refused.missing or features).names)
         return f"this kernel does not have {names}", ""
@@ -171,6 +181,8 @@ def judge(ended: Ended, name: str, deadline: float) -> None:
         why = f"ended with {_status(ended.status)}, and without a report"
     elif report["outcome"] == "skipped":
         pytest.skip(report["text"])
+    elif report["outcome"] == "refused":
+        unavailable(report["text"], report["advice"])
     elif report["outcome"] == "failed":
         why = f"failed in its child process:\n{report['text']}"
     elif ended.status != 0:

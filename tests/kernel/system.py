@@ -29,7 +29,7 @@ def huge_pages(count: int = HUGE_PAGES) -> Iterator[None]:
         pytest.skip("this kernel has no huge pages of 2 MiB")
     number = _POOL / "nr_hugepages"
     try:
-        with _locked():
+        with _locked("huge"):
             before = int(number.read_text())
             number.write_text(str(before + count))
             got = int(number.read_text()) - before
@@ -44,7 +44,7 @@ def huge_pages(count: int = HUGE_PAGES) -> Iterator[None]:
             unavailable(f"only {got} of {count} huge pages could be had", "free some memory")
         yield
     finally:
-        with _locked():
+        with _locked("huge"):
             number.write_text(str(max(0, int(number.read_text()) - got)))
 
 
@@ -64,7 +64,7 @@ def ksm() -> Iterator[None]:
     """Let KSM merge at once what is MADV_MERGEABLE."""
     if not _KSM.exists():
         pytest.skip("this kernel has no KSM")
-    with _locked(), ExitStack() as stack:
+    with _locked("ksm"), ExitStack() as stack:
         for name, value in (("sleep_millisecs", "5"), ("pages_to_scan", "2000"), ("run", "1")):
             path = _KSM / name
             stack.enter_context(_set(path, value, path.read_text().strip()))
@@ -84,9 +84,9 @@ def _set(path: Path, value: str, before: str) -> Iterator[None]:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
-    """Keep other runs of these tests away; every user has a lock of their own."""
-    path = Path(tempfile.gettempdir()) / f"uffdaemon-tests-{os.getuid()}.lock"
+def _locked(what: str) -> Iterator[None]:
+    """Keep other runs of these tests away; every user has locks of their own."""
+    path = Path(tempfile.gettempdir()) / f"uffdaemon-tests-{what}-{os.getuid()}.lock"
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

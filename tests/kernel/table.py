@@ -8,10 +8,12 @@ from __future__ import annotations
 import platform
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.conformance import KERNEL_TESTS
 from uffdaemon import MemoryType, supported_features
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,8 @@ _INTRODUCTION = """\
 Linux tests userfaultfd with a suite of its own, `tools/testing/selftests/mm/uffd-unit-tests.c` and
 `uffd-stress.c`. The suite in `tests/kernel/test_conformance_*.py` asks for the same through the
 public API of uffdaemon: each named test, on each type of memory that the kernel's covers (`-`
-where it covers none). `UFFDIO_API` needs no memory and is asked for both ways of opening.
+marks the others), and `mmap-changing` on all. `UFFDIO_API` needs no memory and is asked for both
+ways of opening.
 
 Left out: `rwp-*`, which comes with Linux 7.3, and `wp-fork-pin*`, which takes a kernel that was
 built with `CONFIG_GUP_TEST`.
@@ -37,7 +40,7 @@ class Table:
 
     def __init__(self) -> None:
         self.results: dict[tuple[str, str], str] = {}
-        self.reasons: list[str] = []
+        self.reasons: dict[str, list[str]] = {}
 
     def collected(self, item: pytest.Item) -> None:
         """Note the place of a test in the table, if it has one."""
@@ -56,31 +59,31 @@ class Table:
             )
             if report.skipped and isinstance(report.longrepr, tuple):
                 reason = str(report.longrepr[2]).removeprefix("Skipped: ")
-                self.reasons.append(f"{name} on {column}: {reason}")
+                self.reasons.setdefault(reason, []).append(f"{name} on {column}")
 
     def text(self) -> str:
-        """The table in Markdown, and below it what had no memory, and why what was skipped was."""
-        names = list(dict.fromkeys(name for name, _ in self.results))
+        """In Markdown: the table, what needs no memory, and why what was skipped was."""
+        ran = {name for name, _ in self.results}
         rows = [["test", *TYPES]]
-        rest: list[str] = []
-        for name in names:
-            cells = [self.results.get((name, column), "-") for column in TYPES]
-            if any(cell != "-" for cell in cells):
+        for name, types in KERNEL_TESTS.items():
+            if name in ran:
+                covered = {kind.value for kind in types}
+                cells = (
+                    self.results.get((name, column), "not run") if column in covered else "-"
+                    for column in TYPES
+                )
                 rows.append([name, *cells])
-            rest += (
-                f"{name} ({column}): {result}"
-                for (other, column), result in self.results.items()
-                if other == name and column not in TYPES
-            )
+        rest = [
+            f"{name} ({column}): {result}"
+            for (name, column), result in self.results.items()
+            if column not in TYPES
+        ]
         widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
         rows.insert(1, ["-" * width for width in widths])
-        lines = [
-            "| "
-            + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            + " |"
-            for row in rows
-        ]
-        for paragraph in (rest, self.reasons):
+        padded = ([cell.ljust(at) for cell, at in zip(row, widths, strict=True)] for row in rows)
+        lines = [f"| {' | '.join(row)} |" for row in padded]
+        skipped = [f"{reason}: {', '.join(where)}" for reason, where in self.reasons.items()]
+        for paragraph in (rest, skipped):
             lines += ["", *(f"- {line}" for line in paragraph)] if paragraph else []
         return "\n".join(lines)
 
@@ -89,9 +92,9 @@ class Table:
         release = re.match(r"[\d.]+", platform.release())
         assert release is not None
         features = ", ".join(supported_features().names)
+        machine = f"Run on Linux {release.group()} ({platform.machine()}), which has {features}."
         return (
-            f"{_INTRODUCTION}\n{self.text()}\n\n"
-            f"Run on Linux {release.group()} ({platform.machine()}), which has {features}.\n\n"
+            f"{_INTRODUCTION}\n{self.text()}\n\n{textwrap.fill(machine, 100)}\n\n"
             "This page is written by the suite itself: `.venv/bin/python -m tests.kernel.table`.\n"
         )
 

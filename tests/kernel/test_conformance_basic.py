@@ -14,7 +14,6 @@ import pytest
 
 from tests.kernel.clib import Helpers
 from tests.kernel.conformance import (
-    ALL,
     MINOR,
     MISSING,
     WP,
@@ -70,7 +69,7 @@ def test_api(how: Literal["syscall", "device"]) -> None:
         assert number == -errno.EINVAL
 
 
-@conformance("register-ioctls", ALL, MISSING | MINOR | WP)
+@conformance("register-ioctls", MISSING | MINOR | WP)
 def test_register_ioctls(kind: MemoryType) -> None:
     with Userfaultfd.open(MISSING | MINOR | WP) as uffd, map_area(kind) as memory:
         for missing, write_protect, minor in product((False, True), repeat=3):
@@ -122,7 +121,7 @@ def test_zeropage(kind: MemoryType) -> None:
         uffd.unregister(memory.start, page)
 
 
-@conformance("poison", ALL, Features.POISON)
+@conformance("poison", Features.POISON)
 def test_poison(kind: MemoryType, helpers: Path) -> None:
     library = Helpers(helpers)
     with Userfaultfd.open(Features.POISON) as uffd, map_area(kind) as memory:
@@ -156,7 +155,7 @@ def test_poison(kind: MemoryType, helpers: Path) -> None:
         assert counts.missing == counts.faults == memory.length // page
 
 
-@conformance("mmap-changing", ALL, Features.EVENT_REMOVE | Features.POISON | Features.MOVE | MINOR)
+@conformance("mmap-changing", Features.EVENT_REMOVE | Features.POISON | Features.MOVE | MINOR)
 def test_mmap_changing(kind: MemoryType) -> None:
     features = Features.EVENT_REMOVE | Features.POISON | Features.MOVE | MINOR
     with Userfaultfd.open(features) as uffd, map_area(kind) as memory, map_area(kind) as other:

@@ -71,12 +71,12 @@ def _touch_all(library: Helpers, memory: Memory) -> int:
     )
 
 
-@conformance("sigbus", features=_SIGBUS)
+@conformance("sigbus", _SIGBUS)
 def test_sigbus(kind: MemoryType, helpers: Path) -> None:
     _sigbus(kind, Helpers(helpers), write_protect=False)
 
 
-@conformance("sigbus-wp", features=_SIGBUS | WP)
+@conformance("sigbus-wp", _SIGBUS | WP)
 def test_sigbus_wp(kind: MemoryType, helpers: Path) -> None:
     _sigbus(kind, Helpers(helpers), write_protect=True)
 
@@ -128,11 +128,11 @@ def _events(kind: MemoryType, *, write_protect: bool) -> None:
         )
 
 
-@conformance("events", features=_EVENTS)
+@conformance("events", _EVENTS)
 def test_events(kind: MemoryType) -> None:
     _events(kind, write_protect=False)
 
 
-@conformance("events-wp", features=_EVENTS | WP)
+@conformance("events-wp", _EVENTS | WP)
 def test_events_wp(kind: MemoryType) -> None:
     _events(kind, write_protect=True)

@@ -8,8 +8,6 @@ import pytest
 
 from tests.kernel.conformance import (
     MINOR,
-    SHARED,
-    SHMEM,
     WP,
     Handler,
     conformance,
@@ -76,20 +74,20 @@ def _minor_faults(memory: Memory, *, write_protect: bool = False) -> None:
         assert counts.write_protect == (pages if write_protect else 0)
 
 
-@conformance("minor", SHARED, MINOR)
+@conformance("minor", MINOR)
 def test_minor(kind: MemoryType) -> None:
     with map_area(kind) as memory:
         _minor_faults(memory)
 
 
-@conformance("minor-wp", SHARED, MINOR | WP | Features.WP_UNPOPULATED)
+@conformance("minor-wp", MINOR | WP | Features.WP_UNPOPULATED)
 def test_minor_wp(kind: MemoryType) -> None:
     with map_area(kind) as memory:
         _minor_faults(memory, write_protect=True)
 
 
 @pytest.mark.usefixtures("transparent_huge_pages")
-@conformance("minor-collapse", SHMEM, MINOR)
+@conformance("minor-collapse", MINOR)
 def test_minor_collapse(kind: MemoryType) -> None:
     length = 2 * HUGE_PAGE_SIZE
     with Memory.map(length, kind, transparent_huge=True) as memory, Userfaultfd.open(MINOR) as uffd:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.conformance import (
-    ANONYMOUS,
     Handler,
     conformance,
     content,
@@ -49,7 +48,7 @@ def _move_all(source: Memory, memory: Memory, step: int) -> None:
 
 
 @pytest.mark.smoke
-@conformance("move", ANONYMOUS, Features.MOVE)
+@conformance("move", Features.MOVE)
 def test_move(kind: MemoryType) -> None:
     length = 128 * PAGE
     with Memory.map(length, kind, dont_fork=True) as source, Memory.map(length, kind) as memory:
@@ -58,7 +57,7 @@ def test_move(kind: MemoryType) -> None:
 
 
 @pytest.mark.usefixtures("transparent_huge_pages")
-@conformance("move-pmd", ANONYMOUS, Features.MOVE)
+@conformance("move-pmd", Features.MOVE)
 def test_move_of_huge_pages(kind: MemoryType) -> None:
     length = 4 * HUGE_PAGE_SIZE
     with (
@@ -71,7 +70,7 @@ def test_move_of_huge_pages(kind: MemoryType) -> None:
 
 
 @pytest.mark.usefixtures("transparent_huge_pages")
-@conformance("move-pmd-split", ANONYMOUS, Features.MOVE)
+@conformance("move-pmd-split", Features.MOVE)
 def test_move_of_huge_pages_to_where_none_are_wanted(kind: MemoryType) -> None:
     length = 4 * HUGE_PAGE_SIZE
     with (

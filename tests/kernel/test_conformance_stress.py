@@ -73,7 +73,7 @@ def _bounce(source: Memory, memory: Memory, helpers: Helpers, *, write_protect: 
         assert copied == dict.fromkeys(page_offsets(memory), page)
 
 
-@conformance("uffd-stress", features=WP)
+@conformance("uffd-stress", WP)
 def test_stress(kind: MemoryType, helpers: Path) -> None:
     library = Helpers(helpers)
     source = map_area(kind)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.kernel.conformance import (
-    ANONYMOUS,
     WP,
     Handler,
     conformance,
@@ -58,13 +57,13 @@ def _wp_fork(memory: Memory, uffd: Userfaultfd, *, kept: bool) -> None:
     uffd.unregister(memory.start, memory.length)
 
 
-@conformance("wp-fork", features=WP)
+@conformance("wp-fork", WP)
 def test_wp_fork(kind: MemoryType) -> None:
     with Userfaultfd.open(WP) as uffd, map_area(kind) as memory:
         _wp_fork(memory, uffd, kept=False)
 
 
-@conformance("wp-fork-with-event", features=WP | Features.EVENT_FORK)
+@conformance("wp-fork-with-event", WP | Features.EVENT_FORK)
 def test_wp_fork_with_event(kind: MemoryType) -> None:
     with Userfaultfd.open(WP | Features.EVENT_FORK) as uffd, map_area(kind) as memory:
         # Another process reads: os.fork() keeps the GIL until its event has been read.
@@ -76,7 +75,7 @@ def test_wp_fork_with_event(kind: MemoryType) -> None:
         assert (counts.forks, counts.faults) == (2, 0)
 
 
-@conformance("wp-unpopulated", ANONYMOUS, WP | Features.WP_UNPOPULATED)
+@conformance("wp-unpopulated", WP | Features.WP_UNPOPULATED)
 def test_wp_unpopulated(kind: MemoryType) -> None:
     with Userfaultfd.open(WP | Features.WP_UNPOPULATED) as uffd, map_area(kind) as memory:
         page, start = memory.page_size, memory.start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ import pytest
 from tests.kernel import harness
 from tests.kernel.harness import Ended, judge, kernel_test, run_child
 from tests.kernel.support import PAGE, in_child, in_thread, next_fault
-from uffdaemon import Features, Memory, MemoryType, Userfaultfd
+from uffdaemon import Features, Memory, MemoryType, PermissionRefused, Userfaultfd
 
 if TYPE_CHECKING:
     from _pytest.outcomes import OutcomeException
@@ -56,6 +57,10 @@ def skips() -> None:
     pytest.skip("not today")
 
 
+def is_refused() -> None:
+    raise PermissionRefused(errno.EACCES, "/dev/userfaultfd", advice="chmod it")
+
+
 def outcome_of(ended: Ended) -> OutcomeException:
     with pytest.raises((pytest.fail.Exception, pytest.skip.Exception)) as caught:
         judge(ended, "the test", 1)
@@ -96,12 +101,24 @@ def test_a_skip_in_the_child_is_a_skip() -> None:
     assert str(outcome) == "not today"
 
 
+def test_a_refusal_in_the_child_is_a_skip_or_where_it_may_not_be_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(harness.REQUIRED, raising=False)
+    ended = run_child(f"{HERE}:is_refused", {}, 10.0)
+    outcome = outcome_of(ended)
+    assert isinstance(outcome, pytest.skip.Exception)
+    assert str(outcome) == "/dev/userfaultfd: EACCES; chmod it"
+    monkeypatch.setenv(harness.REQUIRED, "1")
+    assert isinstance(outcome_of(ended), pytest.fail.Exception)
+
+
 def test_nothing_of_a_child_is_left(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     ended = run_child(f"{HERE}:leaves_a_grandchild", {"pipe": pipe}, 10.0)
-    assert ended.report == {"outcome": "passed", "text": ""}
+    assert ended.report == {"outcome": "passed", "text": "", "advice": ""}
     poll = select.poll()
     poll.register(reader)
     assert poll.poll() == [(reader, select.POLLHUP)]
@@ -122,9 +139,9 @@ def test_without_permission_the_reason_and_what_mends_it_are_said(
 
 def test_a_missing_feature_is_a_skip_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(harness.REQUIRED, "1")
-    harness.require(Features(0))
+    harness.require(Features(0), user_mode_only=True)
     with pytest.raises(pytest.skip.Exception, match="does not have bit 63"):
-        harness.require(Features(1 << 63))
+        harness.require(Features(1 << 63), user_mode_only=True)
 
 
 @pytest.mark.parametrize("kind", [MemoryType.ANONYMOUS, MemoryType.SHMEM])
