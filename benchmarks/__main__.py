@@ -12,14 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import external, fault_around, resting, scaling
+from benchmarks import contended, external, fault_around, resting, scaling
 from benchmarks.rows import Measure, Row, parser, print_table, write_json
-from benchmarks.turns import Client, Cores, TurnFailed, touch_unguarded
+from benchmarks.turns import Client, TurnFailed, placements, touch_unguarded
 
 BENCHMARKS: dict[str, Measure] = {
     "external": external.measure,
     "fault_around": fault_around.measure,
     "scaling": scaling.measure,
+    "contended": contended.measure,
     "resting": resting.measure,
 }
 WARM_PAGES = 131_072
@@ -41,7 +42,7 @@ def main() -> int:
     print(f"load {os.getloadavg()[0]:.2f}, cores {sorted(os.sched_getaffinity(0))}")
     # A virtual machine's host finds memory when it is first touched, which takes longer than all
     # that is measured here.
-    touch_unguarded(Client(pages=WARM_PAGES, warm=0), Cores(None, None))
+    touch_unguarded(Client(pages=WARM_PAGES, warm=0), placements()["same core"])
     rows: list[Row] = []
     failed = False
     for name in options.only or BENCHMARKS:

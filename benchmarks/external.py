@@ -6,6 +6,8 @@ sleeps in between, as real ones do, so that cores and caches go cold), and from 
 once.  Each on one core and on two.  The time of the first two is that of a touch, in the client;
 with eight threads it is wall time over pages.
 
+A policy of your own is asked in Python for each fault; a row says what that costs, for information.
+
 The processor time that the handler used comes from its clock, which the client reads before its
 first and after its last timed touch.  What re-reading costs is the difference it makes there.
 """
@@ -19,6 +21,7 @@ from typing import Literal
 from benchmarks.rows import Row, compare, limit, script
 from benchmarks.turns import (
     Client,
+    Cores,
     Seen,
     Side,
     alternate,
@@ -132,6 +135,20 @@ class Sides:
     rereading: Side
 
 
+def _own_policy_row(place: str, cores: Cores, rounds: int) -> Row:
+    mine = Side("a policy in Python", ours("--own-policy").command)
+    other = sleeping()
+    measured = alternate([mine, other], BACK_TO_BACK, cores, rounds)
+    return compare(
+        f"back-to-back, a policy of your own, {place}",
+        figures(measured[mine.name], "p50_us"),
+        figures(measured[other.name], "p50_us"),
+        against=other.name,
+        cores=str(cores),
+        p99=figures(measured[mine.name], "p99_us"),
+    )
+
+
 def measure(rounds: int) -> list[Row]:
     """Run all cases."""
     sides = Sides(
@@ -159,6 +176,7 @@ def measure(rounds: int) -> list[Row]:
             measured = alternate(turns, case.client, cores, rounds)
             rows += _latency_rows(case, place, str(cores), measured, sides)
             processor += _processor_rows(case, place, str(cores), measured, sides)
+        rows.append(_own_policy_row(place, cores, rounds))
     return rows + processor
 
 

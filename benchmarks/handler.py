@@ -16,7 +16,15 @@ from typing import TypedDict, cast
 
 import trio
 
-from uffdaemon import BytesSource, CopyFrom, FaultAround, Region, Userfaultfd, open_daemon
+from uffdaemon import (
+    BytesSource,
+    CopyFrom,
+    FaultAround,
+    Policy,
+    Region,
+    Userfaultfd,
+    open_daemon,
+)
 from uffdaemon.serving import REREADS
 
 POPULATE_READ = 22
@@ -45,16 +53,34 @@ def map_image(path: str, handed: Handed) -> mmap.mmap:
     return image
 
 
-async def serve(sock: socket.socket, path: str, around: int, rereads: int) -> None:
+class Options(argparse.Namespace):
+    """The command line."""
+
+    socket: int
+    image: str
+    cpu: int | None
+    around: int
+    rereads: int
+    own_policy: bool
+
+
+def policy_of(copy: CopyFrom, options: Options) -> Policy:
+    """The policy that is measured."""
+    if options.own_policy:
+        # It decides the same, but only Python can tell.
+        return copy.__call__
+    return FaultAround(copy, pages=options.around) if options.around > 1 else copy
+
+
+async def serve(sock: socket.socket, options: Options) -> None:
     """Answer the client's faults until it closes the socket."""
     uffd, message = Userfaultfd.receive(sock)
     handed = cast("Handed", json.loads(message))
-    source = BytesSource(map_image(path, handed))
-    async with open_daemon(rereads=rereads) as daemon:
+    source = BytesSource(map_image(options.image, handed))
+    async with open_daemon(rereads=options.rereads) as daemon:
         offset = 0
         for start, length in handed["regions"]:
-            copy = CopyFrom(source, offset)
-            policy = FaultAround(copy, pages=around) if around > 1 else copy
+            policy = policy_of(CopyFrom(source, offset), options)
             daemon.add_region(uffd, Region(start, length, policy), register=None)
             offset += length
         sock.send(b"go %d\n" % os.getpid())
@@ -68,13 +94,14 @@ def main() -> None:
     parser.add_argument("--cpu", type=int, metavar="CORE")
     parser.add_argument("--around", type=int, default=1, metavar="PAGES")
     parser.add_argument("--rereads", type=int, default=REREADS, metavar="TIMES")
-    options = parser.parse_args()
+    parser.add_argument("--own-policy", action="store_true", help="ask a Python function")
+    options = parser.parse_args(namespace=Options())
     # The end of the socket is the end; the harness's SIGTERM, meant for the yardstick, may follow.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.cpu is not None:
         os.sched_setaffinity(0, {options.cpu})
     with socket.socket(fileno=options.socket) as sock:
-        trio.run(serve, sock, options.image, options.around, options.rereads)
+        trio.run(serve, sock, options)
 
 
 if __name__ == "__main__":

@@ -44,15 +44,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     bars.set_xlim(0, max([2.0, *(min(value, 4.0) for value in values)]) * 1.05)
     bars.set_xlabel("ours / theirs, less is better; thick mark: target; thin line: the rounds")
     for row in curves:
-        smallest = row.points[0][0]
-        lines.plot(
-            [x / smallest for x, _ in row.points], [y for _, y in row.points], "o-", label=row.name
-        )
+        sizes = [x / row.points[0][0] for x, _, _ in row.points]
+        [line] = lines.plot(sizes, [own for _, own, _ in row.points], "o-", label=row.name)
+        lines.plot(sizes, [other for _, _, other in row.points], ":", color=line.get_color())
     lines.set_xscale("log")
     lines.set_ylim(bottom=0)
     lines.set_xlabel("times the smallest")
     lines.set_ylabel("p50 of a fault, µs")
-    lines.set_title("scaling")
+    lines.set_title("scaling; dotted: C")
     if curves:
         lines.legend(fontsize=7)
     figure.tight_layout()

@@ -34,8 +34,8 @@ class Row:
     against_median: float | None = None
     ratio_range: tuple[float, float] | None = None
     """The smallest and the largest ratio of one round."""
-    points: tuple[tuple[float, float], ...] = ()
-    """For a plot: (x, median) where a row sums up a curve."""
+    points: tuple[tuple[float, float, float], ...] = ()
+    """For a plot: (x, our median, their median) where a row sums up a curve."""
     note: str = ""
 
 
@@ -54,7 +54,7 @@ def compare(
     p99: Sequence[float] = (),
     unit: str = "µs",
     note: str = "",
-    points: tuple[tuple[float, float], ...] = (),
+    points: tuple[tuple[float, float, float], ...] = (),
 ) -> Row:
     """The row for figures of alternating rounds, `ours` over `theirs`; less is better."""
     median, other = statistics.median(ours), statistics.median(theirs)
@@ -110,8 +110,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def print_table(rows: Iterable[Row]) -> None:
-    """Print the rows, their columns aligned."""
+def print_table(rows: Sequence[Row]) -> None:
+    """Print the rows, their columns aligned, and their notes."""
     lines = [
         (
             "what",
@@ -149,6 +149,9 @@ def print_table(rows: Iterable[Row]) -> None:
             for column, (text, width) in enumerate(zip(line, widths, strict=True))
         )
         print("  ".join(cells).rstrip())
+    for row in rows:
+        if row.note:
+            print(f"  {row.name}: {row.note}")
 
 
 def write_json(rows: Iterable[Row], path: Path) -> None:

@@ -4,7 +4,7 @@ One region of 1 MiB to 64 GiB, reserved and never touched except for 1,024 pages
 then 1 to 1,000 regions on one userfaultfd, in which 4,000 pages are touched in random order.  The
 C yardstick looks its regions up by bisection too, and has the same page tables to fill: what grows
 with it is the kernel's, so the figure is the ratio to it.  The row is that ratio at the largest
-size over that at the smallest.
+size over that at the smallest; its note has the times.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.rows import Row, compare, script
-from benchmarks.turns import Client, Cores, Seen, alternate, ours, placements, sleeping
+from benchmarks.turns import Client, Cores, alternate, ours, placements, sleeping
 
 MIB = 1 << 20
 SIZES = {
@@ -35,34 +35,32 @@ TARGET = 1.25
 
 def _curve(name: str, clients: dict[int, Client], cores: Cores, rounds: int) -> Row:
     mine, other = ours(), sleeping()
-    relative: dict[int, list[float]] = {}
-    seen: dict[int, list[Seen]] = {}
+    seen: dict[int, list[tuple[float, float]]] = {size: [] for size in clients}
     # The sizes alternate too: a machine that slows down meanwhile slows all of them.
     for _ in range(rounds):
         for size, client in clients.items():
             measured = alternate([mine, other], client, cores, 1)
-            (own,), (reference,) = measured[mine.name], measured[other.name]
-            relative.setdefault(size, []).append(own["p50_us"] / reference["p50_us"])
-            seen.setdefault(size, []).append(own)
-    smallest, largest = min(clients), max(clients)
+            [own], [theirs] = measured[mine.name], measured[other.name]
+            seen[size].append((own["p50_us"], theirs["p50_us"]))
     points = tuple(
-        (float(size), round(statistics.median(turn["p50_us"] for turn in turns), 3))
+        (
+            float(size),
+            round(statistics.median(own for own, _ in turns), 3),
+            round(statistics.median(theirs for _, theirs in turns), 3),
+        )
         for size, turns in seen.items()
     )
-    row = compare(
+    return compare(
         name,
-        relative[largest],
-        relative[smallest],
+        [own / theirs for own, theirs in seen[max(clients)]],
+        [own / theirs for own, theirs in seen[min(clients)]],
         against="the smallest of them",
         cores=str(cores),
         target=TARGET,
         unit="times C",
-        note="median: p50 at the largest size, as a multiple of the sleeping yardstick there; "
-        "points: (size, our p50 in µs)",
+        note="; ".join(f"{int(x):,}: {own:.2f} µs, C {its:.2f}" for x, own, its in points),
         points=points,
     )
-    print(f"{name}: " + ", ".join(f"{int(size):,}: {p50:.2f} µs" for size, p50 in points))
-    return row
 
 
 def measure(rounds: int) -> list[Row]:

@@ -39,14 +39,12 @@ class Seen(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """Where the sides run; None: where the kernel puts them."""
+    """Where the sides run."""
 
-    client: int | None
-    handler: int | None
+    client: int
+    handler: int
 
     def __str__(self) -> str:
-        if self.client is None or self.handler is None:
-            return "any core"
         return f"client {self.client}, handler {self.handler}"
 
 
@@ -149,9 +147,7 @@ def take_turn(side: Side, client: Client, cores: Cores, image: int) -> Seen:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with near, far:
         command = [*side.command, "--socket", str(far.fileno())]
-        command += ["--image", f"/proc/self/fd/{image}"]
-        if cores.handler is not None:
-            command += ["--cpu", str(cores.handler)]
+        command += ["--image", f"/proc/self/fd/{image}", "--cpu", str(cores.handler)]
         handler = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -180,9 +176,7 @@ def take_turn(side: Side, client: Client, cores: Cores, image: int) -> Seen:
 
 
 def _touch(client: Client, cores: Cores, sock: socket.socket | None) -> Seen:
-    command = [str(program("toucher")), *client.arguments()]
-    if cores.client is not None:
-        command += ["--cpu", str(cores.client)]
+    command = [str(program("toucher")), *client.arguments(), "--cpu", str(cores.client)]
     descriptors = []
     if sock is not None:
         descriptors.append(sock.fileno())

@@ -47,7 +47,8 @@ def apply_event(handler: Handler, event: Change) -> None:
             _stale(handler, handler.regions.remap(source, target, length))
             _gone(handler, source, source + length)
         case ForkEvent():
-            handler.forks.append(event)
+            # Copied now: what the parent does next is not the child's.
+            handler.forks.append((event, handler.regions.fork()))
         case UnknownEvent(message):
             handler.log.warning("unknown event", message=message.hex())
     handler.counters.events[name] += 1
@@ -66,6 +67,7 @@ def _removed(handler: Handler, start: int, end: int) -> None:
         last = (segment.end - region.start + region.page_size - 1) // region.page_size
         region.pages.remove(first, last)
         _stale(handler, [segment])
+    handler.repeats.removed(start, end)
     for fault in handler.ledger.inside(start, end):
         # Whatever it waits for, the data is void now.
         if fault.kind is FaultKind.MISSING and fault.region.after_remove == "zero":

@@ -17,7 +17,7 @@ from uffdaemon.filling import Fill, copy_of, poison_absent
 from uffdaemon.handlers import Handler
 from uffdaemon.loop import Server, Shutdown
 from uffdaemon.opening import supported_features
-from uffdaemon.outcomes import Code, Operation
+from uffdaemon.outcomes import Code, Operation, Outcome
 from uffdaemon.policy import moves, policy_name
 from uffdaemon.region import (
     HOLD,
@@ -118,8 +118,8 @@ class Daemon:
         # Whoever waits there already, for nobody, may ask again.
         waiting = handler.ledger.inside(region.start, region.end)
         for fault in waiting:
-            handler.ledger.leave(fault)
-        if waiting:
+            handler.resolve(fault, Outcome.WOKEN)
+        if waiting or register is None:
             uffd.execute([Operation(Code.WAKE, region.start, region.length)])
         return region
 
@@ -168,6 +168,7 @@ class Daemon:
         Raises `NotServed`.
         """
         server = self._server_of(region)
+        server.take()
         pages = region.pages
         absent = pages.pages - pages.filled()
         if absent and missing is None:
@@ -319,7 +320,7 @@ class Daemon:
         if self._servers.pop(server.uffd, None) is not None:
             server.add_counters(self._past)
 
-    def _forked(self, parent: Server, event: ForkEvent) -> None:
+    def _forked(self, parent: Server, event: ForkEvent, regions: RegionTable) -> None:
         """A child has come into being; its descriptor is ours."""
         try:
             decision = self._on_fork if isinstance(self._on_fork, str) else self._on_fork(event)
@@ -331,7 +332,7 @@ class Daemon:
             return
         self._reap()
         child = Userfaultfd.adopt(event.fd)
-        server = self._start(child, parent.handler.regions.fork(), owns_fd=True)
+        server = self._start(child, regions, owns_fd=True)
         server.rules_outdated()
 
     def _reap(self) -> None:

@@ -11,12 +11,15 @@ import time
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from uffdaemon import errors
-from uffdaemon.actions import Action
+from uffdaemon.actions import Action, Hold, Wake
 from uffdaemon.hooks import Veto, hook_name
 from uffdaemon.policy import policy_name
+from uffdaemon.region import PAGE_SIZE, Region
 
 if TYPE_CHECKING:
+    from uffdaemon.events import PageFault
     from uffdaemon.handlers import Handler
+    from uffdaemon.hooks import HookCalls
     from uffdaemon.policy import Fault
 
 ACTIONS: Final = get_args(Action)
@@ -54,7 +57,7 @@ def decide(handler: Handler, fault: Fault) -> None:
 def _nonsense(answer: object) -> str:
     if inspect.iscoroutine(answer):
         answer.close()
-        return "returned a coroutine: a policy decides at once, and returns Perform to wait"
+        return "returned a coroutine: it has to decide at once, and to return Perform to wait"
     return f"returned {answer!r}, which is no action"
 
 
@@ -100,3 +103,33 @@ def _heed(
         wrong = TypeError(f"{hook_name(hook)} returned {answer!r}, which is no action")
         handler.hooks.raised(hook, wrong)
     return action
+
+
+def declared_action(hooks: HookCalls, fault: Fault, error: Exception) -> Action:
+    """What the region declares for a fault that failed; its application may be asked."""
+    declared: Any = fault.region.on_failure
+    if isinstance(declared, ACTIONS):
+        return declared  # type: ignore[no-any-return]  # get_args() loses the types
+    try:
+        answer: Any = declared(fault, error)
+    except Exception as raised:  # noqa: BLE001  # then nobody knows: hold
+        hooks.raised(declared, raised)
+        return Hold()
+    if isinstance(answer, ACTIONS):
+        return answer  # type: ignore[no-any-return]  # get_args() loses the types
+    if answer is not None:
+        hooks.raised(declared, TypeError(f"on_failure {_nonsense(answer)}"))
+    return Hold()
+
+
+def outside_every_region(fault: Fault) -> Action:
+    """The policy for addresses that nobody looks after: the range may just have been unmapped, and
+    then its thread has to see that; if not, it comes back, and in the end is held and listed."""
+    del fault
+    return Wake()
+
+
+def nowhere(event: PageFault) -> Region:
+    """The region of a fault that lies in none."""
+    page = event.address - event.address % PAGE_SIZE
+    return Region(page, PAGE_SIZE, outside_every_region, name="outside of every region")

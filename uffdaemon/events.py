@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from enum import Enum, IntFlag
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, assert_never
 
 MESSAGE: Final = struct.Struct("=B7xQQQ")
 """``struct uffd_msg``: event, and three 8-byte words whose meaning depends on it."""
@@ -159,3 +159,5 @@ def message(event: Event) -> bytes:
             return MESSAGE.pack(UNMAP, start, end, 0)
         case UnknownEvent(raw):
             return raw
+        case _:
+            assert_never(event)

@@ -66,28 +66,35 @@ class Fill:
         daemon ends.
         """
         done = 0
-        pages = self._region.pages
+        at = 0
         self._report()
-        for segment in self._server.handler.regions.segments(self._region):
-            region = segment.region
-            at = segment.offset // region.page_size
-            end = (segment.end - region.start) // region.page_size
-            while (page := pages.next_fillable(at, end)) is not None:
-                done += await self._piece(segment, page, min(page + self._pages, end))
-                at = page
-                self._report()
-                await trio.lowlevel.checkpoint()
+        while (part := self._next(at)) is not None:
+            at = part[0]
+            done += await self._piece(*part)
+            self._report()
+            await trio.lowlevel.checkpoint()
         self._report()
         return done
+
+    def _next(self, page: int) -> tuple[int, int] | None:
+        """The next pages to fill, (from, to), at or after `page`.  Where they are is asked each
+        time: their owner may move or unmap them meanwhile."""
+        pages = self._region.pages
+        parts = sorted(map(_pages_of, self._server.handler.regions.segments(self._region)))
+        for first, end in parts:
+            found = pages.next_fillable(max(first, page), end)
+            if found is not None:
+                return found, min(found + self._pages, end)
+        return None
 
     def _report(self) -> None:
         if self._progress is not None:
             page_size = self._region.page_size
             self._progress(self._region.pages.filled() * page_size, self._region.length)
 
-    async def _piece(self, segment: Segment, page: int, limit: int) -> int:
+    async def _piece(self, page: int, limit: int) -> int:
         """Fill from `page` to the first page that needs nothing; returns the bytes."""
-        region, copy = segment.region, self._copy
+        region, copy = self._region, self._copy
         _, end = region.pages.fillable(page, page, limit)
         offset, length = page * region.page_size, (end - page) * region.page_size
         if copy.source.address(copy.offset + offset, length) is None:
@@ -99,22 +106,29 @@ class Fill:
             )
         delay = _FIRST_DELAY
         while True:
-            # Whatever was waited for: pages may have come or been discarded meanwhile.
-            start = region.pages.next_fillable(page, end)
-            if start is None:
+            # Whatever was waited for: pages may have come, been discarded or moved meanwhile.
+            self._server.take()
+            part = self._next(page)
+            if part is None or part[0] >= end:
                 return 0
-            _, stop = region.pages.fillable(start, start, end)
-            result = self._issue(region, copy, start, stop)
+            start = part[0]
+            _, stop = region.pages.fillable(start, start, min(part[1], end))
+            result = self._issue(copy, start, stop)
             if result is not None:
                 return result
             await trio.sleep(delay)
             delay = min(delay * 2, _MAX_DELAY)
 
-    def _issue(self, region: Region, copy: Copy, first: int, end: int) -> int | None:
+    def _issue(self, copy: Copy, first: int, end: int) -> int | None:
         """One operation; the bytes it brought, or None: an event is in flight."""
         handler = self._server.handler
         if self._server.ended.is_set() or handler.client_gone:
-            raise errors.DaemonClosed(f"{region.label} is not served any more")
+            raise errors.DaemonClosed(f"{self._region.label} is not served any more")
+        region = next(
+            segment.region
+            for segment in handler.regions.segments(self._region)
+            if _pages_of(segment)[0] <= first < _pages_of(segment)[1]
+        )
         offset = first * region.page_size
         length = (end - first) * region.page_size
         address = copy.source.address(copy.offset + offset, length)
@@ -130,9 +144,13 @@ class Fill:
             return result.done
         if result.status is Status.RETRY:
             return None
-        if result.error == errno.ENOENT and handler.regions.find(region.start + offset) is None:
-            return 0
         raise error_of(result)
+
+
+def _pages_of(segment: Segment) -> tuple[int, int]:
+    """Which pages of its region a segment has, from and to."""
+    size = segment.region.page_size
+    return segment.offset // size, (segment.end - segment.region.start) // size
 
 
 def poison_absent(handler: Handler, region: Region, start: int, end: int) -> None:

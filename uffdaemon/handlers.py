@@ -12,11 +12,10 @@ issuing an operation and booking its result, happens without a checkpoint.
 from __future__ import annotations
 
 import errno
-import inspect
 import time
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from uffdaemon import errors
 from uffdaemon.actions import (
@@ -31,7 +30,7 @@ from uffdaemon.actions import (
     Zero,
 )
 from uffdaemon.changes import apply_event
-from uffdaemon.deciding import ACTIONS, decide
+from uffdaemon.deciding import decide, declared_action, nowhere
 from uffdaemon.events import FaultKind, PageFault
 from uffdaemon.hooks import HookCalls, Resolved
 from uffdaemon.ledger import Ledger, Waiting
@@ -49,6 +48,7 @@ from uffdaemon.plan import Step, merge, narrow, operation, target
 from uffdaemon.policy import Fault, policy_name
 from uffdaemon.region import PAGE_SIZE, Region
 from uffdaemon.regions import RegionTable
+from uffdaemon.repeats import MAX_CLAIMS, MAX_REPEATS, Repeats
 from uffdaemon.sources import BytesSource
 from uffdaemon.statistics import Counters
 
@@ -61,12 +61,6 @@ if TYPE_CHECKING:
     from uffdaemon.hooks import Hooks
     from uffdaemon.slow import SlowWork
     from uffdaemon.uffd import Userfaultfd
-
-MAX_REPEATS: Final = 8
-"""How often in a row a thread may come back to a page that it was woken for, before that is taken
-for a failure: its page cannot have been placed."""
-MAX_REMEMBERED: Final = 4096
-"""For how many pages that is counted."""
 
 _clock = time.perf_counter_ns
 
@@ -88,16 +82,20 @@ class Handler:
         self.counters = Counters()
         self.hooks = HookCalls(hooks, self.counters, log)
         self.slow: SlowWork
-        self.forks: list[ForkEvent] = []
-        """Children whose userfaultfd is ours, and not yet looked after."""
+        self.forks: list[tuple[ForkEvent, RegionTable]] = []
+        """Children whose userfaultfd is ours, with their regions, and not yet looked after."""
         self.client_gone = False
         self._steps: list[Step] = []
+        self._apart: list[Step] = []
         self._failing: set[tuple[int, FaultKind]] = set()
-        self._repeats: dict[tuple[int, FaultKind, int], int] = {}
+        self._held: set[Fault] = set()
+        self.repeats = Repeats()
         self.stale: set[int] = set()
         """Which page maps (by id) have changed so that rules made from them no longer hold."""
-        self.wake: Callable[[], None] = _nothing
+        self.wake: Callable[[], None] = lambda: None
         """Called when whoever sleeps for this handler has something new to look at."""
+        self.catch_up: Callable[[], object] = lambda: None
+        """To be called by tasks before they act: events may have been read and not applied."""
 
     # -- in ------------------------------------------------------------------------------------
 
@@ -118,7 +116,7 @@ class Handler:
         self.flush()
 
     def _enter(self, event: PageFault, read_at: int) -> Fault | None:
-        region = self.regions.find(event.address) or _nowhere(event)
+        region = self.regions.find(event.address) or nowhere(event)
         address = event.address - (event.address - region.start) % region.page_size
         fault = Fault(
             address, event.kind, event.write, event.thread, event.address, region, read_at
@@ -126,7 +124,16 @@ class Handler:
         if self.ledger.enter(fault):
             return fault
         self.counters.joined += 1
-        return None
+        known = self.ledger.faults[address, event.kind]
+        if known not in self._held or known.region is not region:
+            return None
+        if self.repeats.back_at_once(fault):
+            return None  # the last of those wake-ups for which it failed
+        # Nobody is going to answer it, and yet somebody asks again: so does this.
+        self._held.remove(known)
+        self._failing.discard((address, event.kind))
+        self.ledger.wait(known, Waiting.DECISION)
+        return known
 
     def retry_due(self) -> None:
         """Carry out again what was deferred and is due."""
@@ -140,6 +147,8 @@ class Handler:
         """Turn an action into a step of this batch, or hand it to a task if it has to wait."""
         if not self.ledger.is_open(fault):
             return
+        if self._held:
+            self._held.discard(fault)
         try:
             if isinstance(action, Fill):
                 self._plan(fault, action)
@@ -197,19 +206,24 @@ class Handler:
         self._steps.append(Step(wake_operation(fault), fault.region, [fault], [Wake()]))
 
     def hold(self, fault: Fault, reason: str) -> None:
-        """Nobody is going to answer the fault: it is listed, with the reason."""
+        """Nobody is going to answer the open fault: it is listed, with the reason."""
         self.ledger.wait(fault, Waiting.NOBODY, reason)
+        self._held.add(fault)
+        if fault.kind is not FaultKind.WP:
+            # Known by now not to be there; should it come, the thread is held no longer.
+            fault.region.pages.present.discard_range(fault.page, fault.page + 1)
         self.counters.outcomes[fault.kind, Outcome.HELD] += 1
         self.wake()
 
     def flush(self) -> None:
         """Issue all steps; what that makes necessary (narrower ones, say) as well."""
-        while self._steps and not self.client_gone:
-            steps, self._steps = merge(self._steps), []
+        while (self._steps or self._apart) and not self.client_gone:
+            steps, self._steps, self._apart = merge(self._steps) + self._apart, [], []
             results = self.uffd.execute([step.operation for step in steps])
             for step, result in zip(steps, results, strict=True):
                 self._settle(step, result)
         self._steps.clear()
+        self._apart.clear()
 
     def _settle(self, step: Step, result: Result) -> None:
         """Book what came of a step, and see to those of its faults that are left."""
@@ -229,7 +243,11 @@ class Handler:
         elif len(step.faults) > 1 or step.operation.length > step.region.page_size:
             # What goes wrong may be a neighbour: each page by itself decides.
             for fault, action in beyond:
+                at = len(self._steps)
                 self.carry_out(fault, alone(action))
+                # Merged once more they would fail once more, and so on for ever.
+                self._apart += self._steps[at:]
+                del self._steps[at:]
         else:
             [(fault, action)] = beyond
             self._refused(fault, action, result)
@@ -242,6 +260,19 @@ class Handler:
         if result.progress and code not in (Code.WRITEPROTECT, Code.WAKE):
             first = (result.operation.dst - region.start) // region.page_size
             region.pages.present.add_range(first, first + result.progress // region.page_size)
+            self.release_held()
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are faults that nobody is going to answer."""
+        return bool(self._held)
+
+    def release_held(self) -> None:
+        """Let go of held faults whose pages have come by other ways, such as a neighbour's window:
+        the kernel has woken their threads."""
+        for fault in list(self._held):
+            if fault.kind is not FaultKind.WP and fault.page in fault.region.pages.present:
+                self.resolve(fault, Outcome.ALREADY_PRESENT)
 
     def _answered(self, fault: Fault, action: Fill | Wake, result: Result, done: int) -> None:
         code = result.operation.code
@@ -251,7 +282,9 @@ class Handler:
             outcome = Outcome.ZEROED
         else:
             outcome = OUTCOME_OF_CODE[code]
-        if outcome in (Outcome.ALREADY_PRESENT, Outcome.WOKEN) and self._comes_back(fault):
+        if outcome not in (Outcome.ALREADY_PRESENT, Outcome.WOKEN):
+            self.repeats.placed(fault)
+        elif self._comes_back(fault, MAX_REPEATS):
             return
         self.resolve(fault, outcome, done)
 
@@ -264,6 +297,11 @@ class Handler:
         if code is Code.COPY and result.error == errno.EFAULT and isinstance(action, Copy):
             # The source lies in memory and cannot be read: its file shrank, or its disk failed.
             self.slow.source_failed(fault, action, errors.SourceFailed(str(error)))
+            return
+        pages = fault.region.pages
+        if code is Code.CONTINUE and result.error == errno.EFAULT and fault.page in pages.removed:
+            # Its owner threw it out of the page cache: the thread has to look again.
+            self.carry_out(fault, Wake())
             return
         self.fail(fault, error)
 
@@ -279,19 +317,17 @@ class Handler:
         """The fault has ended."""
         if not self.ledger.leave(fault):
             return
-        key = (fault.address, fault.kind)
-        self._failing.discard(key)
-        if outcome not in (Outcome.ALREADY_PRESENT, Outcome.WOKEN):
-            self._repeats.pop((*key, fault.thread), None)
+        self._failing.discard((fault.address, fault.kind))
+        self._held.discard(fault)
         latency = _clock() - fault.read_at
         self.counters.resolved(fault.kind, outcome, latency)
         self.hooks.after(Resolved(fault, outcome, latency, done))
-        if not self.ledger:
+        if len(self.ledger) == len(self._held):
             self.wake()
 
     def woken(self, fault: Fault, outcome: Outcome) -> None:
         """Somebody's work has answered the fault: wake its thread, and see that it stays away."""
-        if self._comes_back(fault):
+        if self._comes_back(fault, MAX_CLAIMS):
             return
         [result] = self.uffd.execute([wake_operation(fault)])
         if result.status is Status.CLIENT_GONE:
@@ -301,17 +337,11 @@ class Handler:
         else:
             self.resolve(fault, outcome)
 
-    def _comes_back(self, fault: Fault) -> bool:
-        """Whether a thread was woken for this page again and again, which then is a failure."""
-        key = (fault.address, fault.kind, fault.thread)
-        count = self._repeats.get(key, 0) + 1
-        if len(self._repeats) > MAX_REMEMBERED:  # long gone ones; those that matter come again
-            self._repeats.clear()
-        self._repeats[key] = count
-        # Without THREAD_ID, it may be that many threads come once each.
-        if count <= (MAX_REPEATS if fault.thread else 16 * MAX_REPEATS):
+    def _comes_back(self, fault: Fault, limit: int) -> bool:
+        """Whether a thread that is to be woken came back too often already: then it has failed."""
+        count = self.repeats.woken(fault, _clock(), limit)
+        if not count:
             return False
-        del self._repeats[key]
         name = policy_name(fault.region.policy)
         what = f"says that the page is there; {count} times in a row the thread found it is not"
         self.fail(fault, errors.PolicyAnswerInvalid(name, what))
@@ -334,32 +364,13 @@ class Handler:
         )
         self.hooks.failed(fault, error)
         key = (fault.address, fault.kind)
-        action: Any = fault.region.on_failure
-        if key in self._failing:
-            # What was to be done about the failure failed itself.
-            action = Hold()
-        elif not isinstance(action, ACTIONS):
-            action = self._ask_application(fault, error)
+        # What was to be done about the failure may fail itself: then nobody knows.
+        action = Hold() if key in self._failing else declared_action(self.hooks, fault, error)
         self._failing.add(key)
         if isinstance(action, Hold):
             self.hold(fault, f"{type(error).__name__}: {error}")
         else:
             self.carry_out(fault, action)
-
-    def _ask_application(self, fault: Fault, error: Exception) -> Action:
-        asked: Any = fault.region.on_failure
-        try:
-            answer: Any = asked(fault, error)
-        except Exception as raised:  # noqa: BLE001  # then nobody knows: hold
-            self.hooks.raised(asked, raised)
-            return Hold()
-        if isinstance(answer, ACTIONS):
-            return answer  # type: ignore[no-any-return]  # get_args() loses the types
-        if answer is not None:
-            self.hooks.raised(asked, TypeError(f"on_failure returned {answer!r}: no action"))
-            if inspect.iscoroutine(answer):
-                answer.close()
-        return Hold()
 
     def lose_client(self) -> None:
         """The process is gone: so are its faults."""
@@ -373,10 +384,6 @@ class Handler:
         self._steps.append(step)
 
 
-def _nothing() -> None:
-    """Nobody sleeps."""
-
-
 def alone(action: Fill | Wake) -> Fill | Wake:
     """The same for nothing but the page of the fault."""
     return action if isinstance(action, Wake) else replace(action, extent=1)
@@ -385,18 +392,6 @@ def alone(action: Fill | Wake) -> Fill | Wake:
 def wake_operation(fault: Fault) -> Operation:
     """Let whoever waits for the fault's page try again."""
     return Operation(Code.WAKE, fault.address, fault.region.page_size)
-
-
-def outside_every_region(fault: Fault) -> Action:
-    """The policy for addresses that nobody looks after: the range may just have been unmapped, and
-    then its thread has to see that; if not, it comes back, and in the end is held and listed."""
-    del fault
-    return Wake()
-
-
-def _nowhere(event: PageFault) -> Region:
-    page = event.address - event.address % PAGE_SIZE
-    return Region(page, PAGE_SIZE, outside_every_region, name="outside of every region")
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from uffdaemon.events import PageFault, parse
+from uffdaemon.events import FaultKind, PageFault, parse
 from uffdaemon.hooks import Resolved
 from uffdaemon.ledger import Waiting
 from uffdaemon.lowering import Rule, rules_of
@@ -22,7 +22,7 @@ from uffdaemon.native.ports import MESSAGE_BATCH, NativeRule, Port, pin
 from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Status
 from uffdaemon.policy import Fault
 from uffdaemon.region import PAGE_SIZE
-from uffdaemon.slow import SlowWork
+from uffdaemon.slow import AsyncHooks, SlowWork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +31,15 @@ if TYPE_CHECKING:
     from uffdaemon.handlers import Handler
     from uffdaemon.native import PinnedBuffer
     from uffdaemon.native.ports import Record
-    from uffdaemon.regions import Segment
+    from uffdaemon.regions import RegionTable, Segment
     from uffdaemon.sleeping import Sleeper
     from uffdaemon.statistics import Counters
 
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
+
+_PATIENCE: Final = 1.0
+"""Seconds that async hooks have to hear of the last faults, when the client is gone."""
 
 _LOW_PAGE: Final = 0x10000  # the lowest that programs may map by default: vm.mmap_min_addr
 
@@ -65,7 +68,7 @@ class Server:
         rereads: int,
         fetch_limit: int,
         owns_fd: bool,
-        on_fork: Callable[[Server, ForkEvent], None],
+        on_fork: Callable[[Server, ForkEvent, RegionTable], None],
     ) -> None:
         self.handler = handler
         self.uffd = handler.uffd
@@ -73,18 +76,21 @@ class Server:
         self.ended = trio.Event()
         self._fd = handler.uffd.fileno()
         self._port = Port(self._fd, rereads)
-        self._port.record_all = handler.hooks.see_endings
         self._lowered = not handler.hooks.before
         self._rules: dict[int, tuple[list[Rule], PinnedBuffer]] = {}
         self._sleeper = sleeper
         self._fetch_limit = fetch_limit
         self._on_fork = on_fork
+        self._begun = trio.Event()
         self._stopping = False
+        self._poisoning = False
+        self._patience = _PATIENCE
         self._rules_outdated = False
         self._awake = True
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
         handler.wake = self.wake
+        handler.catch_up = self.take
         self.uffd.on_close.append(self.let_go)
         if sleeper is not None:
             sleeper.add(self._fd, self._port)
@@ -95,12 +101,14 @@ class Server:
         """Serve until `stop`, until the client is gone, or until the descriptor is closed."""
         try:
             with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as nursery:
-                    self.handler.slow = SlowWork(self.handler, nursery, self._fetch_limit)
-                    await self._loop()
-                    if not self.uffd.closed:
-                        self.take()
-                    nursery.cancel_scope.cancel()
+                async with AsyncHooks.open(self.handler.hooks) as hooks:
+                    async with trio.open_nursery() as nursery:
+                        self.handler.slow = SlowWork(self.handler, nursery, self._fetch_limit)
+                        self._begun.set()
+                        await self._loop()
+                        self._last_turn()
+                        nursery.cancel_scope.cancel()
+                    await hooks.finish(self._patience)
         finally:
             self.let_go()
             self.ended.set()
@@ -119,6 +127,13 @@ class Server:
     def _over(self) -> bool:
         return self._stopping or self.handler.client_gone
 
+    def _last_turn(self) -> None:
+        if self.uffd.closed:
+            return
+        self.take()
+        if self._poisoning and not self.handler.client_gone:
+            self._poison()
+
     def turn(self) -> bool:
         """Read and answer once; whether anything came."""
         self._awake = False
@@ -128,6 +143,7 @@ class Server:
         worked = self.take()
         if self.handler.ledger.next_due() is not None:
             self.handler.retry_due()
+        self._port.record_all = self.handler.hooks.see_endings or self.handler.holds
         if self._port.error:
             self._read_failed(self._port.error)
         return worked
@@ -135,15 +151,16 @@ class Server:
     def take(self) -> bool:
         """Account for what C has read and answered, and answer what it left; whether that was
         anything."""
-        records = self._port.take()
+        records = [] if self.uffd.closed else self._port.take()
         if not records:
             return False
         read_at = _clock()
         forwarded = [record.message for record in records if not record.code]
-        if self._port.record_all:
+        if self.handler.hooks.see_endings:
             for record in records:
                 if record.code:
                     self._tell(record, read_at)
+        self.handler.release_held()
         if forwarded:
             events = parse(b"".join(forwarded))
             if len(forwarded) >= MESSAGE_BATCH:
@@ -153,8 +170,8 @@ class Server:
             if self.handler.stale:
                 self.update_rules()
             forks, self.handler.forks = self.handler.forks, []
-            for fork in forks:
-                self._on_fork(self, fork)
+            for event, regions in forks:
+                self._on_fork(self, event, regions)
         if self._quiet is not None and self._is_quiet():
             self._quiet.set()
         return True
@@ -207,8 +224,9 @@ class Server:
             self._quiet.set()
 
     def wake_if_read(self) -> None:
-        """Look again if C has left something for Python."""
-        if self._port.has_records or self._port.error:
+        """Look again if C has left something for Python, or does not look itself any more."""
+        deaf = self._sleeper is not None and self._sleeper.failed
+        if self._port.has_records or self._port.error or deaf:
             self.wake()
 
     # -- rules ---------------------------------------------------------------------------------
@@ -273,27 +291,34 @@ class Server:
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:
         """Stop serving within `patience` seconds, doing about open faults what `how` says."""
+        await self._begun.wait()
         if not self.ended.is_set():
+            # Whoever waits by now is known, and what can be answered at once is.
+            if not self._over():
+                self.turn()
             if how is Shutdown.RESOLVE:
                 self._quiet = trio.Event()
                 self.wake()
                 with trio.move_on_after(patience):
                     await self._quiet.wait()
+            self._patience = patience
+            self._poisoning = how is Shutdown.POISON
             self.stop()
             await self.ended.wait()
-        if how is Shutdown.POISON and not self.handler.client_gone:
-            self._poison()
         for entry in self.handler.ledger.open_faults(_clock()):
             self.handler.log.warning("thread left waiting", fault=str(entry))
 
     def _poison(self) -> None:
         for fault in list(self.handler.ledger.faults.values()):
+            if fault.kind is FaultKind.WP:
+                continue  # there is a page, and a page cannot be poisoned
             page_size = fault.region.page_size
             [result] = self.uffd.execute(
                 [Operation(Code.POISON, fault.address, page_size, 0, 0, page_size)]
             )
             if result.complete:
-                self.handler.resolve(fault, Outcome.POISONED)
+                outcome = Outcome.POISONED if result.done else Outcome.ALREADY_PRESENT
+                self.handler.resolve(fault, outcome)
 
     def add_counters(self, total: Counters) -> None:
         """Add what this server has counted, in Python and in C."""

@@ -7,7 +7,7 @@ address and neighbours are merged, so that a burst of faults costs few ioctls.
 from __future__ import annotations
 
 from operator import index
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 
 from uffdaemon.actions import (
     Continue,
@@ -127,6 +127,8 @@ def operation(action: Fill, region: Region, start: int, length: int, src: int = 
         case Move():
             # A destination that is not empty leaves the source full: never stepped over.
             return Operation(Code.MOVE, start, length, src)
+        case _:
+            assert_never(action)
 
 
 def merge(steps: list[Step]) -> list[Step]:

@@ -7,8 +7,11 @@ so in the ledger.
 
 from __future__ import annotations
 
+import inspect
+import math
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ import trio
 from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Span
 from uffdaemon.deciding import resume_hooks
-from uffdaemon.hooks import hook_name
+from uffdaemon.hooks import HookCalls, hook_name
 from uffdaemon.ledger import Waiting
 from uffdaemon.outcomes import Outcome
 from uffdaemon.policy import policy_name
@@ -78,11 +81,6 @@ class SlowWork:
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(limit)
         self._fetches: list[Fetch] = []
-        self._hook_sender, self._hook_receiver = trio.open_memory_channel[
-            tuple[Awaitable[None], object]
-        ](float("inf"))
-        handler.hooks.await_later = self.await_hook
-        nursery.start_soon(self._run_hooks)
 
     @property
     def fetches(self) -> int:
@@ -110,10 +108,12 @@ class SlowWork:
                     action, action.offset + offset, fetch.length, fetch.region.retry
                 )
         except errors.SourceError as error:
+            self._handler.catch_up()
             self._fetches.remove(fetch)
             for fault in fetch.faults:
                 self._handler.fail(fault, error)
         else:
+            self._handler.catch_up()
             self._fetches.remove(fetch)
             fetched = FetchedSource(data, action.offset + offset)
             filled = replace(action, source=fetched, extent=Span(offset, fetch.length))
@@ -145,18 +145,21 @@ class SlowWork:
         limit = fault.region.policy_timeout if action.timeout is None else action.timeout
         outcome: Any = None
         error: Exception | None = None
-        with trio.move_on_after(limit) as scope:
-            try:
+        late = False
+        try:
+            with trio.move_on_after(limit) as scope:
                 outcome = await action.work(handler.uffd, fault)
-            except Exception as raised:  # noqa: BLE001  # whatever it is, it is the policy's
-                error = errors.PolicyRaised(name, f"raised {raised!r}")
-                error.__cause__ = raised
-        if scope.cancelled_caught:
+            late = scope.cancelled_caught
+        except Exception as raised:  # noqa: BLE001  # whatever it is, it is the policy's
+            error = errors.PolicyRaised(name, f"raised {raised!r}")
+            error.__cause__ = raised
+        if late:
             error = errors.PolicyTooSlow(name, f"was not done after {limit} s")
         elif error is None and not isinstance(outcome, Outcome):
             error = errors.PolicyAnswerInvalid(name, f"returned {outcome!r}, which is no outcome")
         elif outcome is Outcome.FAILED:
             error = errors.PolicyRaised(name, "reports that it failed")
+        handler.catch_up()
         if not handler.ledger.is_open(fault):
             return
         if error is not None:
@@ -184,19 +187,66 @@ class SlowWork:
                 said = await answer
         except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
             self._handler.hooks.raised(self._handler.hooks.before[index], error)
+        self._handler.catch_up()
         resume_hooks(self._handler, fault, action, said, index)
         self._handler.flush()
 
-    def await_hook(self, answer: Awaitable[None], hook: object) -> None:
-        """Let an async hook that only observes run, after those before it."""
-        self._hook_sender.send_nowait((answer, hook))
 
-    async def _run_hooks(self) -> None:
-        async for answer, hook in self._hook_receiver:
+class AsyncHooks:
+    """Runs async hooks that only observe: one after the other, in the order of what they are
+    told."""
+
+    def __init__(self, calls: HookCalls) -> None:
+        self._calls = calls
+        self._sender, self._receiver = trio.open_memory_channel[tuple[Awaitable[None], object]](
+            math.inf
+        )
+        self._done = trio.Event()
+        calls.await_later = self._await_later
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, calls: HookCalls) -> AsyncGenerator[AsyncHooks]:
+        """Runs them while the block does; those that are left then are told nothing."""
+        hooks = cls(calls)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hooks._run)  # of the same class
+            try:
+                yield hooks
+            finally:
+                hooks._close()
+                nursery.cancel_scope.cancel()
+
+    async def finish(self, patience: float) -> None:
+        """Let them hear of everything that has happened, for at most `patience` seconds."""
+        self._sender.close()
+        with trio.move_on_after(patience):
+            await self._done.wait()
+
+    def _await_later(self, answer: Awaitable[None], hook: object) -> None:
+        try:
+            self._sender.send_nowait((answer, hook))
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            _drop(answer)  # too late
+
+    async def _run(self) -> None:
+        async for answer, hook in self._receiver:
             try:
                 await answer
             except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
-                self._handler.hooks.raised(hook, error)
+                self._calls.raised(hook, error)
+        self._done.set()
+
+    def _close(self) -> None:
+        self._sender.close()
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                _drop(self._receiver.receive_nowait()[0])
+
+
+def _drop(answer: Awaitable[object]) -> None:
+    if inspect.iscoroutine(answer):
+        answer.close()
 
 
 async def fetch_with_retry(action: Copy, offset: int, length: int, retry: Retry) -> Buffer:
@@ -222,6 +272,8 @@ async def _fetch_once(action: Copy, offset: int, length: int, patience: float) -
             data = await source.fetch(offset, length)
         with memoryview(data) as view:
             given = view.nbytes
+            if not view.c_contiguous:
+                data = view.tobytes()
     except errors.SourceError:
         raise
     except trio.TooSlowError:

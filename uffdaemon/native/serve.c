@@ -109,6 +109,9 @@ int uffdaemon_serve(struct uffdaemon_port *port)
     uint64_t now = uffdaemon_now(), begun = now, before;
     unsigned tries = 0;
 
+    /* An event that Python has not seen yet may void the rules: nothing is answered by them now. */
+    if (port->forwarded)
+        return 0;
     while (port->count + UFFDAEMON_MESSAGES <= port->capacity) {
         ssize_t bytes = read(port->fd, port->messages, sizeof(port->messages));
 

@@ -1,0 +1,17 @@
+"""Fixtures of the tests without a kernel."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fake.kernel import FakeUserfaultfd
+
+
+@pytest.fixture
+def uffd() -> Iterator[FakeUserfaultfd]:
+    with FakeUserfaultfd() as fake:
+        yield fake
+    gc.collect()  # a coroutine that was never awaited is a warning, and so an error, of this test

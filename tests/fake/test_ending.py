@@ -1,0 +1,476 @@
+"""The end: of the daemon, of a client, of a descriptor; in the middle of whatever it is doing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from tests.daemon.support import (
+    Asked,
+    Gate,
+    Recorder,
+    both_sleeps,
+    content,
+    open_descriptors,
+    the_open_fault,
+)
+from tests.fake.kernel import (
+    PAGE,
+    START,
+    Answer,
+    FakeUserfaultfd,
+    failing,
+    in_flight,
+    missing,
+    pages,
+    present,
+    protected,
+    region,
+    settled,
+)
+from uffdaemon import (
+    AsyncSource,
+    BytesSource,
+    Code,
+    CopyFrom,
+    Fault,
+    Hooks,
+    Outcome,
+    Perform,
+    Region,
+    Retry,
+    Shutdown,
+    Userfaultfd,
+    ZeroPage,
+    actions,
+    errors,
+    open_daemon,
+    serve,
+)
+
+DATA = content(8)
+
+
+def left_waiting(logs: list[EventDict]) -> list[str]:
+    """What was logged of threads that nobody answers any more."""
+    return [str(line["fault"]) for line in logs if line["event"] == "thread left waiting"]
+
+
+# -- shutting down -----------------------------------------------------------------------------
+
+
+@both_sleeps
+@pytest.mark.parametrize("how", list(Shutdown), ids=lambda how: how.value)
+async def test_open_faults_end_as_the_caller_chose(
+    how: Shutdown, native_sleep: bool, uffd: FakeUserfaultfd
+) -> None:
+    policy = Asked(lambda fault: actions.Hold("for ever"))
+    recorder = Recorder()
+    with capture_logs() as logs:
+        async with open_daemon(
+            on_shutdown=how, hooks=[recorder.hooks], native_sleep=native_sleep
+        ) as daemon:
+            daemon.add_region(uffd, region(policy))
+            uffd.say(missing(2, thread=5))
+            await policy.times(1)
+    if how is Shutdown.POISON:
+        assert [each.outcome for each in recorder.resolved] == [Outcome.POISONED]
+        assert [(step.code, pages(step)) for step in uffd.issued] == [(Code.POISON, (2, 3))]
+        assert left_waiting(logs) == []
+    else:
+        assert recorder.resolved == []
+        assert uffd.issued == []
+        [said] = left_waiting(logs)
+        assert "thread 5" in said
+        assert "for ever" in said
+    assert not uffd.closed
+
+
+@both_sleeps
+@pytest.mark.parametrize("how", list(Shutdown), ids=lambda how: how.value)
+async def test_nobody_is_overlooked_who_was_not_even_read(
+    how: Shutdown, native_sleep: bool, uffd: FakeUserfaultfd
+) -> None:
+    recorder = Recorder()
+    with capture_logs() as logs:
+        async with open_daemon(
+            on_shutdown=how, hooks=[recorder.hooks], native_sleep=native_sleep
+        ) as daemon:
+            daemon.add_region(uffd, region(lambda fault: actions.Hold("for ever")))
+            await settled()
+            uffd.say(missing(0))
+    if how is Shutdown.POISON:
+        assert [each.outcome for each in recorder.resolved] == [Outcome.POISONED]
+    else:
+        assert len(left_waiting(logs)) == 1
+
+
+async def test_a_daemon_that_ends_before_it_began(uffd: FakeUserfaultfd) -> None:
+    for how in Shutdown:
+        async with open_daemon(on_shutdown=how) as daemon:
+            uffd.say(missing(0))
+            daemon.add_region(uffd, region(ZeroPage()))
+    assert Code.ZEROPAGE in uffd.codes
+
+
+@both_sleeps
+async def test_resolve_waits_for_what_is_on_its_way_and_no_longer(
+    native_sleep: bool, uffd: FakeUserfaultfd, autojump_clock: trio.testing.MockClock
+) -> None:
+    gate = Gate(DATA)
+    copy = CopyFrom(AsyncSource(gate.fetch, len(DATA)))
+    recorder = Recorder()
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            async with open_daemon(
+                on_shutdown=Shutdown.RESOLVE,
+                shutdown_timeout=1000.0,
+                hooks=[recorder.hooks],
+                native_sleep=native_sleep,
+            ) as daemon:
+                daemon.add_region(
+                    uffd, region(lambda f: copy(f) if f.page else actions.Hold("for ever"))
+                )
+                uffd.say(missing(0), missing(1))
+                await gate.times(1)
+
+                async def let_go() -> None:
+                    await trio.sleep(10.0)
+                    gate.open.set()
+
+                nursery.start_soon(let_go)
+                begun = trio.current_time()
+            took = trio.current_time() - begun
+    assert took == pytest.approx(10.0, abs=1.0)
+    assert [each.outcome for each in recorder.resolved] == [Outcome.COPIED]
+    assert len(left_waiting(logs)) == 1
+
+
+@both_sleeps
+async def test_resolve_gives_up_in_time_and_holds_the_rest(
+    native_sleep: bool, uffd: FakeUserfaultfd, autojump_clock: trio.testing.MockClock
+) -> None:
+    gate = Gate(DATA)
+    with capture_logs() as logs:
+        async with open_daemon(
+            on_shutdown=Shutdown.RESOLVE, shutdown_timeout=5.0, native_sleep=native_sleep
+        ) as daemon:
+            daemon.add_region(uffd, region(CopyFrom(AsyncSource(gate.fetch, len(DATA)))))
+            uffd.say(missing(0))
+            await gate.times(1)
+            begun = trio.current_time()
+        took = trio.current_time() - begun
+    assert took == pytest.approx(5.0, abs=0.5)
+    assert len(left_waiting(logs)) == 1
+    assert uffd.issued == []
+
+
+async def test_resolve_waits_for_what_was_put_off(uffd: FakeUserfaultfd) -> None:
+    uffd.script += [in_flight] * 3
+    recorder = Recorder()
+    async with open_daemon(on_shutdown=Shutdown.RESOLVE, hooks=[recorder.hooks]) as daemon:
+        policy = Asked(lambda fault: actions.Zero())
+        daemon.add_region(uffd, region(policy))
+        uffd.say(missing(0))
+        await policy.times(1)
+    assert [each.outcome for each in recorder.resolved] == [Outcome.ZEROED]
+
+
+@pytest.mark.parametrize("answer", [failing(errno.EAGAIN), failing(errno.ENOMEM)])
+async def test_whoever_cannot_be_poisoned_is_named(answer: Answer, uffd: FakeUserfaultfd) -> None:
+    policy = Asked(lambda fault: actions.Hold("for ever"))
+    with capture_logs() as logs:
+        async with open_daemon(on_shutdown=Shutdown.POISON) as daemon:
+            daemon.add_region(uffd, region(policy))
+            uffd.say(missing(0))
+            await policy.times(1)
+            uffd.otherwise = answer
+    assert len(left_waiting(logs)) == 1
+
+
+async def test_a_page_that_is_there_is_not_said_to_be_poisoned(uffd: FakeUserfaultfd) -> None:
+    policy = Asked(lambda fault: actions.Hold("for ever"))
+    recorder = Recorder()
+    with capture_logs() as logs:
+        async with open_daemon(on_shutdown=Shutdown.POISON, hooks=[recorder.hooks]) as daemon:
+            daemon.add_region(uffd, region(policy))
+            uffd.say(missing(0), protected(1))
+            await policy.times(2)
+            uffd.otherwise = present
+    assert [each.outcome for each in recorder.resolved] == [Outcome.ALREADY_PRESENT]
+    # One that waits to write cannot be poisoned: its page is there.
+    [said] = left_waiting(logs)
+    assert "write_protect" in said
+
+
+# -- cancelled ---------------------------------------------------------------------------------
+
+
+class Places:
+    """Where a fault can be when the end comes, each a policy that gets there and says so."""
+
+    def __init__(self) -> None:
+        self.reached = trio.Event()
+        self.hooks: list[Hooks] = []
+
+    async def _stop(self) -> None:
+        self.reached.set()
+        await trio.sleep_forever()
+
+    def fetching(self) -> Callable[[Fault], actions.Action | None]:
+        async def fetch(offset: int, length: int) -> bytes:
+            await self._stop()
+            raise AssertionError
+
+        return CopyFrom(AsyncSource(fetch, len(DATA)))
+
+    def between_attempts(self) -> Callable[[Fault], actions.Action | None]:
+        async def fetch(offset: int, length: int) -> bytes:
+            self.reached.set()
+            raise OSError("down")
+
+        return CopyFrom(AsyncSource(fetch, len(DATA)))
+
+    def waiting_for_a_turn(self) -> Callable[[Fault], actions.Action | None]:
+        return self.fetching()  # with a limit of one, and another before it
+
+    def performing(self) -> Callable[[Fault], actions.Action | None]:
+        async def work(uffd: Userfaultfd, fault: Fault) -> Outcome:
+            await self._stop()
+            raise AssertionError
+
+        return lambda fault: Perform(work)
+
+    def asking_a_hook(self) -> Callable[[Fault], actions.Action | None]:
+        async def before(fault: Fault, action: actions.Action) -> None:
+            await self._stop()
+
+        self.hooks.append(Hooks(before=before))
+        return lambda fault: actions.Zero()
+
+    def deferred(self) -> Callable[[Fault], actions.Action | None]:
+        def policy(fault: Fault) -> actions.Action:
+            self.reached.set()
+            return actions.Zero()
+
+        return policy
+
+
+PLACES = [name for name in vars(Places) if not name.startswith("_")]
+
+
+@both_sleeps
+@pytest.mark.parametrize("place", PLACES)
+async def test_cancelled_anywhere_no_fault_is_lost(
+    place: str, native_sleep: bool, uffd: FakeUserfaultfd
+) -> None:
+    before = open_descriptors()
+    places = Places()
+    policy = getattr(places, place)()
+    if place == "deferred":
+        uffd.otherwise = in_flight
+    with capture_logs() as logs, trio.CancelScope() as scope:
+        async with open_daemon(
+            hooks=places.hooks, fetch_limit=1, native_sleep=native_sleep
+        ) as daemon:
+            patient = Retry(first_delay=60.0, max_delay=60.0)
+            daemon.add_region(uffd, region(policy, retry=patient))
+            uffd.say(missing(0, thread=3), missing(6, thread=4))
+            await places.reached.wait()
+            assert len(daemon.open_faults()) == 2
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert sorted(said[:8] for said in left_waiting(logs)) == ["thread 3", "thread 4"]
+    assert Code.COPY not in uffd.codes
+    assert open_descriptors() == before
+    # A successor on the same descriptor sends them to ask again, and answers.
+    uffd.otherwise = lambda operation: failing(0, operation.length)(operation)
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        daemon.add_region(uffd, region(ZeroPage()), register=None)
+        uffd.say(missing(0, thread=3), missing(6, thread=4))
+        await recorder.resolutions(2)
+
+
+async def test_the_end_is_shielded_from_cancellation(
+    uffd: FakeUserfaultfd, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Cancelled from outside, RESOLVE still gets the time that it was promised."""
+    gate = Gate(DATA)
+    recorder = Recorder()
+    async with trio.open_nursery() as nursery:
+
+        async def let_go() -> None:
+            await trio.sleep(2.0)
+            gate.open.set()
+
+        with trio.CancelScope() as scope:
+            async with open_daemon(on_shutdown=Shutdown.RESOLVE, hooks=[recorder.hooks]) as daemon:
+                daemon.add_region(uffd, region(CopyFrom(AsyncSource(gate.fetch, len(DATA)))))
+                uffd.say(missing(0))
+                await gate.times(1)
+                nursery.start_soon(let_go)
+                scope.cancel()
+                await trio.sleep_forever()
+    assert [each.outcome for each in recorder.resolved] == [Outcome.COPIED]
+
+
+async def test_an_error_in_the_block_ends_the_daemon_in_the_same_way(
+    uffd: FakeUserfaultfd,
+) -> None:
+    policy = Asked(lambda fault: actions.Hold("for ever"))
+    recorder = Recorder()
+    with pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="a bug of the application")):
+        async with open_daemon(on_shutdown=Shutdown.POISON, hooks=[recorder.hooks]) as daemon:
+            daemon.add_region(uffd, region(policy))
+            uffd.say(missing(0))
+            await policy.times(1)
+            raise LookupError("a bug of the application")
+    assert [each.outcome for each in recorder.resolved] == [Outcome.POISONED]
+
+
+async def test_nothing_is_added_to_a_daemon_that_ends(uffd: FakeUserfaultfd) -> None:
+    async with open_daemon() as daemon:
+        pass
+    with pytest.raises(errors.DaemonClosed):
+        daemon.add_region(uffd, region(ZeroPage()))
+
+
+# -- descriptors -------------------------------------------------------------------------------
+
+
+@both_sleeps
+@pytest.mark.parametrize("how", list(Shutdown), ids=lambda how: how.value)
+async def test_a_descriptor_that_is_closed_while_it_is_served(
+    how: Shutdown, native_sleep: bool, uffd: FakeUserfaultfd
+) -> None:
+    policy = Asked(lambda fault: actions.Hold("for ever"))
+    with FakeUserfaultfd() as other:
+        recorder = Recorder()
+        async with open_daemon(
+            hooks=[recorder.hooks], on_shutdown=how, native_sleep=native_sleep
+        ) as daemon:
+            daemon.add_region(uffd, region(policy))
+            daemon.add_region(other, region(ZeroPage()))
+            uffd.say(missing(0))
+            await policy.times(1)
+            uffd.close()
+            # The number may be another file's at once.
+            reused = os.open("/dev/zero", os.O_RDONLY)
+            await daemon.wait_client_gone(uffd)
+            other.say(missing(1))
+            await recorder.resolutions(1)
+        assert os.read(reused, 1) == b"\0"
+        os.close(reused)
+
+
+@both_sleeps
+async def test_reading_that_fails_is_said_and_ends_that_descriptor_alone(
+    native_sleep: bool, uffd: FakeUserfaultfd
+) -> None:
+    with FakeUserfaultfd() as other:
+        recorder = Recorder()
+        with capture_logs() as logs:
+            async with open_daemon(hooks=[recorder.hooks], native_sleep=native_sleep) as daemon:
+                daemon.add_region(uffd, region(ZeroPage()))
+                daemon.add_region(other, region(ZeroPage()))
+                uffd.hang_up()
+                await daemon.wait_client_gone(uffd)
+                other.say(missing(1))
+                await recorder.resolutions(1)
+    [line] = [line for line in logs if line["event"] == "reading the userfaultfd failed"]
+    assert line["errno"] == errno.EIO
+
+
+# -- removing regions --------------------------------------------------------------------------
+
+
+async def test_an_incomplete_region_is_not_let_go_of_by_mistake(uffd: FakeUserfaultfd) -> None:
+    async with open_daemon() as daemon:
+        guarded = daemon.add_region(uffd, region(CopyFrom(BytesSource(DATA)), name="the image"))
+        with pytest.raises(errors.RegionIncomplete, match="the image lacks 8 of 8 pages"):
+            daemon.remove_region(guarded)
+        assert uffd.ranges == [("register", START, 8 * PAGE)]
+        await daemon.fill(guarded)
+        daemon.remove_region(guarded)
+        assert uffd.ranges[-1] == ("unregister", START, 8 * PAGE)
+        with pytest.raises(errors.NotServed):
+            daemon.remove_region(guarded)
+
+
+async def test_removed_with_its_missing_pages_poisoned(uffd: FakeUserfaultfd) -> None:
+    policy = Asked(lambda fault: actions.Zero() if fault.page in (2, 3) else actions.Hold("no"))
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        guarded = daemon.add_region(uffd, region(policy))
+        uffd.say(missing(2), missing(3), missing(5))
+        await recorder.resolutions(2)
+        daemon.remove_region(guarded, "poison")
+        poisoned = [pages(step) for step in uffd.issued if step.code is Code.POISON]
+        assert poisoned == [(0, 2), (4, 8)]
+        assert uffd.ranges[-1][0] == "unregister"
+        assert not daemon.open_faults()
+
+
+async def test_removed_and_held(uffd: FakeUserfaultfd) -> None:
+    policy = Asked(lambda fault: actions.Hold("no"))
+    async with open_daemon() as daemon:
+        guarded = daemon.add_region(uffd, region(policy, name="the image"))
+        uffd.say(missing(5))
+        await policy.times(1)
+        daemon.remove_region(guarded, "hold")
+        assert the_open_fault(daemon).reason == "region the image was removed"
+        assert [what for what, _, _ in uffd.ranges] == ["register"]
+        # Its policy is asked no more.
+        uffd.say(missing(5, thread=2))
+        await settled()
+        assert len(policy.faults) == 1
+        assert the_open_fault(daemon).threads == (1, 2)
+
+
+async def test_removed_and_released_while_a_page_is_fetched(uffd: FakeUserfaultfd) -> None:
+    gate = Gate(DATA)
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        policy = CopyFrom(AsyncSource(gate.fetch, len(DATA)))
+        guarded = daemon.add_region(uffd, region(policy))
+        uffd.say(missing(5))
+        await gate.times(1)
+        daemon.remove_region(guarded, "release")
+        [resolved] = await recorder.resolutions(1)
+        gate.open.set()
+        await settled()
+    assert resolved.outcome is Outcome.WOKEN
+    assert uffd.issued == []
+
+
+# -- serve -------------------------------------------------------------------------------------
+
+
+async def test_serve_ends_with_its_client(uffd: FakeUserfaultfd) -> None:
+    recorder = Recorder()
+    async with trio.open_nursery() as nursery:
+        daemon = await nursery.start(
+            lambda task_status: serve(
+                uffd, [region(ZeroPage())], hooks=[recorder.hooks], task_status=task_status
+            )
+        )
+        uffd.say(missing(0))
+        await recorder.resolutions(1)
+        uffd.otherwise = failing(errno.ESRCH)
+        uffd.say(missing(1))
+    assert daemon.statistics().resolved == 2
+
+
+async def test_serve_refuses_what_overlaps(uffd: FakeUserfaultfd) -> None:
+    regions = [region(ZeroPage(), name="one"), Region(START + PAGE, PAGE, ZeroPage(), name="two")]
+    with pytest.RaisesGroup(pytest.RaisesExc(errors.InvalidRange, match="two.*overlaps.*one")):
+        await serve(uffd, regions)
+    assert not uffd.closed

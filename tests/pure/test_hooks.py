@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from tests.pure.fakes import a_fault, a_region
+from uffdaemon.actions import Action, Zero
+from uffdaemon.events import ForkEvent, RemapEvent, RemoveEvent, UnknownEvent, UnmapEvent
+from uffdaemon.hooks import HookCalls, Hooks, Resolved, Veto, hook_name
+from uffdaemon.outcomes import Outcome
+from uffdaemon.statistics import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from structlog.stdlib import BoundLogger
+
+    from uffdaemon.events import Event
+    from uffdaemon.policy import Fault
+
+FAULT = a_fault(a_region(), 3)
+RESOLVED = Resolved(FAULT, Outcome.COPIED, 1500, 4096)
+
+
+class Lines:
+    """A log that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.errors: list[dict[str, object]] = []
+
+    def error(self, event: str, **fields: object) -> None:
+        self.errors.append({"event": event, **fields})
+
+
+class Bench:
+    """Hook calls with everything around them."""
+
+    def __init__(self, *hooks: Hooks) -> None:
+        self.counters = Counters()
+        self.log = Lines()
+        self.later: list[tuple[Awaitable[None], object]] = []
+        self.calls = HookCalls(hooks, self.counters, cast("BoundLogger", self.log))
+        self.calls.await_later = lambda answer, hook: self.later.append((answer, hook))
+
+
+def told(*names: str) -> tuple[list[tuple[str, object]], Sequence[Callable[[object], None]]]:
+    """A list, and for each name a hook that notes in it what it was told."""
+    heard: list[tuple[str, object]] = []
+
+    def hook(name: str, what: object) -> None:
+        heard.append((name, what))
+
+    return heard, [partial(hook, name) for name in names]
+
+
+def test_after_hooks_hear_of_an_ending_in_their_order() -> None:
+    heard, (first, second) = told("first", "second")
+    bench = Bench(Hooks(after=first), Hooks(), Hooks(after=second))
+    assert bench.calls.see_endings
+    bench.calls.after(RESOLVED)
+    assert heard == [("first", RESOLVED), ("second", RESOLVED)]
+
+
+def test_without_after_hooks_nobody_needs_to_know_of_endings() -> None:
+    heard, (other,) = told("other")
+    bench = Bench(Hooks(remove=other))
+    assert not bench.calls.see_endings
+    bench.calls.after(RESOLVED)
+    assert heard == []
+
+
+def test_failed_hooks_hear_the_fault_and_the_error() -> None:
+    heard: list[tuple[Fault, Exception]] = []
+    bench = Bench(Hooks(), Hooks(failed=lambda fault, error: heard.append((fault, error))))
+    error = OSError("the disk")
+    bench.calls.failed(FAULT, error)
+    assert heard == [(FAULT, error)]
+
+
+@pytest.mark.parametrize(
+    ("name", "event"),
+    [
+        ("fork", ForkEvent(5)),
+        ("remap", RemapEvent(0x1000, 0x9000, 0x1000)),
+        ("remove", RemoveEvent(0x1000, 0x2000)),
+        ("unmap", UnmapEvent(0x1000, 0x2000)),
+        ("unknown", UnknownEvent(bytes(32))),
+    ],
+)
+def test_events_go_to_the_hook_of_their_name(name: str, event: Event) -> None:
+    names = ("fork", "remap", "remove", "unmap")
+    heard, (fork, remap, remove, unmap) = told(*names)
+    bench = Bench(Hooks(fork=fork, remap=remap), Hooks(remove=remove, unmap=unmap), Hooks())
+    bench.calls.event(name, event)
+    assert heard == [(name, event)] * (name in names)
+
+
+def test_before_hooks_are_kept_in_the_order_in_which_they_are_asked() -> None:
+    def first(fault: Fault, action: Action) -> Veto:
+        return Veto()
+
+    def second(fault: Fault, action: Action) -> Action:
+        return Zero()
+
+    bench = Bench(Hooks(before=first), Hooks(), Hooks(before=second))
+    assert bench.calls.before == [first, second]
+    assert Veto().reason == "vetoed"
+
+
+def test_a_hook_that_raises_is_logged_and_the_next_one_is_called() -> None:
+    broken = ZeroDivisionError("by zero")
+
+    def breaks(resolved: Resolved) -> None:
+        raise broken
+
+    heard, (good,) = told("good")
+    bench = Bench(Hooks(after=breaks), Hooks(after=good))
+    bench.calls.after(RESOLVED)
+    assert heard == [("good", RESOLVED)]
+    assert bench.counters.failures == {"HookRaised": 1}
+    [line] = bench.log.errors
+    assert str(line["hook"]).endswith("breaks")
+    assert line["error"] == repr(broken)
+    assert line["exc_info"] is broken
+
+
+def test_what_is_no_exception_is_not_swallowed() -> None:
+    def stops(resolved: Resolved) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Bench(Hooks(after=stops)).calls.after(RESOLVED)
+
+
+def test_an_async_hook_is_handed_over_and_not_awaited_here() -> None:
+    ran: list[Resolved] = []
+
+    async def slow(resolved: Resolved) -> None:
+        ran.append(resolved)
+
+    bench = Bench(Hooks(after=slow))
+    bench.calls.after(RESOLVED)
+    bench.calls.after(RESOLVED)
+    assert ran == []
+    assert [hook for _, hook in bench.later] == [slow, slow]
+    for answer, _ in bench.later:
+        with pytest.raises(StopIteration):
+            answer.__await__().__next__()
+    assert ran == [RESOLVED, RESOLVED]
+
+
+def test_hooks_are_called_by_their_name_or_their_repr() -> None:
+    def mine() -> None: ...
+
+    assert hook_name(mine).endswith("mine")
+    nameless = partial(mine)
+    assert hook_name(nameless) == repr(nameless)

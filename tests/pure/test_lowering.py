@@ -1,0 +1,306 @@
+"""Rules say what the policy says, or nothing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.pure.fakes import HUGE, MINOR, MISSING, PAGE, FakeSource, a_fault, a_region
+from tests.pure.policies import (
+    PAGES,
+    LikeZeroPage,
+    Mine,
+    Striped,
+    alone,
+    answers,
+    nobody,
+    plain_leaves,
+    policies,
+)
+from uffdaemon.actions import Action, Copy, Fill
+from uffdaemon.errors import SourceTooShort
+from uffdaemon.events import FaultFlags
+from uffdaemon.lowering import MAX_RULES, Rule, rules_of
+from uffdaemon.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code
+from uffdaemon.plan import operation, target
+from uffdaemon.policy import (
+    ByKind,
+    ByRange,
+    Continue,
+    CopyFrom,
+    Fault,
+    FaultAround,
+    FirstOf,
+    MoveOrCopy,
+    Poison,
+    Policy,
+    StrictMove,
+    Unprotect,
+    ZeroPage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uffdaemon.region import Region
+
+BASE = 0x10_0000_0000
+SOURCE = FakeSource(PAGES * PAGE, BASE)
+WHOLE = PAGES * PAGE
+ADDRESSES = 1 << 64
+
+
+def rules_for(policy: Policy, page_size: int = PAGE) -> list[Rule]:
+    return rules_of(a_region(policy, PAGES, page_size=page_size))
+
+
+def in_python(region: Region, page: int, rule: Rule) -> tuple[int, int, tuple[int, ...]]:
+    """What the handler would issue for a fault: (from, to, the rest)."""
+    fault = a_fault(region, page, rule.kind)
+    action = region.policy(fault)
+    assert isinstance(action, Fill)
+    start, length = target(fault, action)
+    offset = start - region.start
+    src = action.source.address(action.offset + offset, length) if isinstance(action, Copy) else 0
+    assert src is not None
+    asked = operation(action, region, start, length, src)
+    return offset, offset + length, (asked.code, asked.mode, src - offset if src else 0)
+
+
+def in_c(region: Region, page: int, rule: Rule) -> tuple[int, int, tuple[int, ...]]:
+    """What rules.c makes of the same fault while no page of the region is present."""
+    offset = page * region.page_size
+    low = max(offset - offset % rule.window, rule.start)
+    high = min(offset - offset % rule.window + rule.window, rule.end)
+    return low, high, (rule.code, rule.mode, rule.source - rule.start if rule.source else 0)
+
+
+@given(
+    st.data(),
+    st.sampled_from((PAGE, HUGE)),
+    st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(1, 4)), max_size=3),
+)
+def test_rules_do_what_the_policy_says(
+    data: st.DataObject, page_size: int, removed: list[tuple[int, int]]
+) -> None:
+    policy = data.draw(policies(page_size, plain_leaves(page_size)) | policies(page_size))
+    region = a_region(policy, PAGES, page_size=page_size)
+    for first, pages in removed:
+        region.pages.remove(first, min(first + pages, PAGES))
+    rules = rules_of(region)
+
+    for rule in rules:
+        assert 0 <= rule.start < rule.end <= region.length
+        assert rule.start % page_size == rule.end % page_size == rule.window % page_size == 0
+    # C finds them by (flags, start).
+    keys = [(rule.flags, rule.start) for rule in rules]
+    assert keys == sorted(keys)
+    for left, right in pairwise(rules):
+        assert left.kind is not right.kind or left.end <= right.start
+
+    by_page = {kind: answers(region.policy, region, kind) for kind in (MISSING, MINOR)}
+    for rule in rules:
+        for page in range(rule.start // page_size, rule.end // page_size):
+            assert page not in region.pages.removed
+            action = by_page[rule.kind][page]
+            assert alone(region.policy(a_fault(region, page, rule.kind))) == action
+            low, high, issued = in_c(region, page, rule)
+            least_low, least_high, asked = in_python(region, page, rule)
+            assert issued == asked
+            # C may fill more: it knows for one kind of fault where others would answer.
+            assert low <= least_low < least_high <= high
+            window = range(low // page_size, high // page_size)
+            assert all(by_page[rule.kind][other] == action for other in window)
+
+
+# -- simple policies ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (ZeroPage(), [Rule(MISSING, 0, WHOLE, Code.ZEROPAGE)]),
+        (CopyFrom(SOURCE), [Rule(MISSING, 0, WHOLE, Code.COPY, 0, BASE)]),
+        (
+            CopyFrom(SOURCE, write_protect=True),
+            [Rule(MISSING, 0, WHOLE, Code.COPY, COPY_WRITE_PROTECT, BASE)],
+        ),
+        (CopyFrom(SOURCE, 2 * PAGE), [Rule(MISSING, 0, 22 * PAGE, Code.COPY, 0, BASE + 2 * PAGE)]),
+        (CopyFrom(SOURCE, 1), [Rule(MISSING, 0, 23 * PAGE, Code.COPY, 0, BASE + 1)]),
+        (Continue(), [Rule(MINOR, 0, WHOLE, Code.CONTINUE)]),
+        (
+            Continue(write_protect=True),
+            [Rule(MINOR, 0, WHOLE, Code.CONTINUE, CONTINUE_WRITE_PROTECT)],
+        ),
+        (
+            Poison(),
+            [Rule(MISSING, 0, WHOLE, Code.POISON), Rule(MINOR, 0, WHOLE, Code.POISON)],
+        ),
+        (
+            ByKind(missing=FaultAround(ZeroPage(), 8), minor=Continue()),
+            [
+                Rule(MISSING, 0, WHOLE, Code.ZEROPAGE, window=8 * PAGE),
+                Rule(MINOR, 0, WHOLE, Code.CONTINUE),
+            ],
+        ),
+        (
+            FirstOf(Continue(), ZeroPage(), Poison()),
+            [Rule(MISSING, 0, WHOLE, Code.ZEROPAGE), Rule(MINOR, 0, WHOLE, Code.CONTINUE)],
+        ),
+        (
+            FaultAround(ByRange([(0, 8 * PAGE, ZeroPage()), (8 * PAGE, PAGE, Poison())]), 4),
+            [
+                Rule(MISSING, 0, 8 * PAGE, Code.ZEROPAGE, window=4 * PAGE),
+                Rule(MISSING, 8 * PAGE, 9 * PAGE, Code.POISON, window=4 * PAGE),
+                Rule(MINOR, 8 * PAGE, 9 * PAGE, Code.POISON, window=4 * PAGE),
+            ],
+        ),
+        (
+            FaultAround(ByRange([(0, 8 * PAGE, FaultAround(ZeroPage(), 2))]), 4),
+            [Rule(MISSING, 0, 8 * PAGE, Code.ZEROPAGE, window=2 * PAGE)],
+        ),
+        (
+            ByRange([(4 * PAGE, 8 * PAGE, CopyFrom(FakeSource(6 * PAGE, BASE), -4 * PAGE))]),
+            [Rule(MISSING, 4 * PAGE, 10 * PAGE, Code.COPY, 0, BASE)],
+        ),
+        (
+            ByRange([(20 * PAGE, 99 * PAGE, ZeroPage())]),
+            [Rule(MISSING, 20 * PAGE, WHOLE, Code.ZEROPAGE)],
+        ),
+        (ByRange([(WHOLE, PAGE, ZeroPage())]), []),
+        (FirstOf(), []),
+        (ByKind(), []),
+    ],
+    ids=repr,
+)
+def test_plain_mappings_become_rules(policy: Policy, expected: list[Rule]) -> None:
+    assert rules_for(policy) == expected
+
+
+def test_kinds_are_known_to_c_as_fault_flags() -> None:
+    missing, minor = rules_for(Poison())
+    assert (missing.flags, minor.flags) == (0, int(FaultFlags.MINOR))
+
+
+def test_huge_pages_have_no_zero_page() -> None:
+    assert rules_for(ZeroPage(), HUGE) == []
+    assert rules_for(FirstOf(ZeroPage(), Poison()), HUGE) == []
+    [rule] = rules_for(Continue(), HUGE)
+    assert (rule.end, rule.window) == (PAGES * HUGE, HUGE)
+
+
+# -- what stays Python's -----------------------------------------------------------------------
+
+
+def own(fault: Fault) -> Action | None:
+    del fault
+    return None
+
+
+class OwnFirstOf(FirstOf):
+    pass
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        own,
+        nobody,
+        Mine(1),
+        Striped(3),
+        LikeZeroPage(),
+        OwnFirstOf(ZeroPage()),
+        StrictMove(0x5000),
+        MoveOrCopy(0x5000),
+        Unprotect(),
+        CopyFrom(FakeSource(WHOLE, None)),
+        CopyFrom(FakeSource(PAGE - 1)),
+        CopyFrom(FakeSource(0)),
+        CopyFrom(SOURCE, -PAGE),
+    ],
+    ids=repr,
+)
+def test_what_is_not_known_to_be_a_mapping_hides_what_is_asked_after_it(policy: Policy) -> None:
+    after: list[Callable[[Policy], Policy]] = [
+        lambda policy: policy,
+        lambda policy: FaultAround(policy, 4),
+        lambda policy: ByKind(missing=policy),
+        lambda policy: ByKind(missing=FirstOf(policy, ZeroPage())),
+        lambda policy: ByKind(missing=FaultAround(FirstOf(ByRange([]), policy, ZeroPage()), 4)),
+        lambda policy: ByKind(missing=FirstOf(ByRange([(0, PAGE, policy)]), ZeroPage())),
+    ]
+    for put in after:
+        assert rules_for(put(policy)) == [], put(policy)
+
+
+def test_one_kind_may_be_known_and_the_other_not() -> None:
+    assert rules_for(ByKind(missing=own, minor=Continue())) == [
+        Rule(MINOR, 0, WHOLE, Code.CONTINUE)
+    ]
+
+
+def test_ranges_beside_an_unknown_one_are_lowered_and_what_comes_after_is_not() -> None:
+    ranges = ByRange([(0, PAGE, own), (PAGE, PAGE, ZeroPage()), (2 * PAGE, 100, ZeroPage())])
+    only = [Rule(MISSING, PAGE, 2 * PAGE, Code.ZEROPAGE)]
+    assert rules_for(ranges) == only
+    assert rules_for(FirstOf(ranges, ZeroPage())) == only
+
+
+class Wild(FakeSource):
+    """A source that does not keep to its contract."""
+
+    def __init__(self, answer: object) -> None:
+        super().__init__(WHOLE)
+        self.answer = answer
+
+    def address(self, offset: int, length: int) -> int | None:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [OSError("the disk"), SourceTooShort("here"), 0, -1, ADDRESSES - PAGE, 4096.0, "4096", None],
+    ids=repr,
+)
+def test_a_source_that_answers_nonsense_is_left_to_python_to_complain_about(answer: object) -> None:
+    assert rules_for(CopyFrom(Wild(answer))) == []
+    assert rules_for(FirstOf(CopyFrom(Wild(answer)), Continue())) == [
+        Rule(MINOR, 0, WHOLE, Code.CONTINUE)
+    ]
+
+
+# -- pages that their owner discarded ----------------------------------------------------------
+
+
+def test_discarded_pages_are_cut_out() -> None:
+    region = a_region(CopyFrom(SOURCE), PAGES)
+    for first, end in ((0, 2), (5, 6), (20, PAGES)):
+        region.pages.remove(first, end)
+    assert rules_of(region) == [
+        Rule(MISSING, 2 * PAGE, 5 * PAGE, Code.COPY, 0, BASE + 2 * PAGE),
+        Rule(MISSING, 6 * PAGE, 20 * PAGE, Code.COPY, 0, BASE + 6 * PAGE),
+    ]
+    region.pages.remove(0, PAGES)
+    assert rules_of(region) == []
+
+
+def test_runs_outside_of_a_rule_do_not_touch_it() -> None:
+    region = a_region(ByRange([(8 * PAGE, 8 * PAGE, ZeroPage())]), PAGES)
+    region.pages.remove(0, 4)
+    region.pages.remove(6, 9)
+    region.pages.remove(18, 20)
+    assert rules_of(region) == [Rule(MISSING, 9 * PAGE, 16 * PAGE, Code.ZEROPAGE)]
+
+
+@pytest.mark.parametrize(("holes", "rules"), [(MAX_RULES - 1, MAX_RULES), (MAX_RULES, 0)])
+def test_too_many_rules_are_none(holes: int, rules: int) -> None:
+    region = a_region(ZeroPage(), 2 * holes + 1)
+    for hole in range(holes):
+        region.pages.remove(2 * hole + 1, 2 * hole + 2)
+    assert len(rules_of(region)) == rules

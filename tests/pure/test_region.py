@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.pure.fakes import HUGE, PAGE, START
+from uffdaemon.actions import Hold
+from uffdaemon.errors import InvalidRange
+from uffdaemon.policy import ZeroPage
+from uffdaemon.region import Region, Retry
+
+END = 1 << 64
+
+
+@given(
+    st.integers(12, 30).map(lambda shift: 1 << shift), st.integers(0, 1 << 20), st.integers(1, 64)
+)
+def test_a_region_of_whole_pages_is_one(page_size: int, first: int, pages: int) -> None:
+    start, length = first * page_size, pages * page_size
+    region = Region(start, length, ZeroPage(), page_size=page_size)
+    assert region.end == start + length
+    assert region.pages.pages == pages
+    assert start in region
+    assert region.end - 1 in region
+    assert region.end not in region
+    assert start - 1 not in region
+    assert region.label == f"{start:#x}-{region.end:#x}"
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "page_size", "what"),
+    [
+        (START, 0, PAGE, "is empty: length 0 bytes"),
+        (START, -PAGE, PAGE, "is empty: length -4096 bytes"),
+        (-PAGE, PAGE, PAGE, "leaves the address space"),
+        (END - PAGE, 2 * PAGE, PAGE, "leaves the address space"),
+        (START + 1, PAGE, PAGE, "start is no multiple of the page size, 4096 bytes"),
+        (START, PAGE + 1, PAGE, "length is no multiple of the page size, 4096 bytes"),
+        (START + PAGE, HUGE, HUGE, "start is no multiple of the page size, 2097152 bytes"),
+        (START, PAGE, HUGE, "length is no multiple of the page size, 2097152 bytes"),
+        (START, PAGE, 0, "page size 0 is not a power of two"),
+        (START, PAGE, 2048, "page size 2048 is not a power of two"),
+        (START, PAGE, 3 * PAGE, "page size 12288 is not a power of two"),
+        (START, PAGE, -PAGE, "page size -4096 is not a power of two"),
+    ],
+)
+def test_what_is_no_region_is_refused(start: int, length: int, page_size: int, what: str) -> None:
+    with pytest.raises(InvalidRange, match=what):
+        Region(start, length, ZeroPage(), page_size=page_size)
+
+
+def test_the_last_page_of_the_address_space_can_be_one() -> None:
+    assert Region(END - PAGE, PAGE, ZeroPage()).end == END
+
+
+def test_regions_are_told_apart_by_identity() -> None:
+    one, other = (Region(START, PAGE, ZeroPage(), name="heap") for _ in range(2))
+    assert one != other
+    assert len({one, other}) == 2
+    assert one.label == "heap"
+    assert one.on_failure == Hold()
+    assert one.pages is not other.pages
+
+
+@given(st.integers(1, 10_000), st.floats(0.001, 10), st.floats(0.001, 100))
+def test_the_wait_between_attempts_doubles_up_to_its_cap(
+    failures: int, first: float, most: float
+) -> None:
+    retry = Retry(first_delay=first, max_delay=most)
+    delay = retry.delay(failures)
+    assert 0 < delay <= most
+    assert delay == most or delay >= first
+    assert retry.delay(failures + 1) == min(delay * 2, most) or delay == most
+    assert retry.delay(1) == min(first, most)
