@@ -165,10 +165,19 @@ class Daemon:
 
         A region whose pages are all there is unregistered.  One that is incomplete would then show
         zeros, so `missing` has to say what shall happen; without it, raises `RegionIncomplete`.
-        Raises `NotServed`.
+        Raises `NotServed`, and `OperationError` when pages could not be poisoned (EAGAIN: an event
+        is in flight); the region is still served then.
         """
         server = self._server_of(region)
         server.take()
+        try:
+            self._remove(server, region, missing)
+        except errors.KernelRefusal:
+            if server.is_alive():
+                raise
+            server.handler.lose_client()
+
+    def _remove(self, server: Server, region: Region, missing: Missing | None) -> None:
         pages = region.pages
         absent = pages.pages - pages.filled()
         if absent and missing is None:

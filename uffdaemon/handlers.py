@@ -173,7 +173,7 @@ class Handler:
         if isinstance(action, Zero) and region.page_size != PAGE_SIZE:
             # Hugetlb has no zero page; a copy of zeros is the same.
             filled = Copy(_zeros(region.page_size), -fault.offset)
-        start, length = target(fault, filled)
+        start, length = self.regions.around(fault.address, *target(fault, filled))
         src = 0
         if isinstance(filled, Copy):
             offset = filled.offset + start - region.start

@@ -26,7 +26,7 @@ class Retry:
     """How patient a region is with its source.  Times are seconds."""
 
     attempts: int = 3
-    """How often the source is asked in all."""
+    """How often the source is asked for the same bytes, in all."""
     timeout: float = 30.0
     """How long one attempt may take."""
     first_delay: float = 0.01

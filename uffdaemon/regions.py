@@ -51,13 +51,26 @@ class RegionTable:
         self._segments = sorted((s for s in segments if s.start < s.end), key=lambda s: s.start)
         self._starts = [segment.start for segment in self._segments]
 
-    def find(self, address: int) -> Region | None:
-        """The region that holds `address`."""
+    def _segment_of(self, address: int) -> Segment | None:
         at = bisect_right(self._starts, address) - 1
         if at < 0:
             return None
         segment = self._segments[at]
-        return segment.region if address < segment.end else None
+        return segment if address < segment.end else None
+
+    def find(self, address: int) -> Region | None:
+        """The region that holds `address`."""
+        segment = self._segment_of(address)
+        return None if segment is None else segment.region
+
+    def around(self, address: int, start: int, length: int) -> tuple[int, int]:
+        """What is left of a range (start, length in bytes) around `address`, once others that
+        were moved into its region's range are cut off."""
+        segment = self._segment_of(address)
+        if segment is None:
+            return start, length
+        low = max(start, segment.start)
+        return low, min(start + length, segment.end) - low
 
     def add(self, region: Region) -> None:
         """Raises `InvalidRange`, naming both, when it overlaps one that is there."""

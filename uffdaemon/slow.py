@@ -110,8 +110,13 @@ class SlowWork:
         except errors.SourceError as error:
             self._handler.catch_up()
             self._fetches.remove(fetch)
+            # The trouble may be a neighbour's: then each page is asked for by itself.
+            narrow = fetch.length > fetch.region.page_size and not _is_late(error)
             for fault in fetch.faults:
-                self._handler.fail(fault, error)
+                if narrow:
+                    self._handler.carry_out(fault, replace(action, extent=1))
+                else:
+                    self._handler.fail(fault, error)
         else:
             self._handler.catch_up()
             self._fetches.remove(fetch)
@@ -247,6 +252,10 @@ class AsyncHooks:
 def _drop(answer: Awaitable[object]) -> None:
     if inspect.iscoroutine(answer):
         answer.close()
+
+
+def _is_late(error: errors.SourceError) -> bool:
+    return isinstance(error, errors.SourceTimedOut)
 
 
 async def fetch_with_retry(action: Copy, offset: int, length: int, retry: Retry) -> Buffer:

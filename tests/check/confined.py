@@ -31,6 +31,9 @@ _SECCOMP_MODE_FILTER = 2
 _RET_ALLOW, _RET_ERRNO, _RET_KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 
+CANNOT = 77
+"""The exit status when this place does not let itself be confined so, as a chroot does not."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -127,8 +130,8 @@ def _filter(answer: str) -> None:
 
 def _check(result: int, what: str) -> None:
     if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        print(f"{what}: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+        sys.exit(CANNOT)
 
 
 if __name__ == "__main__":

@@ -124,20 +124,20 @@ class ClientCall(Generic[T]):
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._said_thread = False
 
     async def thread(self) -> int:
-        """The id of its thread, which is about to begin.  To be asked before `result`."""
-        return int.from_bytes(await _receive(self._sock, 4), "little")
+        """The id of its thread, which is about to begin.  To be asked once, before `result`."""
+        self._said_thread = True
+        return int.from_bytes(await _receive_exactly(self._sock, 4), "little")
 
     async def result(self) -> T:
         """What the function returned.  Raises what it raised, and EOFError if the client died."""
-        data = b""
-        while piece := await _receive(self._sock, 1 << 20):
-            data += piece
+        if not self._said_thread:
+            await self.thread()
+        length = int.from_bytes(await _receive_exactly(self._sock, 8), "little")
+        pickled = await _receive_exactly(self._sock, length)
         self._sock.close()
-        _, _, pickled = data.partition(b"RESULT")
-        if not pickled:
-            raise EOFError("the client died")
         good, value = pickle.loads(pickled)  # noqa: S301  # from our own fork
         if not good:
             raise AssertionError(f"in the client: {value}")
@@ -212,12 +212,19 @@ class Client:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])  # noqa: ASYNC222  # it has
 
 
-async def _receive(sock: socket.socket, most: int) -> bytes:
-    await trio.lowlevel.wait_readable(sock)
-    try:
-        return sock.recv(most)
-    except ConnectionResetError:
-        return b""
+async def _receive_exactly(sock: socket.socket, length: int) -> bytes:
+    """Not to the end of the stream: a fork of the client may keep it open."""
+    data = b""
+    while len(data) < length:
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            piece = sock.recv(length - len(data))
+        except ConnectionResetError:
+            piece = b""
+        if not piece:
+            raise EOFError("the client died")
+        data += piece
+    return data
 
 
 # -- over there --------------------------------------------------------------------------------
@@ -256,4 +263,5 @@ def _call(inside: Inside, wanted: bytes, fd: int) -> None:
             answer = True, function(inside, *args, **kwargs)
         except BaseException:  # noqa: BLE001  # the test hears of it
             answer = False, traceback.format_exc()
-        sock.sendall(b"RESULT" + pickle.dumps(answer))
+        pickled = pickle.dumps(answer)
+        sock.sendall(len(pickled).to_bytes(8, "little") + pickled)

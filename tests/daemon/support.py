@@ -18,6 +18,7 @@ from uffdaemon import (
     OpenFault,
     Region,
     Resolved,
+    Userfaultfd,
 )
 
 PAGE = 4096
@@ -149,6 +150,13 @@ def region_of(guarded: tuple[int, int, int], policy: object, **options: object) 
     """The region for memory of a client."""
     start, length, page_size = guarded
     return Region(start, length, policy, page_size, **options)  # type: ignore[arg-type]
+
+
+async def faults_pending(uffd: Userfaultfd, count: int) -> None:
+    """Wait until so many threads are stuck whose messages nobody has read."""
+    info = Path(f"/proc/self/fdinfo/{uffd.fileno()}")
+    while f"pending:\t{count}\n" not in info.read_text("ascii"):  # noqa: ASYNC240  # in memory
+        await trio.lowlevel.checkpoint()
 
 
 def open_descriptors() -> set[str]:

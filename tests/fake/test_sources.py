@@ -157,6 +157,29 @@ async def test_a_source_that_works_at_the_third_attempt_is_no_failure(
     assert counted.failures == {}
 
 
+async def test_a_wide_fetch_that_fails_is_tried_page_by_page(uffd: FakeUserfaultfd) -> None:
+    """What a neighbour lacks is not the fault's trouble."""
+    asked: list[tuple[int, int]] = []
+
+    async def fetch(offset: int, length: int) -> bytes:
+        asked.append((offset // PAGE, length // PAGE))
+        await trio.lowlevel.checkpoint()
+        if offset + length > 6 * PAGE:
+            raise OSError("a bad block")
+        return DATA[offset : offset + length]
+
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        policy = FaultAround(CopyFrom(AsyncSource(fetch, len(DATA))), 4)
+        daemon.add_region(uffd, region(policy, retry=Retry(attempts=1)))
+        uffd.say(missing(4), missing(5), missing(6))
+        await recorder.until(lambda: len(recorder.resolved) == 2 and recorder.failed)
+    assert sorted(each.fault.page for each in recorder.resolved) == [4, 5]
+    assert [fault.page for fault, _ in recorder.failed] == [6]
+    assert asked[0] == (4, 4)
+    assert sorted(asked[1:]) == [(4, 1), (5, 1), (6, 1)]
+
+
 async def test_the_delay_between_attempts_doubles(
     autojump_clock: trio.testing.MockClock, uffd: FakeUserfaultfd
 ) -> None:

@@ -135,3 +135,15 @@ def test_a_child_has_the_same_pages_until_either_changes() -> None:
     assert 1 in region.pages.present
     child.unmap(at(0), at(4))
     assert table.find(at(0)) is region
+
+
+def test_what_is_around_an_address_ends_where_something_else_was_moved_in() -> None:
+    region, other = a_region(pages=8), a_region(pages=2, start=at(100))
+    table = table_of(region, other)
+    assert table.around(at(3), at(0), 8 * PAGE) == (at(0), 8 * PAGE)
+    assert table.around(at(3), at(2), 2 * PAGE) == (at(2), 2 * PAGE)
+    table.remap(at(100), at(4), 2 * PAGE)
+    assert table.around(at(3), at(0), 8 * PAGE) == (at(0), 4 * PAGE)
+    assert table.around(at(5), at(0), 8 * PAGE) == (at(4), 2 * PAGE)
+    assert table.around(at(6), at(0), 8 * PAGE) == (at(6), 2 * PAGE)
+    assert table.around(at(50), at(50), PAGE) == (at(50), PAGE)

@@ -1,0 +1,253 @@
+"""Children of clients: adopted or closed; and what they share with their parents."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import trio
+
+from tests.daemon.client import Client, Inside
+from tests.daemon.support import (
+    PAGE,
+    Recorder,
+    both_sleeps,
+    content,
+    faults_pending,
+    region_of,
+    the_open_fault,
+)
+from tests.kernel.harness import kernel_test
+from tests.kernel.support import Barrier, in_thread
+from uffdaemon import (
+    Advice,
+    BytesSource,
+    CopyFrom,
+    FaultAround,
+    Features,
+    ForkEvent,
+    Hooks,
+    Memory,
+    MemoryType,
+    MoveOrCopy,
+    Outcome,
+    PageCategory,
+    PageNotExclusive,
+    RemoveEvent,
+    StrictMove,
+    Userfaultfd,
+    actions,
+    open_daemon,
+    scan_pages,
+)
+
+FORK = Features.THREAD_ID | Features.EVENT_FORK
+FORK_AND_REMOVE = FORK | Features.EVENT_REMOVE
+
+
+@both_sleeps
+@pytest.mark.parametrize("lowered", [True, False], ids=["rules", "python"])
+@kernel_test(features=FORK)
+async def test_a_child_is_served_as_its_parent_was(lowered: bool, native_sleep: bool) -> None:
+    client = Client()
+    uffd = await client.uffd(FORK)
+    data = content(8)
+    memory = await client.guarded(len(data))
+    recorder = Recorder()
+    hooks = [recorder.hooks] if lowered else [recorder.hooks, Hooks(before=lambda f, a: None)]
+    async with open_daemon(native_sleep=native_sleep, hooks=hooks) as daemon:
+        policy = FaultAround(CopyFrom(BytesSource(data)), 2)
+        daemon.add_region(uffd, region_of(memory, policy), register=None)
+        assert await client.run(Inside.read, 0, PAGE) == data[:PAGE]
+        await client.run(Inside.write, PAGE, b"the parent's")
+        expected = data[:PAGE] + b"the parent's" + data[PAGE + 12 :]
+        # The child first, then the parent: each brings its own pages.
+        assert await client.run(Inside.fork, 0, len(data)) == expected
+        await client.run(Inside.write, 2 * PAGE, b"later")
+        assert await client.run(Inside.read, 2 * PAGE, 6) == b"later" + data[2 * PAGE + 5 :][:1]
+        # And a child that is born after that of another one that has ended.
+        now = await client.run(Inside.read_all)
+        assert await client.run(Inside.fork, 0, len(data)) == now
+        counted = daemon.statistics()
+    assert counted.events == {"fork": 2}
+    assert counted.failures == {}
+    assert [type(event) for event in recorder.events] == [ForkEvent] * 2
+
+
+@kernel_test(features=FORK_AND_REMOVE)
+async def test_what_the_parent_discards_later_is_still_the_childs() -> None:
+    client = Client()
+    uffd = await client.uffd(FORK_AND_REMOVE)
+    data = content(4)
+    memory = await client.guarded(len(data))
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        policy = CopyFrom(BytesSource(data))
+        daemon.add_region(uffd, region_of(memory, policy), register=None)
+        go = await client.run(_fork_and_wait)
+        await client.run(Inside.advise, Advice.DONTNEED, 0, 2 * PAGE)
+        assert await client.run(Inside.read_all) == bytes(2 * PAGE) + data[2 * PAGE :]
+        assert await client.run(_let_child_read, go) == data
+    assert [type(event) for event in recorder.events] == [ForkEvent, RemoveEvent]
+
+
+def _fork_and_wait(inside: Inside) -> int:
+    """A child that reads everything once it may; its number among what is kept."""
+    memory = inside.memories[-1]
+    barrier = Barrier()
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        barrier.wait()
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(memory.read(0, memory.length))
+        os._exit(0)
+    os.close(writing)
+    inside.kept.append((barrier, reading))
+    return len(inside.kept) - 1
+
+
+def _let_child_read(inside: Inside, which: int) -> bytes:
+    kept = inside.kept[which]
+    assert isinstance(kept, tuple)
+    barrier, reading = kept
+    barrier.cross()
+    with os.fdopen(reading, "rb") as pipe:
+        return bytes(pipe.read())
+
+
+@both_sleeps
+@kernel_test(features=FORK)
+async def test_a_child_that_is_not_wanted_reads_zeros_for_what_is_missing(
+    native_sleep: bool,
+) -> None:
+    client = Client()
+    uffd = await client.uffd(FORK)
+    data = content(4)
+    memory = await client.guarded(len(data))
+    asked: list[ForkEvent] = []
+
+    def decide(event: ForkEvent) -> str:
+        asked.append(event)
+        return "close"
+
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208  # numbers are all that is wanted
+    async with open_daemon(on_fork=decide, native_sleep=native_sleep) as daemon:  # type: ignore[arg-type]
+        policy = CopyFrom(BytesSource(data))
+        daemon.add_region(uffd, region_of(memory, policy), register=None)
+        assert await client.run(Inside.read, 0, PAGE) == data[:PAGE]
+        found = await client.run(Inside.fork, 0, len(data))
+        assert found == data[:PAGE] + bytes(3 * PAGE)
+        assert await client.run(Inside.read_all) == data
+    assert len(asked) == 1
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@kernel_test(features=FORK)
+async def test_a_decision_that_raises_loses_no_child() -> None:
+    client = Client()
+    uffd = await client.uffd(FORK)
+    data = content(4)
+    memory = await client.guarded(len(data))
+
+    def decide(event: ForkEvent) -> str:
+        raise LookupError("no idea")
+
+    async with open_daemon(on_fork=decide) as daemon:  # type: ignore[arg-type]
+        policy = CopyFrom(BytesSource(data))
+        daemon.add_region(uffd, region_of(memory, policy), register=None)
+        assert await client.run(Inside.fork, 0, len(data)) == data
+        assert daemon.statistics().failures == {"HookRaised": 1}
+
+
+@kernel_test(features=FORK)
+async def test_a_child_that_lives_and_lacks_pages_never_reads_zeros() -> None:
+    """The daemon that ends hands the child's descriptor on instead of closing it."""
+    client = Client()
+    uffd = await client.uffd(FORK)
+    data = content(4)
+    memory = await client.guarded(len(data))
+    policy = CopyFrom(BytesSource(data))
+    async with open_daemon() as daemon:
+        daemon.add_region(uffd, region_of(memory, policy), register=None)
+        which = await client.run(_fork_and_wait)
+    [orphan] = daemon.orphans
+    reader = client.start(_let_child_read, which)
+    await trio.lowlevel.wait_readable(orphan.fileno())
+    async with open_daemon() as successor:
+        successor.add_region(orphan, region_of(memory, policy), register=None)
+        assert await reader.result() == data
+    orphan.close()
+
+
+# -- pages that are shared with a child --------------------------------------------------------
+
+
+def _nothing(inside: Inside) -> None:
+    """The child is there, and shares its parent's pages: that is all it has to do."""
+
+
+@kernel_test(features=Features.MOVE)
+async def test_strict_move_says_that_a_page_is_shared() -> None:
+    data = content(2)
+    staging, memory = Memory.map(len(data)), Memory.map(len(data))
+    staging.write(0, data)
+    sharing = Client()
+    await sharing.run(_nothing)
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        daemon.guard(memory, StrictMove(staging), features=Features.MOVE, name="the region")
+        reader = in_thread(memory.read, 0, len(data))
+        [(_, error)] = await recorder.failures(1)
+        entry = the_open_fault(daemon)
+        assert isinstance(error, PageNotExclusive)
+        assert "shared after a fork" in entry.reason
+        # Nothing was copied behind anybody's back, and nothing was lost.
+        assert not scan_pages(memory.start, memory.length, required=PageCategory.PRESENT)
+        assert staging.read(0, len(data)) == data
+        # Once the page is the process's own again, the thread that asks again gets it.
+        sharing.kill()
+        await sharing.status()
+        staging.advise(Advice.POPULATE_WRITE)
+        assert memory.userfaultfd is not None
+        memory.userfaultfd.wake(memory.start, PAGE)
+        assert await trio.to_thread.run_sync(reader.result) == data
+    assert {each.outcome for each in recorder.resolved} == {Outcome.MOVED}
+
+
+@kernel_test(features=Features.MOVE)
+async def test_move_or_copy_unshares_and_moves() -> None:
+    data = content(4)
+    staging, memory = Memory.map(len(data)), Memory.map(len(data))
+    staging.write(0, data)
+    sharing = Client()
+    await sharing.run(_nothing)
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        policy = FaultAround(MoveOrCopy(staging), 2)
+        daemon.guard(memory, policy, features=Features.MOVE)
+        found = await trio.to_thread.run_sync(memory.read, 0, len(data))
+        assert found == data
+    assert not recorder.failed
+    assert {each.outcome for each in recorder.resolved} == {Outcome.UNSHARED_AND_MOVED}
+    assert not scan_pages(staging.start, staging.length, required=PageCategory.PRESENT)
+
+
+@kernel_test(features=Features.MOVE)
+async def test_neighbours_of_which_none_can_be_moved_each_fail_once() -> None:
+    """Two threads at once, whose operations are merged, refused, and tried apart."""
+    data = content(2)
+    with Memory.map(len(data), MemoryType.SHMEM) as staging:
+        memory = Memory.map(len(data))
+        uffd = Userfaultfd.open(Features.MOVE | Features.THREAD_ID)
+        uffd.register(memory.start, memory.length)
+        readers = [in_thread(memory.read, page * PAGE, 1) for page in range(2)]
+        await faults_pending(uffd, 2)
+        recorder = Recorder()
+        async with open_daemon(hooks=[recorder.hooks]) as daemon:
+            guarded = (memory.start, memory.length, PAGE)
+            zero = actions.Zero()
+            region = region_of(guarded, StrictMove(staging), on_failure=lambda *failed: zero)
+            daemon.add_region(uffd, region, register=None)
+            for reader in readers:
+                assert await trio.to_thread.run_sync(reader.result) == b"\0"
+    assert [fault.page for fault, _ in recorder.failed] == [0, 1]
