@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -147,3 +147,9 @@ Action: TypeAlias = Copy | Zero | Move | Continue | Poison | Unprotect | Wake | 
 
 Fill: TypeAlias = Copy | Zero | Move | Continue | Poison | Unprotect
 """The actions that work on an extent."""
+
+FILLS: Final = (Copy, Zero, Move, Continue, Poison, Unprotect)
+"""The same for ``isinstance``, which is slower with a union."""
+
+ACTIONS: Final = (*FILLS, Wake, Hold, Perform)
+"""All actions, for ``isinstance``."""

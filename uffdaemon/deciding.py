@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING
 
 from uffdaemon import errors
-from uffdaemon.actions import Action, Hold, Wake
+from uffdaemon.actions import ACTIONS, Action, Hold, Wake
 from uffdaemon.hooks import Veto, hook_name
 from uffdaemon.policy import policy_name
 from uffdaemon.region import PAGE_SIZE, Region
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from uffdaemon.hooks import HookCalls
     from uffdaemon.policy import Fault
 
-ACTIONS: Final = get_args(Action)
-"""The types of all actions, for ``isinstance``."""
-
 _clock = time.perf_counter_ns
 
 
@@ -34,7 +31,7 @@ def decide(handler: Handler, fault: Fault) -> None:
     policy = region.policy
     begun = _clock()
     try:
-        action: Any = policy(fault)
+        action = untrusted(policy(fault))
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the policy's
         raised = errors.PolicyRaised(policy_name(policy), f"raised {error!r}")
         raised.__cause__ = error
@@ -54,6 +51,11 @@ def decide(handler: Handler, fault: Fault) -> None:
         handler.carry_out(fault, action)
 
 
+def untrusted(answer: object) -> object:
+    """What somebody else's code returned, whatever its types promise."""
+    return answer
+
+
 def _nonsense(answer: object) -> str:
     if inspect.iscoroutine(answer):
         answer.close()
@@ -67,7 +69,7 @@ def ask_hooks(handler: Handler, fault: Fault, action: Action, first: int) -> Non
     for index in range(first, len(before)):
         hook = before[index]
         try:
-            answer: Any = hook(fault, action)
+            answer = hook(fault, action)
         except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
             handler.hooks.raised(hook, error)
             continue
@@ -95,7 +97,7 @@ def _heed(
 ) -> Action | None:
     """The action to go on with after a hook has answered; None: the fault has failed."""
     if isinstance(answer, ACTIONS):
-        return answer  # type: ignore[no-any-return]  # get_args() loses the types
+        return answer
     if isinstance(answer, Veto):
         handler.fail(fault, errors.PolicyVetoed(hook_name(hook), f"vetoed: {answer.reason}"))
         return None
@@ -107,16 +109,16 @@ def _heed(
 
 def declared_action(hooks: HookCalls, fault: Fault, error: Exception) -> Action:
     """What the region declares for a fault that failed; its application may be asked."""
-    declared: Any = fault.region.on_failure
+    declared = fault.region.on_failure
     if isinstance(declared, ACTIONS):
-        return declared  # type: ignore[no-any-return]  # get_args() loses the types
+        return declared
     try:
-        answer: Any = declared(fault, error)
+        answer = untrusted(declared(fault, error))
     except Exception as raised:  # noqa: BLE001  # then nobody knows: hold
         hooks.raised(declared, raised)
         return Hold()
     if isinstance(answer, ACTIONS):
-        return answer  # type: ignore[no-any-return]  # get_args() loses the types
+        return answer
     if answer is not None:
         hooks.raised(declared, TypeError(f"on_failure {_nonsense(answer)}"))
     return Hold()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from uffdaemon import errors
 from uffdaemon.actions import (
+    FILLS,
     Action,
     Copy,
     Fill,
@@ -150,7 +151,7 @@ class Handler:
         if self._held:
             self._held.discard(fault)
         try:
-            if isinstance(action, Fill):
+            if isinstance(action, FILLS):
                 self._plan(fault, action)
             elif isinstance(action, Perform):
                 self.slow.perform(fault, action)
@@ -260,7 +261,8 @@ class Handler:
         if result.progress and code not in (Code.WRITEPROTECT, Code.WAKE):
             first = (result.operation.dst - region.start) // region.page_size
             region.pages.present.add_range(first, first + result.progress // region.page_size)
-            self.release_held()
+            if self._held:
+                self.release_held()
 
     @property
     def holds(self) -> bool:
@@ -317,8 +319,10 @@ class Handler:
         """The fault has ended."""
         if not self.ledger.leave(fault):
             return
-        self._failing.discard((fault.address, fault.kind))
-        self._held.discard(fault)
+        if self._failing:
+            self._failing.discard((fault.address, fault.kind))
+        if self._held:
+            self._held.discard(fault)
         latency = _clock() - fault.read_at
         self.counters.resolved(fault.kind, outcome, latency)
         self.hooks.after(Resolved(fault, outcome, latency, done))

@@ -76,6 +76,7 @@ class Server:
         self.ended = trio.Event()
         self._fd = handler.uffd.fileno()
         self._port = Port(self._fd, rereads)
+        self._port.record_all = handler.hooks.see_endings
         self._lowered = not handler.hooks.before
         self._rules: dict[int, tuple[list[Rule], PinnedBuffer]] = {}
         self._sleeper = sleeper

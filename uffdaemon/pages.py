@@ -44,6 +44,9 @@ class Bitmap:
 
     def add_range(self, first: int, end: int) -> None:
         """Put the pages from `first` up to, not including, `end` into the set."""
+        if end == first + 1:
+            self.add(first)
+            return
         while first < end:
             stop = min(end, first + _STRIDE)
             self._store(first, stop, self._load(first, stop) | _mask(first, stop))

@@ -13,13 +13,13 @@ import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Span
-from uffdaemon.deciding import resume_hooks
+from uffdaemon.deciding import resume_hooks, untrusted
 from uffdaemon.hooks import HookCalls, hook_name
 from uffdaemon.ledger import Waiting
 from uffdaemon.outcomes import Outcome
@@ -111,7 +111,8 @@ class SlowWork:
             self._handler.catch_up()
             self._fetches.remove(fetch)
             # The trouble may be a neighbour's: then each page is asked for by itself.
-            narrow = fetch.length > fetch.region.page_size and not _is_late(error)
+            late = isinstance(error, errors.SourceTimedOut)
+            narrow = not late and fetch.length > fetch.region.page_size
             for fault in fetch.faults:
                 if narrow:
                     self._handler.carry_out(fault, replace(action, extent=1))
@@ -148,12 +149,12 @@ class SlowWork:
         handler = self._handler
         name = policy_name(fault.region.policy)
         limit = fault.region.policy_timeout if action.timeout is None else action.timeout
-        outcome: Any = None
+        outcome: object = None
         error: Exception | None = None
         late = False
         try:
             with trio.move_on_after(limit) as scope:
-                outcome = await action.work(handler.uffd, fault)
+                outcome = untrusted(await action.work(handler.uffd, fault))
             late = scope.cancelled_caught
         except Exception as raised:  # noqa: BLE001  # whatever it is, it is the policy's
             error = errors.PolicyRaised(name, f"raised {raised!r}")
@@ -169,10 +170,11 @@ class SlowWork:
             return
         if error is not None:
             handler.fail(fault, error)
-        elif outcome.final:
-            handler.woken(fault, outcome)
-        else:
-            handler.hold(fault, f"policy {name} reports: {outcome.value}")
+        elif isinstance(outcome, Outcome):
+            if outcome.final:
+                handler.woken(fault, outcome)
+            else:
+                handler.hold(fault, f"policy {name} reports: {outcome.value}")
         handler.flush()
 
     # -- hooks ---------------------------------------------------------------------------------
@@ -252,10 +254,6 @@ class AsyncHooks:
 def _drop(answer: Awaitable[object]) -> None:
     if inspect.iscoroutine(answer):
         answer.close()
-
-
-def _is_late(error: errors.SourceError) -> bool:
-    return isinstance(error, errors.SourceTimedOut)
 
 
 async def fetch_with_retry(action: Copy, offset: int, length: int, retry: Retry) -> Buffer:

@@ -148,7 +148,8 @@ def test_a_window_ends_where_one_asked_before_would_answer() -> None:
     assert extent_at(FirstOf(before, FaultAround(ZeroPage(), 16)), 5) == Span(4 * PAGE, 8 * PAGE)
     ranged = ByRange([(0, PAGES * PAGE, FaultAround(ZeroPage(), 16))])
     assert extent_at(ranged, 5) == Span(0, 16 * PAGE)
-    assert extent_at(FirstOf(before, ranged), 5) == Span(4 * PAGE, 8 * PAGE)
+    for page in (4, 5, 11):
+        assert extent_at(FirstOf(before, ranged), page) == Span(4 * PAGE, 8 * PAGE)
     assert extent_at(FirstOf(before, Mine(Span(0, 16 * PAGE))), 5) == Span(4 * PAGE, 8 * PAGE)
 
 

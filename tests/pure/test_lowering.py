@@ -237,6 +237,18 @@ def test_what_is_not_known_to_be_a_mapping_hides_what_is_asked_after_it(policy: 
         assert rules_for(put(policy)) == [], put(policy)
 
 
+@pytest.mark.parametrize("policy", [own, Mine(1), Striped(3), LikeZeroPage(), StrictMove(0x5000)])
+def test_what_is_unknown_is_unknown_for_every_kind(policy: Policy) -> None:
+    assert rules_for(FirstOf(policy, Poison())) == []
+
+
+def test_ranges_that_answer_nothing_hide_nothing() -> None:
+    poison = rules_for(Poison())
+    assert rules_for(FirstOf(ByRange([]), Poison())) == poison
+    assert rules_for(FirstOf(ByRange([(WHOLE, PAGE, own)]), Poison())) == poison
+    assert rules_for(FirstOf(ByRange([(0, PAGE, ByKind())]), Poison())) == poison
+
+
 def test_one_kind_may_be_known_and_the_other_not() -> None:
     assert rules_for(ByKind(missing=own, minor=Continue())) == [
         Rule(MINOR, 0, WHOLE, Code.CONTINUE)
@@ -248,6 +260,12 @@ def test_ranges_beside_an_unknown_one_are_lowered_and_what_comes_after_is_not() 
     only = [Rule(MISSING, PAGE, 2 * PAGE, Code.ZEROPAGE)]
     assert rules_for(ranges) == only
     assert rules_for(FirstOf(ranges, ZeroPage())) == only
+
+
+@pytest.mark.parametrize(("base", "fits"), [(ADDRESSES - PAGE, 1), (ADDRESSES - PAGE + 1, 0)])
+def test_a_source_ends_with_the_address_space(base: int, fits: int) -> None:
+    source = Wild(base)
+    assert len(rules_for(ByRange([(7 * PAGE, PAGE, CopyFrom(source))]))) == fits
 
 
 class Wild(FakeSource):
