@@ -22,6 +22,7 @@ from uffdaemon.policy import (
     FirstOf,
     Poison,
     Policy,
+    Unprotect,
     ZeroPage,
 )
 from uffdaemon.region import PAGE_SIZE
@@ -115,6 +116,8 @@ def _lower_simple(
         mode = CONTINUE_WRITE_PROTECT if policy.write_protect else 0
         rule = Rule(kind, start, end, Code.CONTINUE, mode, window=size)
         return _only(kind is FaultKind.MINOR, rule)
+    if _is(policy, Unprotect):
+        return []  # it answers neither kind, so that what comes after it may be lowered
     if _is(policy, Poison):
         return [Rule(kind, start, end, Code.POISON, window=size)]
     if _is(policy, CopyFrom):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_REPEATS: Final = 8
 """How often in a row a thread may come back at once after it was woken since there was a page."""
-MAX_CLAIMS: Final = 64
+MAX_CLAIMS: Final = 256
 """The same after work that says it has placed the page, which its owner may discard as fast."""
 AT_ONCE_NS: Final = 20_000_000
 """Who comes back later than this has got on meanwhile."""

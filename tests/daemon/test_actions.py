@@ -35,7 +35,6 @@ from uffdaemon import (
     Features,
     FileSource,
     FirstOf,
-    Hooks,
     Memory,
     MemoryType,
     MoveOrCopy,
@@ -65,14 +64,16 @@ def page_size_of(kind: MemoryType) -> int:
     return HUGE if kind.huge else PAGE
 
 
-def filled_by(found: dict[tuple[FaultKind, Outcome], int]) -> dict[tuple[FaultKind, Outcome], int]:
+Counted = dict[tuple[FaultKind, Outcome], int]
+
+
+def filled_by(found: Counted) -> Counted:
     """The endings that were counted."""
     return {key: count for key, count in found.items() if key[1].final}
 
 
 @both_sleeps
 @every_type
-@pytest.mark.smoke
 @kernel_test()
 async def test_zero_pages_on_every_type(kind: MemoryType, native_sleep: bool) -> None:
     client = Client()
@@ -311,6 +312,7 @@ async def test_wake_lets_the_thread_find_what_somebody_else_has_placed() -> None
 
 
 @both_sleeps
+@pytest.mark.smoke
 @kernel_test()
 async def test_a_held_thread_is_listed_and_the_others_go_on(native_sleep: bool) -> None:
     client = Client()
@@ -373,34 +375,3 @@ async def test_transparent_huge_pages_are_copied_into_page_by_page(
         assert await client.run(Inside.read_all) == data
         counted = daemon.statistics()
     assert filled_by(counted.faults) == {(FaultKind.MISSING, Outcome.COPIED): 8}
-
-
-@pytest.mark.parametrize("lowered", [True, False])
-@kernel_test(features=Features.POISON)
-async def test_combined_policies_do_the_same_in_c_and_in_python(
-    lowered: bool, helpers: Path
-) -> None:
-    client = Client()
-    uffd = await client.uffd()
-    data = content(16)
-    memory = await client.guarded(len(data))
-    policy = FirstOf(
-        ByRange([(2 * PAGE, PAGE, Poison()), (4 * PAGE, 4 * PAGE, FaultAround(ZeroPage(), 4))]),
-        FaultAround(CopyFrom(BytesSource(data)), 8),
-    )
-    # A hook that is asked before keeps all faults in Python, and changes nothing.
-    hooks = [] if lowered else [Hooks(before=lambda fault, action: None)]
-    async with open_daemon(hooks=hooks) as daemon:
-        daemon.add_region(uffd, region_of(memory, policy), register=None)
-        assert await client.run(Inside.sigbus, helpers, 2 * PAGE) in _POISONED
-        expected = data[: 4 * PAGE] + bytes(4 * PAGE) + data[8 * PAGE :]
-        for page in (5, 3, 0, 1, 4, 6, 7, 15, *range(8, 15)):
-            found = await client.run(Inside.read, page * PAGE, PAGE)
-            assert found == expected[page * PAGE : (page + 1) * PAGE], page
-        counted = daemon.statistics()
-    assert counted.bytes_done == {
-        Outcome.POISONED: PAGE,
-        Outcome.ZEROED: 4 * PAGE,
-        Outcome.COPIED: 11 * PAGE,
-    }
-    assert counted.resolved == 5

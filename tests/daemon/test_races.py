@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.lowlevel
 
 from tests.daemon.client import Client, Inside
 from tests.daemon.support import PAGE, both_sleeps, content, region_of
@@ -59,7 +60,7 @@ async def test_nobody_sees_what_is_not_due(lowered: bool, slow: bool, native_sle
     memory = await client.guarded(len(data))
 
     async def fetch(offset: int, length: int) -> bytes:
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         return data[offset : offset + length]
 
     source: Source = AsyncSource(fetch, len(data)) if slow else BytesSource(data)
@@ -74,4 +75,3 @@ async def test_nobody_sees_what_is_not_due(lowered: bool, slow: bool, native_sle
         assert not daemon.open_faults()
         assert daemon.statistics().failures == {}
         assert await client.run(Inside.read_all) == bytes(len(data))
-

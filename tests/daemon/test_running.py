@@ -243,6 +243,7 @@ async def test_two_daemons_in_one_program(native_sleep: bool) -> None:
 
 
 @both_sleeps
+@pytest.mark.smoke
 @kernel_test()
 async def test_guarded_memory_of_this_very_process(native_sleep: bool) -> None:
     data = content(8)

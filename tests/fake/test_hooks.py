@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from tests.daemon.support import Asked, Notes, Recorder, both_sleeps, content, the_open_fault
@@ -136,7 +137,9 @@ async def test_before_that_fails_loses_nothing(
     assert "Hook._" in line["hook"]
 
 
-async def test_before_that_never_answers_is_not_waited_for_for_ever(uffd: FakeUserfaultfd) -> None:
+async def test_before_that_never_answers_is_not_waited_for_for_ever(
+    uffd: FakeUserfaultfd, autojump_clock: trio.testing.MockClock
+) -> None:
     reasons: list[str] = []
 
     async def before(fault: Fault, action: Action) -> None:
@@ -146,7 +149,7 @@ async def test_before_that_never_answers_is_not_waited_for_for_ever(uffd: FakeUs
 
     recorder = Recorder()
     async with open_daemon(hooks=[Hooks(before=before), recorder.hooks]) as daemon:
-        daemon.add_region(uffd, region(COPY, policy_timeout=0.001))
+        daemon.add_region(uffd, region(COPY))
         uffd.say(missing(0))
         [resolved] = await recorder.resolutions(1)
     assert reasons == ["hook"]

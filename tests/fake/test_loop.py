@@ -9,6 +9,7 @@ import threading
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from tests.daemon.support import Asked, Recorder, both_sleeps, content
 from tests.fake.kernel import PAGE, START, FakeUserfaultfd, missing, region, settled
@@ -161,6 +162,33 @@ async def test_hundreds_of_regions_come_and_go_while_faults_come(
             uffd.say(missing(4 * index + 1))
         await recorder.resolutions(400)
         assert {each.outcome for each in recorder.resolved[300:]} == {Outcome.ZEROED}
+
+
+async def test_aggregates_are_logged_if_so_wanted(
+    uffd: FakeUserfaultfd, autojump_clock: trio.testing.MockClock
+) -> None:
+    recorder = Recorder()
+    with capture_logs() as logs:
+        async with open_daemon(hooks=[recorder.hooks], log_interval=10.0) as daemon:
+            daemon.add_region(uffd, region(lambda fault: actions.Zero()))
+            uffd.say(missing(0))
+            await recorder.resolutions(1)
+            await trio.sleep(35.0)
+    served = [line for line in logs if line["event"] == "served"]
+    assert len(served) == 4
+    assert {line["resolved"] for line in served} == {1}
+    # A line for so much time, and not one for a fault.
+    assert logs == served
+
+
+async def test_without_anything_to_say_nothing_is_logged(uffd: FakeUserfaultfd) -> None:
+    recorder = Recorder()
+    with capture_logs() as logs:
+        async with open_daemon(hooks=[recorder.hooks]) as daemon:
+            daemon.add_region(uffd, region(lambda fault: actions.Zero()))
+            uffd.say(*(missing(page) for page in range(8)))
+            await recorder.resolutions(8)
+    assert logs == []
 
 
 async def test_statistics_are_plain_values_if_so_wanted(uffd: FakeUserfaultfd) -> None:

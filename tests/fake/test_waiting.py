@@ -51,7 +51,7 @@ async def _claims(uffd: Userfaultfd, fault: Fault) -> Outcome:
 @both_sleeps
 @pytest.mark.parametrize(
     ("policy", "most"),
-    [(lambda fault: actions.Wake(), 8), (lambda fault: Perform(_claims), 64)],
+    [(lambda fault: actions.Wake(), 8), (lambda fault: Perform(_claims), 256)],
     ids=["wake", "perform"],
 )
 async def test_a_thread_that_is_woken_for_nothing_is_noticed(
@@ -60,7 +60,7 @@ async def test_a_thread_that_is_woken_for_nothing_is_noticed(
     recorder = Recorder()
     async with open_daemon(hooks=[recorder.hooks], native_sleep=native_sleep) as daemon:
         daemon.add_region(uffd, region(policy))
-        times = await come_back(uffd, recorder, 200)
+        times = await come_back(uffd, recorder, 1000)
         # The last wake-up brings it back once more: that is no news.
         uffd.say(missing(0))
         await settled()

@@ -112,6 +112,11 @@ def test_advice_comes_last() -> None:
     assert caught.value.errno == errno.EPERM
 
 
+def test_what_is_not_known_is_not_said() -> None:
+    error = errors.OpenRefused(errno.EMFILE, "userfaultfd")
+    assert str(error) == f"userfaultfd: EMFILE ({os.strerror(errno.EMFILE)})"
+
+
 def test_an_errno_without_a_name_is_given_as_a_number() -> None:
     assert "4094" in str(errors.MemoryRefused(4094, "madvise", address=0x1000))
 

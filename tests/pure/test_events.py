@@ -137,10 +137,25 @@ def test_fault_flags(flags: int, kind: FaultKind, write: bool) -> None:
     assert event == PageFault(0x1234, kind, write, 7)
 
 
-def test_events_by_hand() -> None:
-    assert parse(raw(FORK, 5)) == [ForkEvent(5)]
-    assert parse(raw(REMAP, 0x1000, 0x9000, 0x2000)) == [RemapEvent(0x1000, 0x9000, 0x2000)]
-    assert parse(raw(REMOVE, 0x1000, 0x3000)) == [RemoveEvent(0x1000, 0x3000)]
-    assert parse(raw(UNMAP, 0x1000, 0x3000)) == [UnmapEvent(0x1000, 0x3000)]
-    assert parse(raw(0x17, 1, 2, 3)) == [UnknownEvent(raw(0x17, 1, 2, 3))]
+BY_HAND = [
+    (raw(0x12, 0b001, 0x1234, 7), PageFault(0x1234, FaultKind.MISSING, True, 7)),
+    (raw(0x12, 0b010, 0x1234, 7), PageFault(0x1234, FaultKind.WP, False, 7)),
+    (raw(0x12, 0b100, 0x1234, 7), PageFault(0x1234, FaultKind.MINOR, False, 7)),
+    (raw(0x12, 0b1001, 0x1234, 7), PageFault(0x1234, FaultKind.UNKNOWN, True, 7)),
+    (raw(0x13, 5), ForkEvent(5)),
+    (raw(0x14, 0x1000, 0x9000, 0x2000), RemapEvent(0x1000, 0x9000, 0x2000)),
+    (raw(0x15, 0x1000, 0x3000), RemoveEvent(0x1000, 0x3000)),
+    (raw(0x16, 0x1000, 0x3000), UnmapEvent(0x1000, 0x3000)),
+    (raw(0x17, 1, 2, 3), UnknownEvent(raw(0x17, 1, 2, 3))),
+    (raw(0x11), UnknownEvent(raw(0x11))),
+]
+
+
+@pytest.mark.parametrize(("sent", "event"), BY_HAND)
+def test_events_by_hand(sent: bytes, event: Event) -> None:
+    assert parse(sent) == [event]
+    assert message(event) == sent
+
+
+def test_nothing_is_no_event() -> None:
     assert parse(b"") == []

@@ -84,6 +84,13 @@ def test_names_lead_back_to_the_value(flags: type[IntFlag], value: int) -> None:
     assert bits == sorted(bits)
 
 
+def test_names_by_hand() -> None:
+    value = Features.MOVE | Features.WP_ASYNC | Features(1 << 40)
+    assert value.names == ["WP_ASYNC", "MOVE", "bit 40"]
+    assert value.unknown == 1 << 40
+    assert int(Features.PAGEFAULT_FLAG_WP) == 1
+
+
 def test_nothing_has_no_names() -> None:
     assert Features(0).names == []
     assert Features(0).unknown == 0

@@ -44,6 +44,10 @@ class Bench:
         self.calls = HookCalls(hooks, self.counters, cast("BoundLogger", self.log))
         self.calls.await_later = lambda answer, hook: self.later.append((answer, hook))
 
+    @property
+    def all_went_well(self) -> bool:
+        return not (self.log.errors or self.counters.failures or self.later)
+
 
 def told(*names: str) -> tuple[list[tuple[str, object]], Sequence[Callable[[object], None]]]:
     """A list, and for each name a hook that notes in it what it was told."""
@@ -61,6 +65,7 @@ def test_after_hooks_hear_of_an_ending_in_their_order() -> None:
     assert bench.calls.see_endings
     bench.calls.after(RESOLVED)
     assert heard == [("first", RESOLVED), ("second", RESOLVED)]
+    assert bench.all_went_well
 
 
 def test_without_after_hooks_nobody_needs_to_know_of_endings() -> None:
@@ -77,6 +82,7 @@ def test_failed_hooks_hear_the_fault_and_the_error() -> None:
     error = OSError("the disk")
     bench.calls.failed(FAULT, error)
     assert heard == [(FAULT, error)]
+    assert bench.all_went_well
 
 
 @pytest.mark.parametrize(
@@ -95,6 +101,7 @@ def test_events_go_to_the_hook_of_their_name(name: str, event: Event) -> None:
     bench = Bench(Hooks(fork=fork, remap=remap), Hooks(remove=remove, unmap=unmap), Hooks())
     bench.calls.event(name, event)
     assert heard == [(name, event)] * (name in names)
+    assert bench.all_went_well
 
 
 def test_before_hooks_are_kept_in_the_order_in_which_they_are_asked() -> None:

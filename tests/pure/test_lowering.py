@@ -216,7 +216,6 @@ class OwnFirstOf(FirstOf):
         OwnFirstOf(ZeroPage()),
         StrictMove(0x5000),
         MoveOrCopy(0x5000),
-        Unprotect(),
         CopyFrom(FakeSource(WHOLE, None)),
         CopyFrom(FakeSource(PAGE - 1)),
         CopyFrom(FakeSource(0)),
@@ -235,6 +234,12 @@ def test_what_is_not_known_to_be_a_mapping_hides_what_is_asked_after_it(policy: 
     ]
     for put in after:
         assert rules_for(put(policy)) == [], put(policy)
+
+
+def test_who_answers_write_protection_alone_hides_nothing() -> None:
+    alone = rules_for(FirstOf(Unprotect(), ZeroPage()))
+    assert alone == rules_for(ZeroPage())
+    assert len(alone) == 1
 
 
 @pytest.mark.parametrize("policy", [own, Mine(1), Striped(3), LikeZeroPage(), StrictMove(0x5000)])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uffdaemon import outcomes
 from uffdaemon.errors import OperationError, PageNotExclusive
 from uffdaemon.outcomes import (
     OUTCOME_OF_CODE,
@@ -108,3 +109,22 @@ def test_every_operation_has_an_outcome_of_its_own() -> None:
 def test_outcomes_are_told_apart_as_keys() -> None:
     assert {outcome: outcome.value for outcome in Outcome}[Outcome.MOVED] == "moved"
     assert len({hash(outcome) for outcome in Outcome}) == len(Outcome)
+
+
+def test_mode_bits_stand_where_the_uapi_header_has_them() -> None:
+    assert outcomes.DONTWAKE == 1 << 0
+    assert outcomes.COPY_WRITE_PROTECT == 1 << 1
+    assert outcomes.CONTINUE_WRITE_PROTECT == 1 << 1
+    assert outcomes.MOVE_ALLOW_SOURCE_HOLES == 1 << 1
+    assert outcomes.WRITEPROTECT_PROTECT == 1 << 0
+    assert outcomes.WRITEPROTECT_DONTWAKE == 1 << 1
+    numbers = {code.name: int(code) for code in Code}
+    assert numbers == {
+        "WAKE": 2,
+        "COPY": 3,
+        "ZEROPAGE": 4,
+        "MOVE": 5,
+        "WRITEPROTECT": 6,
+        "CONTINUE": 7,
+        "POISON": 8,
+    }

@@ -224,6 +224,15 @@ def test_the_last_page_of_the_address_space_is_an_address() -> None:
     assert operation(Move(0), a_region(), START, PAGE, ADDRESSES - PAGE).src == ADDRESSES - PAGE
 
 
+def test_what_is_present_is_filled_no_more_but_may_be_unprotected() -> None:
+    region = a_region(pages=8)
+    region.pages.present.add_range(0, 3)
+    region.pages.present.add(6)
+    fault = a_fault(region, 4)
+    assert target(fault, Continue(8)) == (START + 3 * PAGE, 3 * PAGE)
+    assert target(fault, Unprotect(8)) == (START, 8 * PAGE)
+
+
 def test_kinds_do_not_matter_to_a_target() -> None:
     region = a_region(pages=8)
     found = {target(a_fault(region, 3, kind), Zero(4)) for kind in (MISSING, WP)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from functools import partial
 
 import pytest
@@ -84,6 +85,25 @@ def test_one_action_serves_all_faults_of_a_source() -> None:
     assert policy == CopyFrom(SOURCE)
     assert policy != CopyFrom(SOURCE, 4096)
     assert repr(policy) == "CopyFrom(source=FakeSource(0x10000), offset=0, write_protect=False)"
+
+
+@pytest.mark.parametrize(
+    ("policy", "field"),
+    [
+        (CopyFrom(SOURCE), "source"),
+        (StrictMove(0x5000), "source"),
+        (MoveOrCopy(0x5000), "fallback"),
+        (Continue(), "write_protect"),
+        (ZeroPage(), "anything"),
+        (Poison(), "anything"),
+        (Unprotect(), "anything"),
+    ],
+    ids=policy_name,
+)
+def test_shipped_policies_do_not_change(policy: Policy, field: str) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(policy, field, None)
+    assert isinstance(hash(policy), int)
 
 
 def test_only_moves_move() -> None:

@@ -61,6 +61,9 @@ def test_regions_are_told_apart_by_identity() -> None:
     assert one.label == "heap"
     assert one.on_failure == Hold()
     assert one.pages is not other.pages
+    assert "pages" not in repr(one).replace("page_size", "")
+    assert one.after_remove == "zero"
+    assert Retry().attempts > 1
 
 
 @given(st.integers(1, 10_000), st.floats(0.001, 10), st.floats(0.001, 100))
