@@ -82,6 +82,7 @@ class Server:
         self._sleeper = sleeper
         self._fetch_limit = fetch_limit
         self._on_fork = on_fork
+        self._token = trio.lowlevel.current_trio_token()
         self._begun = trio.Event()
         self._stopping = False
         self._poisoning = False
@@ -350,8 +351,12 @@ class Server:
         self.wake()
 
     def let_go(self) -> None:
-        """Never touch the descriptor again; close it if it is ours."""
+        """Never touch the descriptor again; close it if it is ours.  From any thread."""
         if self._fd < 0:
+            return
+        if not trio.lowlevel.in_trio_run():
+            # Memory may be closed wherever it is used.
+            trio.from_thread.run_sync(self.let_go, trio_token=self._token)
             return
         fd, self._fd = self._fd, -1
         if self._sleeper is not None:

@@ -14,6 +14,7 @@ from tests.daemon.support import (
     PAGE,
     Asked,
     Gate,
+    Notes,
     Recorder,
     both_sleeps,
     content,
@@ -277,23 +278,27 @@ def _map_at(inside: Inside, length: int, start: int) -> None:
 
 @kernel_test(features=UNMAP)
 async def test_new_memory_where_other_memory_was_has_its_own_content() -> None:
+    """Again and again, and nothing remembers the region that is gone."""
     client = Client()
     uffd = await client.uffd(UNMAP)
-    first, second = content(4, seed=1), content(4, seed=2)
-    memory = await client.guarded(len(first))
-    recorder = Recorder()
-    async with open_daemon(hooks=[recorder.hooks]) as daemon:
-        policy = FaultAround(CopyFrom(BytesSource(first)), 4)
-        daemon.add_region(uffd, region_of(memory, policy), register=None)
-        assert await client.run(Inside.read, 0, PAGE) == first[:PAGE]
-        await client.run(Inside.unmap, 0, len(first))
-        await recorder.until(lambda: recorder.events)
-        del policy
-        await client.run(_map_at, len(second), memory.start)
-        await client.run(Inside.register)
-        other = CopyFrom(BytesSource(second))
-        daemon.add_region(uffd, region_of(memory, other), register=None)
-        assert await client.run(Inside.read_all) == second
+    told = Notes()
+    events: list[object] = []
+
+    def unmapped(event: object) -> None:
+        events.append(event)
+        told.note()
+
+    memory = await client.guarded(4 * PAGE)
+    async with open_daemon(hooks=[Hooks(unmap=unmapped)]) as daemon:
+        for times in range(1, 11):
+            data = content(4, seed=times)
+            policy = FaultAround(CopyFrom(BytesSource(data)), 2)
+            daemon.add_region(uffd, region_of(memory, policy), register=None)
+            assert await client.run(Inside.read, PAGE, 3 * PAGE) == data[PAGE:]
+            await client.run(Inside.unmap, 0, len(data))
+            await told.until(lambda times=times: len(events) == times)  # type: ignore[misc]
+            await client.run(_map_at, len(data), memory.start)
+            await client.run(Inside.register)
 
 
 # -- moved -------------------------------------------------------------------------------------
@@ -326,18 +331,18 @@ def _move_part(inside: Inside, offset: int, length: int, target: int) -> None:
     assert native.remap_memory(memory.start + offset, length, target) == 0
 
 
-@both_sleeps
+@pytest.mark.parametrize("unmap", [True, False], ids=["unmap-told", "unmap-not-told"])
 @in_c_and_in_python
 @kernel_test(features=REMAP)
-async def test_a_part_is_moved_over_other_guarded_memory(lowered: bool, native_sleep: bool) -> None:
+async def test_a_part_is_moved_over_other_guarded_memory(lowered: bool, unmap: bool) -> None:
     """What was there is gone, rules included: the content is that of the part."""
     client = Client()
-    uffd = await client.uffd(REMAP)
+    uffd = await client.uffd(REMAP if unmap else Features.THREAD_ID | Features.EVENT_REMAP)
     data, other = content(8, seed=1), content(8, seed=2)
     memory = await client.guarded(len(data))
     target = await client.guarded(len(other))
     hooks = hooks_that_keep_faults_in_python(lowered)
-    async with open_daemon(native_sleep=native_sleep, hooks=hooks) as daemon:
+    async with open_daemon(hooks=hooks) as daemon:
         for where, what in ((memory, data), (target, other)):
             policy = FaultAround(CopyFrom(BytesSource(what)), 8)
             daemon.add_region(uffd, region_of(where, policy), register=None)

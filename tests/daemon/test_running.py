@@ -28,20 +28,13 @@ from tests.kernel.harness import kernel_test
 from tests.kernel.support import in_thread
 from uffdaemon import (
     Advice,
-    ByKind,
     BytesSource,
     CopyFrom,
     Daemon,
-    FaultKind,
-    Features,
-    Memory,
-    MemoryType,
     MoveOrCopy,
     Outcome,
     PlacementRefused,
-    RegisterMode,
     StrictMove,
-    Unprotect,
     ZeroPage,
     actions,
     errors,
@@ -237,64 +230,6 @@ async def test_two_daemons_in_one_program(native_sleep: bool) -> None:
             daemon.add_region(uffd, region_of(memory, policy), register=None)
         calls = [client.start(Inside.read_all) for client in clients]
         assert [await call.result() for call in calls] == [data] * 2
-
-
-# -- in one process ----------------------------------------------------------------------------
-
-
-@both_sleeps
-@pytest.mark.smoke
-@kernel_test()
-async def test_guarded_memory_of_this_very_process(native_sleep: bool) -> None:
-    data = content(8)
-    with Memory.map(len(data)) as memory, Memory.map(2 * PAGE, MemoryType.SHMEM) as shared:
-        async with open_daemon(native_sleep=native_sleep) as daemon:
-            region = daemon.guard(memory, CopyFrom(BytesSource(data)), name="ours")
-            daemon.guard(shared, ZeroPage())
-            found = await trio.to_thread.run_sync(memory.read, PAGE, PAGE)
-            assert found == data[PAGE : 2 * PAGE]
-            assert await trio.to_thread.run_sync(shared.read, 0, 1) == b"\0"
-            await daemon.fill(region)
-            assert memory.read(0, len(data)) == data
-        # After the daemon's end, a complete region needs nobody.
-        assert memory.read(0, len(data)) == data
-
-
-@both_sleeps
-@kernel_test()
-async def test_memory_that_is_closed_while_it_is_served(native_sleep: bool) -> None:
-    data = content(4)
-    hold = Asked(lambda fault: actions.Hold("for the test"))
-    async with open_daemon(native_sleep=native_sleep) as daemon:
-        for _ in range(3):
-            with Memory.map(len(data)) as memory:
-                daemon.guard(memory, CopyFrom(BytesSource(data)))
-                assert await trio.to_thread.run_sync(memory.read, 0, len(data)) == data
-        assert daemon.statistics().resolved == 12
-        with Memory.map(PAGE) as memory:
-            daemon.guard(memory, hold)
-        assert not daemon.open_faults()
-
-
-@kernel_test(features=Features.PAGEFAULT_FLAG_WP)
-async def test_writes_are_seen_once_a_page_until_they_are_to_be_seen_again() -> None:
-    data = content(4)
-    recorder = Recorder()
-    features = Features.THREAD_ID | Features.PAGEFAULT_FLAG_WP
-    with Memory.map(len(data)) as memory:
-        async with open_daemon(hooks=[recorder.hooks]) as daemon:
-            policy = ByKind(missing=CopyFrom(BytesSource(data)), write_protect=Unprotect())
-            mode = RegisterMode.MISSING | RegisterMode.WP
-            region = daemon.guard(memory, policy, features=features, register=mode)
-            await daemon.fill(region, source=BytesSource(data))
-            assert memory.userfaultfd is not None
-            for _ in range(12):
-                memory.userfaultfd.write_protect(memory.start, len(data))
-                for _ in range(2):
-                    await trio.to_thread.run_sync(memory.write, 2 * PAGE, b"x")
-            counted = daemon.statistics()
-    assert counted.faults == {(FaultKind.WP, Outcome.UNPROTECTED): 12}
-    assert counted.failures == {}
 
 
 # -- looking in --------------------------------------------------------------------------------

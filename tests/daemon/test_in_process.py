@@ -1,0 +1,90 @@
+"""Memory of the daemon's own process, touched by threads that do not hold the GIL."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from tests.daemon.support import (
+    PAGE,
+    Asked,
+    Recorder,
+    both_sleeps,
+    content,
+)
+from tests.kernel.harness import kernel_test
+from uffdaemon import (
+    ByKind,
+    BytesSource,
+    CopyFrom,
+    FaultKind,
+    Features,
+    Memory,
+    MemoryType,
+    Outcome,
+    RegisterMode,
+    Unprotect,
+    ZeroPage,
+    actions,
+    open_daemon,
+)
+
+
+@both_sleeps
+@pytest.mark.smoke
+@kernel_test()
+async def test_guarded_memory_of_this_very_process(native_sleep: bool) -> None:
+    data = content(8)
+    with Memory.map(len(data)) as memory, Memory.map(2 * PAGE, MemoryType.SHMEM) as shared:
+        async with open_daemon(native_sleep=native_sleep) as daemon:
+            region = daemon.guard(memory, CopyFrom(BytesSource(data)), name="ours")
+            daemon.guard(shared, ZeroPage())
+            found = await trio.to_thread.run_sync(memory.read, PAGE, PAGE)
+            assert found == data[PAGE : 2 * PAGE]
+            assert await trio.to_thread.run_sync(shared.read, 0, 1) == b"\0"
+            await daemon.fill(region)
+            assert memory.read(0, len(data)) == data
+        # After the daemon's end, a complete region needs nobody.
+        assert memory.read(0, len(data)) == data
+
+
+@both_sleeps
+@kernel_test()
+async def test_memory_that_is_closed_while_it_is_served(native_sleep: bool) -> None:
+    data = content(4)
+    hold = Asked(lambda fault: actions.Hold("for the test"))
+    async with open_daemon(native_sleep=native_sleep) as daemon:
+        for _ in range(3):
+            with Memory.map(len(data)) as memory:
+                daemon.guard(memory, CopyFrom(BytesSource(data)))
+                assert await trio.to_thread.run_sync(memory.read, 0, len(data)) == data
+        assert daemon.statistics().resolved == 12
+        with Memory.map(PAGE) as memory:
+            daemon.guard(memory, hold)
+        # By a worker thread as well as by this one.
+        memory = Memory.map(PAGE)
+        daemon.guard(memory, hold)
+        await trio.to_thread.run_sync(memory.close)
+        assert not daemon.open_faults()
+
+
+@kernel_test(features=Features.PAGEFAULT_FLAG_WP)
+async def test_writes_are_seen_once_a_page_until_they_are_to_be_seen_again() -> None:
+    data = content(4)
+    recorder = Recorder()
+    features = Features.THREAD_ID | Features.PAGEFAULT_FLAG_WP
+    with Memory.map(len(data)) as memory:
+        async with open_daemon(hooks=[recorder.hooks]) as daemon:
+            policy = ByKind(missing=CopyFrom(BytesSource(data)), write_protect=Unprotect())
+            mode = RegisterMode.MISSING | RegisterMode.WP
+            region = daemon.guard(memory, policy, features=features, register=mode)
+            await daemon.fill(region, source=BytesSource(data))
+            assert memory.userfaultfd is not None
+            for _ in range(12):
+                memory.userfaultfd.write_protect(memory.start, len(data))
+                for _ in range(2):
+                    await trio.to_thread.run_sync(memory.write, 2 * PAGE, b"x")
+            counted = daemon.statistics()
+    assert counted.faults == {(FaultKind.WP, Outcome.UNPROTECTED): 12}
+    assert counted.failures == {}
