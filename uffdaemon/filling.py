@@ -13,9 +13,10 @@ import trio
 
 from uffdaemon import errors
 from uffdaemon.actions import Copy
+from uffdaemon.events import FaultKind
 from uffdaemon.outcomes import Code, Operation, Status, error_of
 from uffdaemon.plan import operation
-from uffdaemon.policy import CopyFrom, FaultAround
+from uffdaemon.policy import ByKind, CopyFrom, FaultAround
 from uffdaemon.slow import FetchedSource, fetch_with_retry
 
 if TYPE_CHECKING:
@@ -27,14 +28,18 @@ if TYPE_CHECKING:
     from uffdaemon.region import Region
     from uffdaemon.regions import Segment
 
+_MISSING = FaultKind.MISSING
 _FIRST_DELAY = 0.0001
 _MAX_DELAY = 0.02
 
 
 def copy_of(policy: Policy) -> Copy:
     """What a background fill copies for a region with this policy.  Raises `UsageError`."""
-    while isinstance(policy, FaultAround):
-        policy = policy.policy
+    while isinstance(policy, FaultAround | ByKind):
+        inner = policy.policy if isinstance(policy, FaultAround) else policy.policies[_MISSING]
+        if inner is None:
+            break
+        policy = inner
     if isinstance(policy, CopyFrom):
         return Copy(policy.source, policy.offset, write_protect=policy.write_protect)
     raise errors.PlacementRefused(

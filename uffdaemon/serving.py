@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 import trio
 
@@ -25,6 +25,19 @@ REREADS: Final = 100
 another core to wake up and fault again (see docs/architecture.md)."""
 
 
+class DaemonOptions(TypedDict, total=False):
+    """The arguments of `open_daemon`."""
+
+    hooks: Sequence[Hooks]
+    on_shutdown: Shutdown
+    shutdown_timeout: float
+    on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision]
+    rereads: int
+    fetch_limit: int
+    native_sleep: bool
+    log_interval: float | None
+
+
 @asynccontextmanager
 async def open_daemon(
     *,
@@ -40,13 +53,15 @@ async def open_daemon(
     """Serve page faults while the block runs.
 
     When it ends, in whatever way, open faults are dealt with as `on_shutdown` says, for at most
-    `shutdown_timeout` seconds, shielded from cancellation.
+    `shutdown_timeout` seconds, shielded from cancellation.  Tasks that shield themselves (a source,
+    a `Perform`) are waited for all the same.  What the block raises comes out as it is.
 
     `rereads` bounds how often an empty userfaultfd is read again before sleeping; 0 never does.
     `fetch_limit` is how many fetches run at a time for each userfaultfd.  `native_sleep` answers
     faults in C while trio sleeps; turn it off under a guest loop.  With `log_interval` (seconds),
     the statistics are logged so often and at the end; failures are logged always.
     """
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         daemon = Daemon(
             nursery,
@@ -59,10 +74,14 @@ async def open_daemon(
         await daemon.start(native_sleep=native_sleep)
         try:
             yield daemon
+        except Exception as error:  # noqa: BLE001  # raised again, but not as a group of one
+            failure = error
         finally:
             with trio.CancelScope(shield=True):
                 await daemon.shut_down(on_shutdown, shutdown_timeout)
             nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def serve(
@@ -71,20 +90,16 @@ async def serve(
     *,
     register: RegisterMode | None = RegisterMode.MISSING,
     client: int | None = None,
-    hooks: Sequence[Hooks] = (),
-    on_shutdown: Shutdown = Shutdown.HOLD,
-    shutdown_timeout: float = 5.0,
     task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
+    **options: Unpack[DaemonOptions],
 ) -> None:
     """Serve the regions of one userfaultfd until its client is gone, or until cancelled.
 
     `client` is the process id of the client, if its end shall be noticed when no fault is open.
-    With ``nursery.start``, returns the `Daemon` once faults are being answered.  Arguments and
-    errors are those of `open_daemon` and `Daemon.add_region`.
+    With ``nursery.start``, returns the `Daemon` once faults are being answered.  `options` are the
+    arguments of `open_daemon`; errors are those of `Daemon.add_region`.
     """
-    async with open_daemon(
-        hooks=hooks, on_shutdown=on_shutdown, shutdown_timeout=shutdown_timeout
-    ) as daemon:
+    async with open_daemon(**options) as daemon:
         for region in regions:
             daemon.add_region(uffd, region, register=register)
         if client is not None:
