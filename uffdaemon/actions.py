@@ -93,6 +93,8 @@ class Move:
     source: int
     extent: Extent = 1
     fallback: Fallback | None = None
+    length: int | None = None
+    """Bytes that may be taken from `source` on; None: the caller answers for what lies there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import structlog
 import trio
@@ -73,6 +74,7 @@ class Daemon:
         self._log_interval = log_interval
         self._servers: dict[Userfaultfd, Server] = {}
         self._past = Counters()
+        self._memories: dict[Region, Memory] = {}
         self._sleeper: Sleeper | None = None
         self._closing = False
         self.orphans: list[Userfaultfd] = []
@@ -129,6 +131,7 @@ class Daemon:
         policy: Policy,
         *,
         features: Features = Features.THREAD_ID,
+        user_mode_only: bool | None = None,
         register: RegisterMode = RegisterMode.MISSING,
         on_failure: FailureAction = HOLD,
         retry: Retry = RETRY,
@@ -140,11 +143,15 @@ class Daemon:
 
         The userfaultfd is closed with the memory, never before.  Faults must come from threads
         that do not hold the GIL, such as `Memory.read` in a worker thread; a plain access from
-        Python would stop the interpreter that has to answer.
+        Python would stop the interpreter that has to answer.  In this very thread, `Memory.read`
+        and its like raise `PlacementRefused` where pages are missing.
 
-        `features` that this kernel lacks are left out; the last five are those of `Region`.
-        Raises what `Userfaultfd.open` and `add_region` raise.
+        `features` that this kernel lacks are left out.  With `user_mode_only`, system calls that
+        touch a missing page fail with EFAULT; None is as this user may.  The last five are those
+        of `Region`.  Raises what `Userfaultfd.open` and `add_region` raise.
         """
+        if memory.start == 0:
+            raise errors.InvalidRange("this memory has been unmapped")
         region = Region(
             memory.start,
             memory.length,
@@ -157,8 +164,13 @@ class Daemon:
             name=name,
         )
         if memory.userfaultfd is None:
-            memory.userfaultfd = Userfaultfd.open(features & supported_features())
-        return self.add_region(memory.userfaultfd, region, register=register)
+            memory.userfaultfd = _open_own(features & supported_features(), user_mode_only)
+        self.add_region(memory.userfaultfd, region, register=register)
+        # This runs in the loop's thread, which must not wait for itself.
+        memory.refuse_in_thread(threading.get_ident(), region.pages)
+        self._servers[memory.userfaultfd].on_end.append(memory.allow_in_thread)
+        self._memories[region] = memory
+        return region
 
     def remove_region(self, region: Region, missing: Missing | None = None) -> None:
         """Stop serving a region.
@@ -168,6 +180,8 @@ class Daemon:
         Raises `NotServed`, and `OperationError` when pages could not be poisoned (EAGAIN: an event
         is in flight); the region is still served then.
         """
+        if missing is not None and missing not in get_args(Missing):
+            raise ValueError(f"missing is 'hold', 'poison' or 'release', not {missing!r}")
         server = self._server_of(region)
         server.take()
         try:
@@ -191,6 +205,8 @@ class Daemon:
             for segment in segments:
                 poison_absent(handler, segment.region, segment.start, segment.end)
         handler.regions.remove(region)
+        if (memory := self._memories.pop(region, None)) is not None:
+            memory.allow_in_thread()
         server.forget_rules(segments)
         server.update_rules()
         for segment in segments:
@@ -216,8 +232,9 @@ class Daemon:
         Returns the bytes that were brought.  Raises `SourceError`, `OperationError`,
         `DaemonClosed` when the client goes away; what was filled stays.
         """
+        server = self._server_of(region)
         copy = copy_of(region.policy) if source is None else Copy(source)
-        return await Fill(self._server_of(region), region, copy, piece, progress).run()
+        return await Fill(server, region, copy, piece, progress).run()
 
     # -- clients -------------------------------------------------------------------------------
 
@@ -385,3 +402,13 @@ class Daemon:
         while True:
             await trio.sleep(interval)
             self._log_aggregates()
+
+
+def _open_own(features: Features, user_mode_only: bool | None) -> Userfaultfd:  # noqa: FBT001
+    """Open a userfaultfd for this process, as `Daemon.guard` is told."""
+    try:
+        return Userfaultfd.open(features, user_mode_only=bool(user_mode_only))
+    except errors.PermissionRefused:
+        if user_mode_only is not None:
+            raise
+    return Userfaultfd.open(features, user_mode_only=True)

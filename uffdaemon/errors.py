@@ -57,6 +57,10 @@ class NotServed(UsageError, LookupError):
     """The daemon does not serve this userfaultfd or region."""
 
 
+class AlreadyServed(UsageError):
+    """Another daemon of this program serves the userfaultfd."""
+
+
 class DaemonClosed(UsageError, RuntimeError):
     """The daemon is shutting down or gone."""
 

@@ -31,7 +31,7 @@ from uffdaemon.actions import (
     Zero,
 )
 from uffdaemon.changes import apply_event
-from uffdaemon.deciding import decide, declared_action, nowhere
+from uffdaemon.deciding import decide, declared_action, nowhere, outside_every_region
 from uffdaemon.events import FaultKind, PageFault
 from uffdaemon.hooks import HookCalls, Resolved
 from uffdaemon.ledger import Ledger, Waiting
@@ -189,7 +189,13 @@ class Handler:
                     f"policy {policy_name(region.policy)} moves pages of another process, which "
                     "the kernel refuses; let it run inside of that process, or copy"
                 )
-            src = filled.source + start - region.start
+            offset = start - region.start
+            if filled.length is not None and offset + length > filled.length:
+                raise errors.SourceTooShort(
+                    f"the memory to move from has {filled.length} bytes; {length} at {offset:#x} "
+                    "were asked for"
+                )
+            src = filled.source + offset
         step = Step(operation(filled, region, start, length, src), region, [fault], [action])
         self._steps.append(step)
 
@@ -346,6 +352,9 @@ class Handler:
         count = self.repeats.woken(fault, _clock(), limit)
         if not count:
             return False
+        if fault.region.policy is outside_every_region:
+            self.fail(fault, errors.NotServed("no region that is served holds this address"))
+            return True
         name = policy_name(fault.region.policy)
         what = f"says that the page is there; {count} times in a row the thread found it is not"
         self.fail(fault, errors.PolicyAnswerInvalid(name, what))
@@ -356,6 +365,11 @@ class Handler:
         if not self.ledger.is_open(fault):
             return
         self.counters.failures[type(error).__name__] += 1
+        self.hooks.failed(fault, error)
+        key = (fault.address, fault.kind)
+        # What was to be done about the failure may fail itself: then nobody knows.
+        action = Hold() if key in self._failing else declared_action(self.hooks, fault, error)
+        self._failing.add(key)
         self.log.error(
             "fault failed",
             region=fault.region.label,
@@ -365,12 +379,9 @@ class Handler:
             thread=fault.thread,
             error=str(error),
             error_type=type(error).__name__,
+            then=type(action).__name__.lower(),
+            exc_info=error.__cause__ if isinstance(error, errors.PolicyRaised) else None,
         )
-        self.hooks.failed(fault, error)
-        key = (fault.address, fault.kind)
-        # What was to be done about the failure may fail itself: then nobody knows.
-        action = Hold() if key in self._failing else declared_action(self.hooks, fault, error)
-        self._failing.add(key)
         if isinstance(action, Hold):
             self.hold(fault, f"{type(error).__name__}: {error}")
         else:

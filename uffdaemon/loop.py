@@ -74,6 +74,8 @@ class Server:
         self.uffd = handler.uffd
         self.owns_fd = owns_fd
         self.ended = trio.Event()
+        self.on_end: list[Callable[[], None]] = []
+        """Called once nothing is served any more."""
         self._fd = handler.uffd.fileno()
         self._port = Port(self._fd, rereads)
         self._port.record_all = handler.hooks.see_endings
@@ -364,10 +366,21 @@ class Server:
         trio.lowlevel.notify_closing(fd)
         self._stopping = True
         self.wake()
+        for call in self.on_end:
+            call()
         if self.let_go in self.uffd.on_close:
             self.uffd.on_close.remove(self.let_go)
+        elif not self.uffd.same_process and not self.handler.client_gone:
+            self._warn_of_closing()
         if self.owns_fd and not self.is_orphan():
             self.uffd.close()
+
+    def _warn_of_closing(self) -> None:
+        """Somebody closes a descriptor under us, whose client may go on to fault."""
+        maps = [segment.region.pages for segment in self.handler.regions]
+        missing = sum(pages.pages - pages.filled() for pages in maps)
+        if missing:
+            self.handler.log.warning("userfaultfd closed while served", missing_pages=missing)
 
     def is_orphan(self) -> bool:
         """Whether the descriptor is ours and must stay open nevertheless: a process lives whose

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from uffdaemon.pages import PageMap
     from uffdaemon.uffd import Userfaultfd
 
 HUGE_PAGE_SIZE = 2 << 20
@@ -74,6 +76,8 @@ class Memory:
         """Bytes; what faults, registration and advice are counted in."""
         self.fd = fd
         """The memory file behind it, -1 for anonymous memory."""
+        self._thread = 0
+        self._guarded: PageMap | None = None
         self.userfaultfd: Userfaultfd | None = None
         """A userfaultfd that guards this memory and must not be closed before it is unmapped;
         `close` sees to that."""
@@ -159,19 +163,40 @@ class Memory:
             )
         return self.start + offset, length
 
+    def refuse_in_thread(self, thread: int, pages: PageMap) -> None:
+        """Have accesses to missing pages refused in the thread that would have to answer them."""
+        self._thread, self._guarded = thread, pages
+
+    def allow_in_thread(self) -> None:
+        """Nobody in this process answers any more."""
+        self._guarded = None
+
+    def _access(self, offset: int, length: int | None) -> tuple[int, int]:
+        """The range to access.  Raises `PlacementRefused` where this thread would wait for
+        itself."""
+        start, length = self._range(offset, length)
+        if self._guarded is not None and threading.get_ident() == self._thread and length:
+            first, end = offset // self.page_size, (offset + length - 1) // self.page_size + 1
+            if self._guarded.present.next_absent(first, end) is not None:
+                raise errors.PlacementRefused(
+                    "pages are missing there, and this is the thread that runs trio: it would wait "
+                    "for itself for ever.  Use a worker thread: await trio.to_thread.run_sync(...)"
+                )
+        return start, length
+
     def read(self, offset: int, length: int) -> bytes:
         """Copy bytes out.  Blocks this thread, and no other, while pages are missing."""
-        return native.read_memory(*self._range(offset, length))
+        return native.read_memory(*self._access(offset, length))
 
     def write(self, offset: int, data: Buffer) -> None:
         """Copy bytes in.  Blocks this thread, and no other, while pages are missing."""
         with memoryview(data) as view:
-            start, _ = self._range(offset, view.nbytes)
+            start, _ = self._access(offset, view.nbytes)
             native.write_memory(start, view)
 
     def touch(self, offset: int = 0, length: int | None = None, *, write: bool = False) -> None:
         """Access one byte a page, for reading or (changing nothing) for writing."""
-        start, length = self._range(offset, length)
+        start, length = self._access(offset, length)
         native.touch(start, length, self.page_size, write=write)
 
     def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None:
@@ -239,8 +264,8 @@ def _map(fd: int, length: int, kind: MemoryType, page_size: int, *, transparent_
     if number < 0:
         advice = ""
         if kind.huge and -number == errno.ENOMEM:
-            pages = length // page_size
-            advice = f"as root: sysctl vm.nr_hugepages={pages}, or more if others use them"
+            wanted = length // page_size
+            advice = f"as root: raise vm.nr_hugepages until {wanted} pages are free"
         raise errors.MemoryRefused(-number, f"mmap {kind.value}", length=length, advice=advice)
     return start
 

@@ -61,7 +61,13 @@ class HasStart(Protocol):
 def policy_name(policy: Policy) -> str:
     """What a policy is called in logs: its function's name, or its repr."""
     name = getattr(policy, "__qualname__", None)
-    return name if isinstance(name, str) else repr(policy)
+    return name if isinstance(name, str) else shorten(repr(policy), 300)
+
+
+def shorten(text: str, length: int) -> str:
+    """`text`, its middle left out where it is longer than `length`."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
 
 
 def moves(policy: Policy) -> bool:
@@ -91,6 +97,9 @@ class CopyFrom:
     _action: actions.Copy = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not callable(getattr(self.source, "address", None)):
+            kind = type(self.source).__name__
+            raise TypeError(f"copying takes a source, such as BytesSource(data), not {kind}")
         # One action serves all faults; `frozen` leaves no other way to set it.
         action = actions.Copy(self.source, self.offset, write_protect=self.write_protect)
         object.__setattr__(self, "_action", action)
@@ -101,6 +110,17 @@ class CopyFrom:
 
 def _start(source: int | HasStart) -> int:
     return source if isinstance(source, int) else source.start
+
+
+def _length(source: int | HasStart) -> int | None:
+    """How much may be taken, where the source says so itself."""
+    length = getattr(source, "length", None)
+    return length if isinstance(length, int) else None
+
+
+def _check_memory(source: object) -> None:
+    if not isinstance(source, int) and not isinstance(getattr(source, "start", None), int):
+        raise TypeError(f"moving takes a Memory or an address, not {type(source).__name__}")
 
 
 @dataclass(frozen=True)
@@ -114,8 +134,13 @@ class StrictMove:
 
     moves = True
 
+    def __post_init__(self) -> None:
+        _check_memory(self.source)
+
     def __call__(self, fault: Fault) -> Action | None:
-        return actions.Move(_start(self.source)) if fault.kind is _MISSING else None
+        if fault.kind is not _MISSING:
+            return None
+        return actions.Move(_start(self.source), length=_length(self.source))
 
 
 @dataclass(frozen=True)
@@ -127,10 +152,15 @@ class MoveOrCopy:
 
     moves = True
 
+    def __post_init__(self) -> None:
+        _check_memory(self.source)
+
     def __call__(self, fault: Fault) -> Action | None:
         if fault.kind is not _MISSING:
             return None
-        return actions.Move(_start(self.source), fallback=self.fallback)
+        return actions.Move(
+            _start(self.source), fallback=self.fallback, length=_length(self.source)
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from uffdaemon.actions import Hold, Poison
 from uffdaemon.errors import InvalidRange
@@ -32,6 +32,10 @@ class Retry:
     first_delay: float = 0.01
     """The wait before the second attempt; it doubles from one to the next."""
     max_delay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or not self.timeout > 0:
+            raise ValueError(f"{self!r}: at least one attempt, and a timeout above 0, are needed")
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after `failures` (at least 1) failed attempts."""
@@ -62,7 +66,7 @@ class Region:
     """Seconds that the policy, or the work it asks for, may take for one fault."""
     after_remove: AfterRemove = "zero"
     """What pages hold after their owner discarded them: zeros, as the kernel promises, or what the
-    policy says once more."""
+    policy says once more.  Without EVENT_REMOVE nobody hears of it, and it is always the latter."""
     name: str = ""
     """For people: shown in logs and dumps."""
     pages: PageMap = field(init=False, repr=False)
@@ -71,6 +75,9 @@ class Region:
     def __post_init__(self) -> None:
         check_page_size(self.page_size)
         check_range(self.start, self.length, self.page_size, "the region")
+        _check_callables(self.policy, self.on_failure)
+        if self.after_remove not in get_args(AfterRemove):
+            raise ValueError(f"after_remove is 'zero' or 'policy', not {self.after_remove!r}")
         self.pages = PageMap(self.length // self.page_size)
 
     @property
@@ -85,6 +92,14 @@ class Region:
 
     def __contains__(self, address: int) -> bool:
         return self.start <= address < self.end
+
+
+def _check_callables(policy: object, on_failure: object) -> None:
+    """Types promise it; what is not checked by them is found out here, and not at a fault."""
+    if isinstance(policy, type) or not callable(policy):
+        raise TypeError(f"a policy is a callable that takes a fault, not {policy!r:.100}")
+    if not isinstance(on_failure, Hold | Poison) and not callable(on_failure):
+        raise TypeError(f"on_failure is Hold(), Poison() or a callable, not {on_failure!r:.100}")
 
 
 def check_page_size(page_size: int) -> None:

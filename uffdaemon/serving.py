@@ -61,6 +61,7 @@ async def open_daemon(
     faults in C while trio sleeps; turn it off under a guest loop.  With `log_interval` (seconds),
     the statistics are logged so often and at the end; failures are logged always.
     """
+    on_shutdown = Shutdown(on_shutdown)  # or the word for it
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         daemon = Daemon(

@@ -13,6 +13,7 @@ must not sleep here, `Sleeper.join` returns None, and the userfaultfds are serve
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from uffdaemon import errors
 from uffdaemon.native.ports import LOOP, WAIT_LOOP, WAIT_TIME, Waiter
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ class Sleeper(trio.abc.Instrument):
     def add(self, fd: int, port: Port) -> None:
         """Serve a port while asleep."""
         number = self._waiter.add(fd, port.address)
+        if number == -errno.EEXIST:
+            raise errors.AlreadyServed(f"userfaultfd {fd} is served by another daemon")
         if number < 0:
             raise OSError(-number, "epoll_ctl on a userfaultfd")
         self._ports += 1

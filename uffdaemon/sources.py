@@ -73,6 +73,8 @@ class FileSource:
         length: int | None = None,
         zero_tail: bool = False,
     ) -> None:
+        if how not in ("map", "read"):
+            raise ValueError(f"how is 'map' or 'read', not {how!r}")
         self.path = os.fspath(path)
         self.how = how
         self._offset = offset

@@ -18,15 +18,18 @@ from uffdaemon import (
     ByKind,
     BytesSource,
     CopyFrom,
+    FaultAround,
     FaultKind,
     Features,
     Memory,
     MemoryType,
     Outcome,
     RegisterMode,
+    StrictMove,
     Unprotect,
     ZeroPage,
     actions,
+    errors,
     open_daemon,
 )
 
@@ -88,3 +91,45 @@ async def test_writes_are_seen_once_a_page_until_they_are_to_be_seen_again() -> 
             counted = daemon.statistics()
     assert counted.faults == {(FaultKind.WP, Outcome.UNPROTECTED): 12}
     assert counted.failures == {}
+
+
+@both_sleeps
+@kernel_test()
+async def test_the_thread_that_would_have_to_answer_is_not_let_wait(native_sleep: bool) -> None:
+    data = content(4)
+    with Memory.map(len(data)) as memory:
+        async with open_daemon(native_sleep=native_sleep) as daemon:
+            region = daemon.guard(memory, CopyFrom(BytesSource(data)))
+            for access in (
+                lambda: memory.read(0, PAGE),
+                lambda: memory.write(PAGE, b"x"),
+                memory.touch,
+            ):
+                with pytest.raises(errors.PlacementRefused, match="worker thread"):
+                    access()
+            assert await trio.to_thread.run_sync(memory.read, 0, PAGE) == data[:PAGE]
+            assert memory.read(0, PAGE) == data[:PAGE]
+            await daemon.fill(region)
+            assert memory.read(0, len(data)) == data
+        with Memory.map(PAGE) as other:
+            async with open_daemon(native_sleep=native_sleep) as daemon:
+                removed = daemon.guard(other, CopyFrom(BytesSource(data)))
+                daemon.remove_region(removed, missing="release")
+                assert other.read(0, 1) == b"\0"
+
+
+@kernel_test(features=Features.MOVE)
+async def test_a_move_takes_nothing_from_behind_its_source() -> None:
+    data, behind = content(4, seed=1), content(4, seed=2)
+    with Memory.map(8 * PAGE) as ours, Memory.map(8 * PAGE) as target:
+        ours.write(0, data)
+        ours.write(len(data), behind)
+        staging = Memory(ours.start, len(data), ours.type, PAGE, -1)
+        async with open_daemon() as daemon:
+            policy = FaultAround(StrictMove(staging), 8)
+            daemon.guard(target, policy, on_failure=lambda fault, error: actions.Zero())
+            found = await trio.to_thread.run_sync(target.read, 0, len(data))
+            assert found == data
+            assert await trio.to_thread.run_sync(target.read, len(data), 1) == b"\0"
+            assert daemon.statistics().failures == {"SourceTooShort": 1}
+        assert ours.read(len(data), len(behind)) == behind

@@ -51,11 +51,11 @@ SOURCE = FakeSource(16 * PAGE)
         (CopyFrom(SOURCE), {MISSING: actions.Copy(SOURCE)}),
         (CopyFrom(SOURCE, 8, write_protect=True), {MISSING: actions.Copy(SOURCE, 8, 1, True)}),
         (StrictMove(0x5000), {MISSING: actions.Move(0x5000)}),
-        (StrictMove(a_region(start=0x6000)), {MISSING: actions.Move(0x6000)}),
+        (StrictMove(a_region(start=0x6000)), {MISSING: actions.Move(0x6000, length=16 * PAGE)}),
         (MoveOrCopy(0x5000), {MISSING: actions.Move(0x5000, fallback=Fallback())}),
         (
             MoveOrCopy(a_region(start=0x6000), Fallback(copy_pinned=True)),
-            {MISSING: actions.Move(0x6000, fallback=Fallback(copy_pinned=True))},
+            {MISSING: actions.Move(0x6000, fallback=Fallback(copy_pinned=True), length=16 * PAGE)},
         ),
         (Continue(), {MINOR: actions.Continue()}),
         (Continue(write_protect=True), {MINOR: actions.Continue(write_protect=True)}),

@@ -6,6 +6,7 @@ or are to be run on its host.
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import TYPE_CHECKING, Final
 
@@ -63,9 +64,9 @@ def device(facts: Facts) -> str:
     """Let this user open /dev/userfaultfd."""
     if facts.container and not facts.device.exists:
         return run_container(facts, f"--device={DEVICE}")
-    if not facts.device.exists and facts.read(MISC_DEVICE) is not None:
-        numbers = (facts.read(MISC_DEVICE) or "").replace(":", " ")
-        return as_root(facts, f"mknod -m 600 {DEVICE} c {numbers}")
+    numbers = re.fullmatch(r"(\d+):(\d+)", (facts.read(MISC_DEVICE) or "").strip())
+    if not facts.device.exists and numbers is not None:
+        return as_root(facts, f"mknod -m 600 {DEVICE} c {numbers[1]} {numbers[2]}")
     if not facts.device.exists:
         return kernel("6.1")
     if facts.container:
