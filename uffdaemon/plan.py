@@ -80,7 +80,9 @@ def target(fault: Fault, action: Fill) -> tuple[int, int]:
             return fault.address, page_size
     if isinstance(action, Move) and action.length is not None:
         # What lies behind the source is somebody else's memory.
-        high = max(min(high, action.length // page_size), fault.page + 1)
+        high = min(high, action.length // page_size)
+        if fault.page >= high:
+            return fault.address, page_size
     if not isinstance(action, Unprotect):
         low, high = region.pages.fillable(fault.page, low, high)
     return region.start + low * page_size, (high - low) * page_size

@@ -13,11 +13,7 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     FaultAround,
-    MoveOrCopy,
     PlacementRefused,
-    Region,
-    Retry,
-    StrictMove,
     Unprotect,
     ZeroPage,
     open_daemon,
@@ -59,35 +55,6 @@ def test_a_fill_copies_what_the_policy_copies() -> None:
 def test_a_fill_says_when_it_does_not_know_what_to_copy(policy: ZeroPage | ByKind) -> None:
     with pytest.raises(PlacementRefused, match="pass the source to fill"):
         copy_of(policy)
-
-
-@pytest.mark.parametrize(
-    ("options", "kind"),
-    [
-        ({"policy": ZeroPage}, TypeError),
-        ({"policy": 42}, TypeError),
-        ({"on_failure": "hold"}, TypeError),
-        ({"after_remove": "bogus"}, ValueError),
-    ],
-    ids=repr,
-)
-def test_what_types_promise_is_checked_when_a_region_is_made(
-    options: dict[str, Any], kind: type[Exception]
-) -> None:
-    with pytest.raises(kind):
-        Region(0x10000, 4096, **{"policy": ZeroPage(), **options})
-
-
-def test_what_is_no_source_or_no_memory_is_refused_at_once() -> None:
-    nothing: Any = b"an image"
-    with pytest.raises(TypeError, match=r"BytesSource\(data\)"):
-        CopyFrom(nothing)
-    with pytest.raises(TypeError, match="Memory or an address"):
-        StrictMove(nothing)
-    with pytest.raises(TypeError, match="Memory or an address"):
-        MoveOrCopy(nothing)
-    with pytest.raises(ValueError, match="at least one attempt"):
-        Retry(attempts=0)
 
 
 async def test_shutdown_is_a_word_that_is_known() -> None:
