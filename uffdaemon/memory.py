@@ -11,6 +11,7 @@ import mmap
 import os
 import threading
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uffdaemon import errors, native
@@ -264,10 +265,20 @@ def _map(fd: int, length: int, kind: MemoryType, page_size: int, *, transparent_
     if number < 0:
         advice = ""
         if kind.huge and -number == errno.ENOMEM:
-            wanted = length // page_size
-            advice = f"as root: raise vm.nr_hugepages until {wanted} pages are free"
+            advice = _huge_page_advice(length // page_size, page_size)
         raise errors.MemoryRefused(-number, f"mmap {kind.value}", length=length, advice=advice)
     return start
+
+
+def _huge_page_advice(wanted: int, page_size: int) -> str:
+    """The line that sets so many more huge pages aside as are lacking; it shrinks no pool."""
+    pool = Path(f"/sys/kernel/mm/hugepages/hugepages-{page_size // 1024}kB")
+    try:
+        total = int((pool / "nr_hugepages").read_text("ascii"))
+        free = int((pool / "free_hugepages").read_text("ascii"))
+    except (OSError, ValueError):
+        return ""
+    return f"as root: echo {total + max(wanted - free, 1)} > {pool}/nr_hugepages"
 
 
 if mmap.PAGESIZE != PAGE_SIZE:
