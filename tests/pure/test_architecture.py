@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "uffdaemon"
+import uffdaemon
+
+PACKAGE = Path(uffdaemon.__file__).parent
 
 PURE = (
     "features",
