@@ -4,9 +4,11 @@ from importlib.metadata import version
 
 from uffdaemon import actions, errors
 from uffdaemon.actions import Action, Fallback, Hold, Perform, Source, Span
+from uffdaemon.causes import Cause, Moved, Run
 from uffdaemon.daemon import Daemon
 from uffdaemon.errors import (
     KernelRefusal,
+    MoveRefused,
     OperationError,
     PageNotExclusive,
     PermissionRefused,
@@ -16,10 +18,12 @@ from uffdaemon.errors import (
 )
 from uffdaemon.events import Event, FaultKind, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
 from uffdaemon.features import Features, IoctlSet, RegisterMode
+from uffdaemon.foretelling import can_move
 from uffdaemon.hooks import Hooks, Resolved, Veto
 from uffdaemon.ledger import OpenFault
 from uffdaemon.loop import Shutdown
 from uffdaemon.memory import Advice, Memory, MemoryType
+from uffdaemon.mover import copy_exactly, move, move_in_trio, move_many
 from uffdaemon.opening import supported_features
 from uffdaemon.outcomes import Code, Operation, Outcome, Result, Status
 from uffdaemon.pagemap import PageCategory, PageRange, scan_pages
@@ -41,6 +45,7 @@ from uffdaemon.policy import (
 from uffdaemon.region import Region, Retry
 from uffdaemon.serving import open_daemon, serve
 from uffdaemon.sources import AsyncSource, BytesSource, FileSource
+from uffdaemon.staging import Staging
 from uffdaemon.statistics import Statistics
 from uffdaemon.uffd import Userfaultfd
 
@@ -53,6 +58,7 @@ __all__ = [
     "ByKind",
     "ByRange",
     "BytesSource",
+    "Cause",
     "Code",
     "Continue",
     "CopyFrom",
@@ -73,6 +79,8 @@ __all__ = [
     "Memory",
     "MemoryType",
     "MoveOrCopy",
+    "MoveRefused",
+    "Moved",
     "OpenFault",
     "Operation",
     "OperationError",
@@ -92,9 +100,11 @@ __all__ = [
     "Resolved",
     "Result",
     "Retry",
+    "Run",
     "Shutdown",
     "Source",
     "Span",
+    "Staging",
     "Statistics",
     "Status",
     "StrictMove",
@@ -106,7 +116,12 @@ __all__ = [
     "Veto",
     "ZeroPage",
     "actions",
+    "can_move",
+    "copy_exactly",
     "errors",
+    "move",
+    "move_in_trio",
+    "move_many",
     "open_daemon",
     "scan_pages",
     "serve",

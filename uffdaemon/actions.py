@@ -70,24 +70,27 @@ class Zero:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """What `MoveOrCopy` may do when a page cannot be moved; the developer's choice, never ours.
+    """What may be done when a page cannot be moved; the developer's choice, never ours.
 
-    A copy is not atomic (a write to the source meanwhile is not carried over), and the source
-    stays full.
+    With any fallback a page that is shared or merged is unshared first, one that is pinned is
+    waited for, and where MOVE is impossible an exact copy takes its place: it loses no write and
+    leaves the source empty, and needs both sides registered MISSING and WP.
     """
 
     copy_pinned: bool = False
-    """Copy a page that is pinned, which loses whatever its I/O has not delivered yet."""
+    """Copy a page that is pinned: whatever its I/O has not delivered yet is lost."""
     patience: float = 1.0
-    """Seconds to wait for a pin to end."""
+    """Seconds to wait for pins to end."""
+    lose_writes: bool = False
+    """Where write-protection is not to be had, copy without it: whatever is written to the source
+    between the copy and its release is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
     """UFFDIO_MOVE from the same process: byte 0 of the region comes from address `source`.
 
-    Without a `fallback` it moves or fails.  With one: a page that is shared is unshared first;
-    one that stays pinned is waited for; where MOVE does not work at all, it is copied.
+    Without a `fallback` it moves or fails; `Fallback` says what may be done with one.
     """
 
     source: int
@@ -95,6 +98,10 @@ class Move:
     fallback: Fallback | None = None
     length: int | None = None
     """Bytes that may be taken from `source` on; None: the caller answers for what lies there."""
+    foreign: bool = False
+    """Whether the source may be memory that this library has not mapped."""
+    source_uffd: Userfaultfd | None = None
+    """What watches the source, where that is another userfaultfd than the fault's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from uffdaemon.features import Features, RegisterMode
 from uffdaemon.filling import Fill, copy_of, poison_absent
 from uffdaemon.handlers import Handler
 from uffdaemon.loop import Server, Shutdown
+from uffdaemon.mover import move_in_trio
+from uffdaemon.moving import book_moves
 from uffdaemon.opening import supported_features
 from uffdaemon.outcomes import Code, Operation, Outcome
 from uffdaemon.policy import moves, policy_name
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Sequence
 
+    from uffdaemon.actions import Fallback
+    from uffdaemon.causes import Moved
     from uffdaemon.events import ForkEvent
     from uffdaemon.hooks import Hooks
     from uffdaemon.ledger import OpenFault
@@ -235,6 +239,44 @@ class Daemon:
         server = self._server_of(region)
         copy = copy_of(region.policy) if source is None else Copy(source)
         return await Fill(server, region, copy, piece, progress).run()
+
+    async def move(
+        self,
+        uffd: Userfaultfd,
+        dst: int,
+        src: int,
+        length: int,
+        *,
+        fallback: Fallback | None = None,
+        allow_source_holes: bool = False,
+        foreign: bool = False,
+        source_uffd: Userfaultfd | None = None,
+        verify: bool = False,
+    ) -> Moved:
+        """`uffdaemon.move` on a userfaultfd that is served here, with this daemon's books kept.
+
+        Raises what `uffdaemon.move` raises, and `NotServed`.
+        """
+        server = self._servers.get(uffd)
+        if server is None:
+            raise errors.NotServed(f"{uffd!r} is not served here")
+        try:
+            moved = await move_in_trio(
+                uffd,
+                dst,
+                src,
+                length,
+                fallback=fallback,
+                allow_source_holes=allow_source_holes,
+                foreign=foreign,
+                source_uffd=source_uffd,
+                verify=verify,
+            )
+        except errors.MoveRefused as error:
+            book_moves(server.handler, error.moved)
+            raise
+        book_moves(server.handler, moved)
+        return moved
 
     # -- clients -------------------------------------------------------------------------------
 

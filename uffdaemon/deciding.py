@@ -11,8 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from uffdaemon import errors
-from uffdaemon.actions import ACTIONS, Action, Hold, Wake
+from uffdaemon.actions import ACTIONS, Action, Hold, Unprotect, Wake
+from uffdaemon.events import FaultKind
 from uffdaemon.hooks import Veto, hook_name
+from uffdaemon.moving import waits_for_copy
 from uffdaemon.policy import policy_name
 from uffdaemon.region import PAGE_SIZE, Region
 
@@ -27,6 +29,8 @@ _clock = time.perf_counter_ns
 
 def decide(handler: Handler, fault: Fault) -> None:
     """Ask the region's policy, then the hooks, and have the action carried out."""
+    if handler.uffd.has_copied and waits_for_copy(handler, fault):
+        return
     region = fault.region
     policy = region.policy
     begun = _clock()
@@ -40,6 +44,9 @@ def decide(handler: Handler, fault: Fault) -> None:
     took = (_clock() - begun) / 1e9
     if took > region.policy_timeout:
         handler.fail(fault, errors.PolicyTooSlow(policy_name(policy), f"took {took:.3f} s"))
+    elif action is None and handler.uffd.has_copied and fault.kind is FaultKind.WP:
+        # Nobody else protects pages here: it comes from an exact copy that has ended since.
+        handler.carry_out(fault, Unprotect())
     elif action is None:
         what = f"does not answer {fault.kind.value} faults here"
         handler.fail(fault, errors.NoAnswer(policy_name(policy), what))

@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from uffdaemon.causes import Cause, Moved
     from uffdaemon.features import Features
     from uffdaemon.outcomes import Result
 
@@ -63,6 +64,11 @@ class AlreadyServed(UsageError):
 
 class DaemonClosed(UsageError, RuntimeError):
     """The daemon is shutting down or gone."""
+
+
+class ForeignMemory(UsageError):
+    """The source of a move is not memory that this library mapped: whatever else lives there would
+    find it empty.  ``foreign=True`` says that the caller knows."""
 
 
 class RegionIncomplete(UsageError):
@@ -160,8 +166,77 @@ class OperationError(KernelRefusal):
         )
 
 
-class PageNotExclusive(OperationError):
-    """MOVE: EBUSY.  The page is shared with another process, merged by KSM, or pinned."""
+class MoveRefused(OperationError):
+    """A page was not moved, and nothing else was allowed or worked either.
+
+    ``cause`` names the reason, and ``moved`` says what became of all that was asked for: pages
+    beside the refused ones did move.
+    """
+
+    def __init__(
+        self, number: int, result: Result, cause: Cause, moved: Moved, reason: str = ""
+    ) -> None:
+        self.cause = cause
+        self.moved = moved
+        super().__init__(number, result, reason=reason)
+
+
+class PageNotExclusive(MoveRefused):
+    """EBUSY: the page is not exclusively ours; raised by this name for a single ioctl, which does
+    not tell the three causes apart."""
+
+
+class PageShared(PageNotExclusive):
+    """A fork child shares the page."""
+
+
+class PageMerged(PageNotExclusive):
+    """KSM merged the page with others of the same content."""
+
+
+class PagePinned(PageNotExclusive):
+    """I/O is under way to or from the page."""
+
+
+class WrongMemory(MoveRefused):
+    """Not private anonymous memory, or mappings that differ in access or locking."""
+
+
+class OtherProcess(MoveRefused):
+    """The destination is in another process."""
+
+
+class MoveMissing(MoveRefused):
+    """The kernel does not have UFFDIO_MOVE."""
+
+
+class SourceHole(MoveRefused):
+    """There is no page at the source."""
+
+
+class SourceMarker(MoveRefused):
+    """There is a marker at the source, such as poison."""
+
+
+class DestinationNotEmpty(MoveRefused):
+    """There is a page, or a marker, at the destination."""
+
+
+class NotRegistered(MoveRefused):
+    """The destination is not registered with this userfaultfd."""
+
+
+class EventInFlight(MoveRefused):
+    """EAGAIN for too long: somebody has to read the userfaultfd."""
+
+
+class Unprotectable(MoveRefused):
+    """An exact copy takes write-protection, which is not to be had here."""
+
+
+class SourceNotEmpty(KernelRefusal):
+    """The check mode found pages at the source of a move that had succeeded: somebody has touched
+    it since."""
 
 
 # -- sources and policies ----------------------------------------------------------------------

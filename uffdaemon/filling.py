@@ -13,8 +13,9 @@ import trio
 
 from uffdaemon import errors
 from uffdaemon.actions import Copy
+from uffdaemon.causes import error_of
 from uffdaemon.events import FaultKind
-from uffdaemon.outcomes import Code, Operation, Status, error_of
+from uffdaemon.outcomes import Code, Operation, Status
 from uffdaemon.plan import operation
 from uffdaemon.policy import ByKind, CopyFrom, FaultAround
 from uffdaemon.slow import FetchedSource, fetch_with_retry

@@ -30,12 +30,14 @@ from uffdaemon.actions import (
     Wake,
     Zero,
 )
+from uffdaemon.causes import error_of
 from uffdaemon.changes import apply_event
 from uffdaemon.deciding import decide, declared_action, nowhere, outside_every_region
 from uffdaemon.events import FaultKind, PageFault
 from uffdaemon.hooks import HookCalls, Resolved
 from uffdaemon.ledger import Ledger, Waiting
-from uffdaemon.moving import climb
+from uffdaemon.memory import check_own
+from uffdaemon.moving import after_copy, empty, refused
 from uffdaemon.outcomes import (
     OUTCOME_OF_CODE,
     Code,
@@ -43,7 +45,6 @@ from uffdaemon.outcomes import (
     Outcome,
     Result,
     Status,
-    error_of,
 )
 from uffdaemon.plan import Step, merge, narrow, operation, target
 from uffdaemon.policy import Fault, policy_name
@@ -139,7 +140,10 @@ class Handler:
     def retry_due(self) -> None:
         """Carry out again what was deferred and is due."""
         for fault, action in self.ledger.take_due(_clock()):
-            self.carry_out(fault, action)
+            if action is after_copy:
+                decide(self, fault)
+            else:
+                self.carry_out(fault, action)
         self.flush()
 
     # -- carrying out --------------------------------------------------------------------------
@@ -168,7 +172,7 @@ class Handler:
 
     def _plan(self, fault: Fault, action: Fill) -> None:
         region = fault.region
-        if self._discarded(fault) and not isinstance(action, Poison | Zero):
+        if self.discarded(fault) and not isinstance(action, Poison | Zero):
             action = Zero()
         filled: Fill = action
         if isinstance(action, Zero) and region.page_size != PAGE_SIZE:
@@ -184,7 +188,7 @@ class Handler:
                 return
             src = address
         elif isinstance(filled, Move):
-            if not self.uffd.same_process:
+            if not self.uffd.same_process and filled.fallback is None:
                 raise errors.PlacementRefused(
                     f"policy {policy_name(region.policy)} moves pages of another process, which "
                     "the kernel refuses; let it run inside of that process, or copy"
@@ -196,10 +200,18 @@ class Handler:
                     "were asked for"
                 )
             src = filled.source + offset
+            if not filled.foreign and not check_own(src, length):
+                raise errors.ForeignMemory(
+                    f"policy {policy_name(region.policy)} moves from {src:#x}, which is not in "
+                    "memory that uffdaemon has mapped; foreign=True says that you know"
+                )
+            if not self.uffd.same_process:
+                self.slow.climb(fault, filled, fault.address, src + fault.address - start)
+                return
         step = Step(operation(filled, region, start, length, src), region, [fault], [action])
         self._steps.append(step)
 
-    def _discarded(self, fault: Fault) -> bool:
+    def discarded(self, fault: Fault) -> bool:
         """Whether the page's owner threw its content away, and zeros are due."""
         region = fault.region
         return (
@@ -265,6 +277,8 @@ class Handler:
         if code is not Code.WAKE:
             self.counters.bytes_done[OUTCOME_OF_CODE[code]] += result.done
         if result.progress and code not in (Code.WRITEPROTECT, Code.WAKE):
+            if code is Code.MOVE:
+                empty(self, result.operation.src, result.progress)
             first = (result.operation.dst - region.start) // region.page_size
             region.pages.present.add_range(first, first + result.progress // region.page_size)
             if self._held:
@@ -300,7 +314,8 @@ class Handler:
         """A step for one page failed for good."""
         error = error_of(result)
         code = result.operation.code
-        if isinstance(action, Move) and code is Code.MOVE and climb(self, fault, action, result):
+        if isinstance(action, Move) and code is Code.MOVE:
+            refused(self, fault, action, result)
             return
         if code is Code.COPY and result.error == errno.EFAULT and isinstance(action, Copy):
             # The source lies in memory and cannot be read: its file shrank, or its disk failed.

@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import threading
+from bisect import bisect_right, insort
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,12 +67,41 @@ class Advice(IntEnum):
     COLLAPSE = 25
 
 
+_ends: dict[int, int] = {}
+_starts: list[int] = []
+_lock = threading.Lock()
+
+
+def _own(start: int, end: int) -> None:
+    with _lock:
+        insort(_starts, start)
+        _ends[start] = end
+
+
+def _disown(start: int) -> None:
+    with _lock:
+        if _ends.pop(start, None) is not None:
+            _starts.remove(start)
+
+
+def check_own(start: int, length: int) -> bool:
+    """Whether all of a range lies in memory that this library has mapped."""
+    with _lock:
+        at = bisect_right(_starts, start) - 1
+        reached = start
+        while 0 <= at < len(_starts) and _starts[at] <= reached < start + length:
+            reached = max(reached, _ends[_starts[at]])
+            at += 1
+    return reached >= start + length
+
+
 class Memory:
     """A mapping of `length` bytes at `start`, unmapped by `close`."""
 
     def __init__(self, start: int, length: int, kind: MemoryType, page_size: int, fd: int) -> None:
         self.start = start
         self.length = length
+        _own(start, start + length)
         self.type = kind
         self.page_size = page_size
         """Bytes; what faults, registration and advice are counted in."""
@@ -222,6 +252,8 @@ class Memory:
                 native.unmap_memory(target, length)
         if number < 0:
             raise errors.MemoryRefused(-number, "mremap", address=old, length=length)
+        _disown(old)
+        _own(target, target + length)
         self.start = target
 
     def unmap(self, offset: int, length: int) -> None:
@@ -236,6 +268,7 @@ class Memory:
         still use the memory get SIGSEGV."""
         if self.start:
             start, self.start = self.start, 0
+            _disown(start)
             # With EVENT_UNMAP, munmap would wait until its event is read, and there may be nobody
             # who reads.  Without access nothing can be seen between closing and unmapping.
             native.protect_memory(start, self.length)

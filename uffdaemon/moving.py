@@ -1,7 +1,6 @@
-"""What to do when a page did not move.
+"""Moves that the kernel refused, and write-protect faults that exact copies cause.
 
-Each rung is an outcome of its own, and none is climbed unless the action allows it: without a
-`Fallback` the refusal stands as the kernel gave it.
+Here a refused move leaves the batch: `uffdaemon.slow` climbs the ladder for it in a task.
 """
 
 from __future__ import annotations
@@ -10,72 +9,89 @@ import errno
 import time
 from typing import TYPE_CHECKING, Final
 
-from uffdaemon import native
-from uffdaemon.actions import Wake
-from uffdaemon.memory import Advice
-from uffdaemon.outcomes import Code, Outcome, Status
-from uffdaemon.plan import Step
+from uffdaemon.actions import Unprotect, Wake
+from uffdaemon.causes import Cause, Moved, refusal
+from uffdaemon.events import FaultKind
+from uffdaemon.outcomes import Outcome
 
 if TYPE_CHECKING:
     from uffdaemon.actions import Move
     from uffdaemon.handlers import Handler
     from uffdaemon.outcomes import Result
     from uffdaemon.policy import Fault
+    from uffdaemon.regions import Segment
 
-_MOVE_IMPOSSIBLE: Final = (errno.EINVAL, errno.ENOTTY)
+after_copy: Final = Unprotect()
+"""Stands for: ask the policy when the exact copy that is under way has ended."""
 
 
-def climb(handler: Handler, fault: Fault, action: Move, result: Result) -> bool:
-    """See to a fault whose page (one page, nothing around it) was refused.  False: it failed."""
-    if _is_there(fault, result):
+def refused(handler: Handler, fault: Fault, action: Move, result: Result) -> None:
+    """See to a fault whose page (one page, nothing around it) did not move."""
+    if _is_there(fault, result.error):
         handler.carry_out(fault, Wake())
-        return True
-    if action.fallback is None:
-        return False
-    if result.error == errno.EBUSY:
-        return _not_exclusive(handler, fault, action, result)
-    if result.error in _MOVE_IMPOSSIBLE:
-        _copy(handler, fault, action, result)
-        return True
-    return False
+    else:
+        handler.slow.climb(fault, action, result.operation.dst, result.operation.src)
 
 
-def _is_there(fault: Fault, result: Result) -> bool:
+def _is_there(fault: Fault, error: int) -> bool:
     """Another thread's fault has brought the page: it is at its place, or gone from its source."""
-    if result.error == errno.EEXIST:
+    if error == errno.EEXIST:
         return True
-    return result.error == errno.ENOENT and fault.page in fault.region.pages.present
+    return error == errno.ENOENT and fault.page in fault.region.pages.present
 
 
-def _not_exclusive(handler: Handler, fault: Fault, action: Move, result: Result) -> bool:
-    """EBUSY: unshare and move again; what is busy still is pinned."""
-    operation = result.operation
-    native.advise(operation.src, operation.length, Advice.POPULATE_WRITE)
-    [again] = handler.uffd.execute([operation])
-    if again.complete:
-        region = fault.region
+def climbed(handler: Handler, fault: Fault, action: Move, moved: Moved) -> None:
+    """Book what came of climbing for one fault."""
+    region = fault.region
+    run = moved.runs[0]
+    if run.arrived:
         region.pages.present.add(fault.page)
-        handler.counters.bytes_done[Outcome.UNSHARED_AND_MOVED] += again.done
-        handler.resolve(fault, Outcome.UNSHARED_AND_MOVED, again.done)
-        return True
-    if again.status is Status.RETRY:
+        handler.counters.bytes_done[run.outcome] += run.length
+        empty(handler, run.src, run.length)
+        handler.repeats.placed(fault)
+        handler.resolve(fault, run.outcome, run.length)
+    elif run.cause is Cause.CLIENT_GONE:
+        handler.lose_client()
+    elif run.cause is Cause.EVENT:
         handler.defer(fault, action)
-        return True
-    if again.error != errno.EBUSY or action.fallback is None:
+    elif _is_there(fault, run.error):
+        handler.carry_out(fault, Wake())
+    else:
+        handler.fail(fault, refusal(moved, run))
+
+
+def waits_for_copy(handler: Handler, fault: Fault) -> bool:
+    """Whether a write has to wait because an exact copy of its page is under way, whose end lets
+    it go; answering it earlier would lose it."""
+    if fault.kind is not FaultKind.WP or not handler.uffd.is_copying(fault.address):
         return False
+    handler.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
     now = time.perf_counter_ns()
-    if now - fault.read_at < action.fallback.patience * 1e9:
-        handler.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
-        handler.ledger.defer(fault, action, now, "the source page is pinned for I/O")
-        handler.wake()
-        return True
-    if action.fallback.copy_pinned:
-        _copy(handler, fault, action, result)
-        return True
-    return False
+    handler.ledger.defer(fault, after_copy, now, "its page is being copied exactly")
+    handler.wake()
+    return True
 
 
-def _copy(handler: Handler, fault: Fault, action: Move, result: Result) -> None:
-    """Copy what cannot be moved.  The source stays full."""
-    copied = result.operation._replace(code=Code.COPY, page_size=fault.region.page_size)
-    handler.add_step(Step(copied, fault.region, [fault], [action]))
+def book_moves(handler: Handler, moved: Moved) -> None:
+    """Note what a direct move has brought, and where it has left nothing."""
+    for run in moved.runs:
+        if run.arrived:
+            handler.counters.bytes_done[run.outcome] += run.length
+            for segment in handler.regions.clip(run.dst, run.dst + run.length):
+                segment.region.pages.present.add_range(*_pages(segment))
+            empty(handler, run.src, run.length)
+    if handler.holds:
+        handler.release_held()
+
+
+def empty(handler: Handler, src: int, length: int) -> None:
+    """Note that a move has left nothing at its source, if that is served, too."""
+    for segment in handler.regions.clip(src, src + length):
+        segment.region.pages.present.discard_range(*_pages(segment))
+
+
+def _pages(segment: Segment) -> tuple[int, int]:
+    """The first page of a segment in its region, and the one after its last."""
+    region = segment.region
+    first = (segment.start - region.start) // region.page_size
+    return first, (segment.end - region.start) // region.page_size

@@ -10,8 +10,6 @@ import errno
 from enum import Enum, IntEnum
 from typing import Final, NamedTuple
 
-from uffdaemon.errors import OperationError, PageNotExclusive
-
 
 class Code(IntEnum):
     """``_UFFDIO_*``: the operations that work on a range of a registered region."""
@@ -125,19 +123,19 @@ def status_of(error: int) -> Status:
     return Status.FAILED
 
 
-def error_of(result: Result) -> OperationError:
-    """The error for a result that FAILED."""
-    if result.operation.code is Code.MOVE and result.error == errno.EBUSY:
-        return PageNotExclusive(result.error, result)
-    return OperationError(result.error, result)
-
-
 class Outcome(Enum):
     """How a fault ended, or why it has not ended yet.  Each fault gets exactly one ending."""
 
     MOVED = "moved"
     UNSHARED_AND_MOVED = "unshared and moved"
+    WAITED_AND_MOVED = "waited and moved"
+    """The page was pinned for I/O, which has ended."""
+    EXACTLY_COPIED = "exactly copied"
+    """In the place of a move: both sides write-protected, and the source is empty now."""
+    COPIED_PINNED = "copied although pinned"
+    """The same, and what its I/O had not delivered yet is lost."""
     COPIED = "copied"
+    """From a source, or in the place of a move without write-protection."""
     ZEROED = "zeroed"
     MAPPED = "mapped"
     """CONTINUE: the page of the page cache is in the page table."""

@@ -19,6 +19,7 @@ from uffdaemon.events import FaultKind
 
 if TYPE_CHECKING:
     from uffdaemon.region import Region
+    from uffdaemon.uffd import Userfaultfd
 
 
 class Fault(NamedTuple):
@@ -127,10 +128,12 @@ def _check_memory(source: object) -> None:
 class StrictMove:
     """Missing pages are moved from the same offset of `source`, atomically, or the fault fails.
 
-    `source` is memory of the same process that its owner gives up: it is empty afterwards.
+    `source` is memory of the same process that its owner gives up: it is empty afterwards.  It
+    must be memory that this library mapped, unless `foreign` says that nobody misses it.
     """
 
     source: int | HasStart
+    foreign: bool = False
 
     moves = True
 
@@ -140,17 +143,22 @@ class StrictMove:
     def __call__(self, fault: Fault) -> Action | None:
         if fault.kind is not _MISSING:
             return None
-        return actions.Move(_start(self.source), length=_length(self.source))
+        source = self.source
+        return actions.Move(_start(source), length=_length(source), foreign=self.foreign)
 
 
 @dataclass(frozen=True)
 class MoveOrCopy:
-    """Like `StrictMove`; what cannot be moved is copied as far as `fallback` allows."""
+    """Like `StrictMove`; what cannot be moved climbs as far as `fallback` allows.
+
+    For a fault of another process the page is copied there from memory of this one, and released
+    here; `source_uffd` is then what watches the source, for the copy to be exact.
+    """
 
     source: int | HasStart
     fallback: Fallback = Fallback()
-
-    moves = True
+    foreign: bool = False
+    source_uffd: Userfaultfd | None = None
 
     def __post_init__(self) -> None:
         _check_memory(self.source)
@@ -159,7 +167,11 @@ class MoveOrCopy:
         if fault.kind is not _MISSING:
             return None
         return actions.Move(
-            _start(self.source), fallback=self.fallback, length=_length(self.source)
+            _start(self.source),
+            fallback=self.fallback,
+            length=_length(self.source),
+            foreign=self.foreign,
+            source_uffd=self.source_uffd,
         )
 
 

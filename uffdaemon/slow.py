@@ -21,14 +21,17 @@ from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Span
 from uffdaemon.deciding import resume_hooks, untrusted
 from uffdaemon.hooks import HookCalls, hook_name
+from uffdaemon.ladder import Ladder
 from uffdaemon.ledger import Waiting
+from uffdaemon.mover import climb_in_trio, terms_of
+from uffdaemon.moving import climbed
 from uffdaemon.outcomes import Outcome
 from uffdaemon.policy import policy_name
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from uffdaemon.actions import Action, Perform
+    from uffdaemon.actions import Action, Move, Perform
     from uffdaemon.handlers import Handler
     from uffdaemon.policy import Fault
     from uffdaemon.region import Region, Retry
@@ -175,6 +178,43 @@ class SlowWork:
                 handler.woken(fault, outcome)
             else:
                 handler.hold(fault, f"policy {name} reports: {outcome.value}")
+        handler.flush()
+
+    # -- moves that were refused ---------------------------------------------------------------
+
+    def climb(self, fault: Fault, action: Move, dst: int, src: int) -> None:
+        """Do for the page of a fault what can be done where MOVE alone does not help."""
+        reason = f"moving its page from {src:#x}"
+        self._handler.ledger.wait(fault, Waiting.WORK, reason)
+        self._nursery.start_soon(self._climb, fault, action, dst, src)
+
+    async def _climb(self, fault: Fault, action: Move, dst: int, src: int) -> None:
+        handler = self._handler
+        size = fault.region.page_size
+        ladder = Ladder(dst, src, size, terms_of(handler.uffd, action.fallback, page_size=size))
+
+        def wait(reason: str) -> None:
+            handler.ledger.wait(fault, Waiting.TIMER, reason)
+            handler.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
+
+        def stop() -> bool:
+            # Events that were read meanwhile come first: the page may not be due any more.
+            handler.catch_up()
+            return not handler.ledger.is_open(fault) or handler.discarded(fault)
+
+        try:
+            ended = await climb_in_trio(
+                handler.uffd, action.source_uffd, ladder, waiting=wait, stop=stop
+            )
+        except (errors.UffdaemonError, OSError) as error:
+            handler.catch_up()
+            handler.fail(fault, error)
+        else:
+            handler.catch_up()
+            if ended and handler.ledger.is_open(fault):
+                climbed(handler, fault, action, ladder.moved)
+            elif handler.ledger.is_open(fault):
+                handler.carry_out(fault, action)
         handler.flush()
 
     # -- hooks ---------------------------------------------------------------------------------

@@ -88,6 +88,44 @@ class PinnedBuffer:
         ffi.release(self._keep)
 
 
+STAGE_PROTECT, STAGE_COPY, STAGE_RELEASE, STAGE_UNPROTECT = 1, 2, 3, 4
+"""What was being done when `copy_and_release` stopped."""
+
+
+def move_many(fd: int, moves: Buffer, done: bytearray, mode: int) -> int:
+    """MOVE triples of 64-bit (dst, src, length); `done` holds as many 64-bit counts of bytes.
+    Returns how many bytes were left."""
+    triples = ffi.cast("uint64_t(*)[3]", ffi.from_buffer(moves))
+    counts = ffi.from_buffer("uint64_t[]", done)
+    return int(lib.uffdaemon_move_many(fd, triples, counts, len(counts), mode))
+
+
+def source_bounds(moves: Buffer, count: int) -> tuple[int, int]:
+    """The lowest and the highest address (exclusive) that the sources of the triples touch."""
+    both = ffi.new("uint64_t[2]")
+    triples = ffi.cast("uint64_t(*)[3]", ffi.from_buffer(moves))
+    lib.uffdaemon_bounds(triples, count, both, both + 1)
+    return int(both[0]), int(both[1])
+
+
+EXACT, OTHER_PROCESS = 1, 2
+
+
+def copy_and_release(
+    fds: tuple[int, int], dst: int, src: int, length: int, *, flags: int, advice: int
+) -> tuple[int, int, int]:
+    """`fds` are the userfaultfds of the destination and of the source.  Return (bytes copied and
+    released, errno that stopped it or 0, ``STAGE_*`` where)."""
+    copy = ffi.new("struct uffdaemon_copy *", [dst, src, length, flags, advice])
+    lib.uffdaemon_copy_and_release(*fds, copy)
+    return int(copy.done), int(copy.error), int(copy.stage)
+
+
+def view_memory(start: int, length: int) -> memoryview:
+    """A writable view of plain memory of this process; it must not outlive the mapping."""
+    return memoryview(ffi.buffer(ffi.cast("char *", start), length))
+
+
 def open_syscall(*, user_mode_only: bool) -> int:
     return int(lib.uffdaemon_open_syscall(user_mode_only))
 

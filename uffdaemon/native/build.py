@@ -8,7 +8,15 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path("uffdaemon/native")
-SOURCES = ("descriptor.c", "operations.c", "messages.c", "memory.c", "rules.c", "serve.c")
+SOURCES = (
+    "descriptor.c",
+    "operations.c",
+    "moves.c",
+    "messages.c",
+    "memory.c",
+    "rules.c",
+    "serve.c",
+)
 
 ffibuilder = FFI()
 ffibuilder.cdef(
@@ -38,6 +46,17 @@ ffibuilder.cdef(
     int uffdaemon_wait_remove(int epoll, int fd);
     int uffdaemon_wait(int epoll, int64_t timeout);
     void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);
+    struct uffdaemon_copy {
+        uint64_t dst, src, length;
+        uint32_t flags, advice;
+        uint64_t done;
+        uint32_t error, stage;
+    };
+    uint64_t uffdaemon_move_many(int fd, const uint64_t (*moves)[3], uint64_t *done, size_t count,
+                                 uint64_t mode);
+    void uffdaemon_bounds(const uint64_t (*moves)[3], size_t count, uint64_t *low,
+                          uint64_t *high);
+    void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy);
     long uffdaemon_read(int fd, void *messages, size_t bytes, unsigned rereads);
     int uffdaemon_open_syscall(int user_mode_only);
     int uffdaemon_open_device(int user_mode_only);

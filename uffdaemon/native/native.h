@@ -53,6 +53,23 @@ struct uffdaemon_record {
 };
 _Static_assert(sizeof(struct uffdaemon_record) == 64, "uffdaemon_record");
 
+/* A copy that takes the place of a move: what was copied is released at the source. */
+struct uffdaemon_copy {
+    uint64_t dst, src, length; /* bytes */
+    uint32_t flags;            /* of the following two */
+    uint32_t advice;           /* MADV_* that empties the source */
+    uint64_t done;             /* out: bytes copied and released */
+    uint32_t error;            /* out: 0, or the errno that stopped it */
+    uint32_t stage;            /* out: where, one of the following */
+};
+#define UFFDAEMON_EXACT 1         /* write-protect meanwhile: both are registered MISSING | WP */
+#define UFFDAEMON_OTHER_PROCESS 2 /* the destination is not in our memory */
+
+#define UFFDAEMON_PROTECT 1
+#define UFFDAEMON_COPY 2
+#define UFFDAEMON_RELEASE 3
+#define UFFDAEMON_UNPROTECT 4 /* writers of the destination or the source are still kept out */
+
 #define UFFDAEMON_KINDS 8     /* by fault flags & (WP | MINOR | WRITE) */
 #define UFFDAEMON_CODES 16    /* by _UFFDIO_*; 0 counts what was there before */
 #define UFFDAEMON_BUCKETS 64  /* latencies: bucket n counts those below 2^n nanoseconds */
@@ -86,6 +103,12 @@ struct uffdaemon_port {
 void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);
 void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
                          struct uffdaemon_record *records, size_t count);
+
+/* moves.c */
+uint64_t uffdaemon_move_many(int fd, const uint64_t (*moves)[3], uint64_t *done, size_t count,
+                             uint64_t mode);
+void uffdaemon_bounds(const uint64_t (*moves)[3], size_t count, uint64_t *low, uint64_t *high);
+void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy);
 
 /* messages.c */
 long uffdaemon_read(int fd, void *messages, size_t bytes, unsigned rereads);

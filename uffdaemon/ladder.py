@@ -1,0 +1,408 @@
+"""The ladder from a strict move to an exact copy, without a system call of its own.
+
+`Ladder.climb` yields what shall be done next and goes on with the answer, which the driver has put
+into it; `uffdaemon.mover` drives it, from threads and from trio.  Each page ends on one rung:
+
+    MOVE
+    EBUSY: MADV_POPULATE_WRITE, which makes the page our own, and MOVE again
+    EBUSY still: pinned for I/O; wait and try again, for as long as the fallback's patience
+    never (other memory, another process, an older kernel): an exact copy
+
+Without a fallback only what copies nothing is done: a page that nobody else maps any more is made
+exclusive again and moved.  Source: the rules of ``mm/userfaultfd.c``, found out page by page.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from uffdaemon.causes import CAUSE_OF_ERRNO, Cause, Moved, Run, joined
+from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, Operation, Outcome, Result
+from uffdaemon.region import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Fallback
+
+HUGE: Final = 2 << 20
+"""Bytes of a transparent huge page, which is moved as a whole or split."""
+ATTEMPTS: Final = 8
+"""How often a page is made our own before it is taken for one that never stays so."""
+EVENT_PATIENCE: Final = 1.0
+"""Seconds to wait for somebody to read the userfaultfd, without a fallback."""
+LONGEST: Final = 16 << 20
+"""Bytes in one ioctl, so that nobody waits for a huge one."""
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.05
+
+
+class PageFacts(NamedTuple):
+    """What can be seen of a page from outside."""
+
+    there: bool
+    """Present or swapped out."""
+    exclusive: bool = False
+    """Mapped by this process alone; that the kernel takes it for exclusive is not said by it."""
+    merged: bool = False
+    zero: bool = False
+    huge: bool = False
+    marker: bool = False
+    present: bool = False
+
+
+# -- what a driver is asked to do; it fills the last fields in ----------------------------------
+
+
+@dataclass(slots=True)
+class Issue:
+    """Carry out one operation on the userfaultfd of the destination."""
+
+    operation: Operation
+    result: Result = field(init=False)
+
+
+@dataclass(slots=True)
+class Look:
+    """See what is at `length` bytes from `start`: one `PageFacts` for each 4 KiB."""
+
+    start: int
+    length: int
+    pages: list[PageFacts] = field(init=False)
+
+
+@dataclass(slots=True)
+class Unshare:
+    """MADV_POPULATE_WRITE on pages that are there."""
+
+    start: int
+    length: int
+
+
+@dataclass(slots=True)
+class CopyOver:
+    """Copy and release, exactly or not; `stage` is one of native's ``STAGE_*``."""
+
+    dst: int
+    src: int
+    length: int
+    exact: bool
+    done: int = field(init=False)
+    error: int = field(init=False)
+    stage: int = field(init=False)
+
+
+@dataclass(slots=True)
+class Divide:
+    """Find the lengths of the parts in which neither side leaves its mapping."""
+
+    dst: int
+    src: int
+    length: int
+    parts: list[int] = field(init=False)
+    registered: bool = field(init=False)
+    """Whether the first part of the destination is registered with some userfaultfd."""
+
+
+@dataclass(slots=True)
+class Wait:
+    """Let others run for `seconds`."""
+
+    seconds: float
+    reason: str
+
+
+Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
+_Steps: TypeAlias = Generator[Ask, None, None]
+
+PROTECT, COPY = 1, 2
+"""The stages of a copy in which nothing has happened to the source yet."""
+
+
+class Terms(NamedTuple):
+    """Under which a ladder is climbed."""
+
+    fallback: Fallback | None = None
+    allow_source_holes: bool = False
+    impossible: Cause | None = None
+    """Why there is no MOVE at all; None: there is."""
+    page_size: int = PAGE_SIZE
+    """Bytes; what a copy takes at least (hugetlb)."""
+    piece: int = 256 * 1024
+    """Bytes; what a copy takes at most in one go, writers being kept out meanwhile."""
+
+
+class Ladder:
+    """One range on its way, of which `moved` bytes have arrived."""
+
+    def __init__(self, dst: int, src: int, length: int, terms: Terms, moved: int = 0) -> None:
+        self._dst, self._src, self._length = dst, src, length
+        self._terms = terms
+        self._fallback = terms.fallback
+        self._at = 0
+        self._parts: list[int] = []
+        """Offsets at which mappings end, once they have been asked for."""
+        self._runs: list[Run] = []
+        self._waited = 0.0
+        self._pause = _FIRST_PAUSE
+        self._plain = False
+        self._odd = 0
+        self._book(moved, Outcome.MOVED)
+
+    @property
+    def moved(self) -> Moved:
+        """What has become of it so far."""
+        return Moved(joined(self._runs))
+
+    # -- books ---------------------------------------------------------------------------------
+
+    @property
+    def _end(self) -> int:
+        """Where the mapping ends that this is about."""
+        return next((part for part in self._parts if part > self._at), self._length)
+
+    def _book(
+        self, length: int, outcome: Outcome, cause: Cause | None = None, error: int = 0
+    ) -> None:
+        if length:
+            run = Run(self._dst + self._at, self._src + self._at, length, outcome, cause, error)
+            self._runs.append(run)
+            self._at += length
+            self._odd = 0
+
+    def _fail(self, length: int, cause: Cause, error: int) -> None:
+        self._book(length, Outcome.FAILED, cause, error)
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def climb(self) -> _Steps:
+        """All the way.  Ends when every page has a fate."""
+        while self._at < self._length:
+            if self._terms.impossible is not None:
+                error = errno.ENOTTY if self._terms.impossible is Cause.NO_MOVE else errno.EINVAL
+                yield from self._instead(self._length - self._at, self._terms.impossible, error)
+                continue
+            result = yield from self._move(min(self._end - self._at, LONGEST))
+            self._book(result.done, Outcome.MOVED)
+            if not result.complete:
+                yield from self._refused(result.error)
+
+    def _move(self, length: int) -> Generator[Ask, None, Result]:
+        mode = MOVE_ALLOW_SOURCE_HOLES if self._terms.allow_source_holes else 0
+        dst, src = self._dst + self._at, self._src + self._at
+        issue = Issue(Operation(Code.MOVE, dst, length, src, mode))
+        yield issue
+        return issue.result
+
+    def _refused(self, error: int) -> _Steps:
+        if error == errno.EBUSY:
+            yield from self._busy()
+        elif error == errno.EAGAIN:
+            yield from self._event(self._end - self._at)
+        elif error == errno.EINVAL:
+            yield from self._unfit()
+        elif error == errno.ENOTTY:
+            yield from self._instead(self._end - self._at, Cause.NO_MOVE, error)
+        elif error == errno.ENOENT:
+            yield from self._nothing()
+        elif error in (errno.EEXIST, errno.EFAULT):
+            self._fail(PAGE_SIZE, CAUSE_OF_ERRNO[error], error)
+        else:
+            self._fail(self._length - self._at, CAUSE_OF_ERRNO.get(error, Cause.OTHER), error)
+
+    def _look(self, length: int) -> Generator[Ask, None, list[PageFacts]]:
+        look = Look(self._src + self._at, length)
+        yield look
+        return look.pages
+
+    def _wait(self, reason: str) -> _Steps:
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        self._waited += pause
+        yield Wait(pause, reason)
+
+    def _event(self, length: int) -> _Steps:
+        """EAGAIN: the thread that caused an event waits until somebody has read it."""
+        patience = EVENT_PATIENCE if self._fallback is None else self._fallback.patience
+        if self._waited < max(patience, EVENT_PATIENCE):
+            yield from self._wait("an event is in flight (EAGAIN)")
+        else:
+            self._fail(length, Cause.EVENT, errno.EAGAIN)
+
+    # -- EBUSY ---------------------------------------------------------------------------------
+
+    def _busy(self) -> _Steps:
+        """The page here is not exclusively ours."""
+        pages = yield from self._look(min(self._end - self._at, HUGE))
+        cause = why_busy(pages[0])
+        length = self._alike(pages, cause)
+        if not length:
+            # It went away meanwhile; what MOVE says next time decides.
+            yield from self._strange(Cause.NOT_EXCLUSIVE, errno.EBUSY)
+            return
+        if cause is not None and self._fallback is None:
+            self._fail(length, cause, errno.EBUSY)
+            return
+        stop = self._at + length
+        for _ in range(ATTEMPTS):
+            yield Unshare(self._src + self._at, stop - self._at)
+            result = yield from self._move(stop - self._at)
+            self._book(result.done, Outcome.UNSHARED_AND_MOVED, cause or Cause.SHARED)
+            if result.complete or result.error != errno.EBUSY:
+                return  # whatever else there is to say is said when it is asked for again
+            pages = yield from self._look(stop - self._at)
+            if not pages[0].there:
+                return
+            cause = why_busy(pages[0])
+            if cause is None:
+                yield from self._pinned(self._alike(pages, cause))
+                return
+            if self._fallback is None:
+                break
+        yield from self._instead(PAGE_SIZE, cause or Cause.SHARED, errno.EBUSY)
+
+    def _alike(self, pages: list[PageFacts], cause: Cause | None) -> int:
+        """How many bytes of `pages` from the first on are busy for the same reason, as far as can
+        be seen.  Holes are never among them: populating one would make a page of zeros."""
+        first = pages[0]
+        aligned = not (self._dst + self._at) % HUGE and not (self._src + self._at) % HUGE
+        if first.huge and aligned and len(pages) * PAGE_SIZE == HUGE:
+            return HUGE if all(page.there for page in pages) else PAGE_SIZE
+        if not first.present or cause is None:
+            return PAGE_SIZE if first.there else 0
+        count = 1
+        while count < len(pages) and pages[count].present and why_busy(pages[count]) is cause:
+            count += 1
+        return count * PAGE_SIZE
+
+    def _strange(self, cause: Cause, error: int) -> _Steps:
+        """What was seen does not fit what the kernel says: somebody else changes the range."""
+        self._odd += 1
+        if self._odd > ATTEMPTS:
+            self._fail(PAGE_SIZE, cause, error)
+        else:
+            yield from self._wait("somebody else changes the range")
+
+    def _pinned(self, length: int) -> _Steps:
+        """Ours alone and busy all the same."""
+        stop = self._at + length
+        fallback = self._fallback
+        if fallback is None:
+            self._fail(length, Cause.PINNED, errno.EBUSY)
+            return
+        while self._waited < fallback.patience:
+            yield from self._wait("the source page is pinned for I/O")
+            pages = yield from self._look(stop - self._at)
+            if not all(page.there for page in pages):
+                return
+            yield Unshare(self._src + self._at, stop - self._at)
+            result = yield from self._move(stop - self._at)
+            self._book(result.done, Outcome.WAITED_AND_MOVED, Cause.PINNED)
+            if result.complete or result.error not in (errno.EBUSY, errno.EAGAIN):
+                return
+        length = stop - self._at
+        if fallback.copy_pinned:
+            yield from self._copy(length, Cause.PINNED, Outcome.COPIED_PINNED)
+        else:
+            self._fail(length, Cause.PINNED, errno.EBUSY)
+
+    # -- the other refusals --------------------------------------------------------------------
+
+    def _unfit(self) -> _Steps:
+        """EINVAL: the range leaves a mapping, or the memory is of the wrong kind."""
+        rest = self._end - self._at
+        divide = Divide(self._dst + self._at, self._src + self._at, rest)
+        yield divide
+        if len(divide.parts) > 1:
+            at = self._at
+            for part in divide.parts:
+                at += part
+                self._parts.append(at)
+            self._parts.sort()
+        elif not divide.registered:
+            self._fail(rest, Cause.NOT_REGISTERED, errno.EINVAL)
+        else:
+            yield from self._instead(rest, Cause.WRONG_MEMORY, errno.EINVAL)
+
+    def _nothing(self) -> _Steps:
+        """ENOENT: a hole, or nothing is registered there at all."""
+        pages = yield from self._look(min(self._end - self._at, HUGE))
+        holes = next((n for n, page in enumerate(pages) if page.there), len(pages))
+        if holes:
+            self._fail(holes * PAGE_SIZE, Cause.SOURCE_HOLE, errno.ENOENT)
+            return
+        divide = Divide(self._dst + self._at, self._src + self._at, self._end - self._at)
+        yield divide
+        if divide.registered:
+            yield from self._strange(Cause.SOURCE_HOLE, errno.ENOENT)
+        else:
+            self._fail(divide.parts[0], Cause.NOT_REGISTERED, errno.ENOENT)
+
+    def _instead(self, length: int, cause: Cause, error: int) -> _Steps:
+        """There is no moving these: copy them if that is allowed."""
+        if self._fallback is None:
+            self._fail(length, cause, error)
+        else:
+            yield from self._copy(length, cause, Outcome.EXACTLY_COPIED)
+
+    # -- copies --------------------------------------------------------------------------------
+
+    def _copy(self, length: int, cause: Cause, outcome: Outcome) -> _Steps:
+        stop = self._at + length
+        while self._at < stop:
+            size = self._terms.page_size
+            pages = yield from self._look(min(stop - self._at, max(self._terms.piece, size)))
+            first = pages[0]
+            count = next(
+                (n for n, page in enumerate(pages) if page.there is not first.there), len(pages)
+            )
+            run = count * PAGE_SIZE
+            if first.marker:
+                self._fail(size, Cause.SOURCE_MARKER, errno.EFAULT)
+            elif first.there:
+                run = next((n for n, page in enumerate(pages) if page.marker), count) * PAGE_SIZE
+                yield from self._copy_run(run, stop, cause, outcome)
+            elif self._terms.allow_source_holes:
+                self._book(run, outcome, cause)
+            else:
+                self._fail(run, Cause.SOURCE_HOLE, errno.ENOENT)
+
+    def _copy_run(self, length: int, stop: int, cause: Cause, outcome: Outcome) -> _Steps:
+        copy = CopyOver(self._dst + self._at, self._src + self._at, length, not self._plain)
+        yield copy
+        if self._plain and outcome is Outcome.EXACTLY_COPIED:
+            outcome = Outcome.COPIED
+        self._book(copy.done, outcome, cause)
+        error = copy.error
+        if not error:
+            return
+        refused = copy.stage in (PROTECT, COPY) and not copy.done
+        if copy.exact and refused and error in _UNPROTECTABLE[copy.stage]:
+            # Not registered for it, or this kernel cannot protect memory of this kind.
+            if self._fallback is not None and self._fallback.lose_writes:
+                self._plain = True
+            else:
+                self._fail(stop - self._at, Cause.UNPROTECTABLE, error)
+        elif error == errno.EAGAIN:
+            yield from self._event(stop - self._at)
+        elif error in (errno.EEXIST, errno.EFAULT) and copy.stage == COPY:
+            self._fail(self._terms.page_size, CAUSE_OF_ERRNO[error], error)
+        elif error == errno.ENOENT:
+            self._fail(stop - self._at, Cause.NOT_REGISTERED, error)
+        else:
+            # For a page at least: where the release failed, both sides hold the page.
+            length = max(self._terms.page_size, stop - self._at)
+            self._fail(
+                min(length, self._length - self._at), CAUSE_OF_ERRNO.get(error, Cause.OTHER), error
+            )
+
+
+_UNPROTECTABLE: Final = {PROTECT: (errno.ENOENT, errno.EINVAL), COPY: (errno.EINVAL,)}
+
+
+def why_busy(page: PageFacts) -> Cause | None:
+    """What EBUSY for the page comes from; None: nothing to be seen, so that it is pinned, or was
+    shared with somebody who is gone."""
+    if page.merged:
+        return Cause.MERGED
+    return None if page.exclusive or not page.there else Cause.SHARED

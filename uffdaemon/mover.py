@@ -1,0 +1,367 @@
+"""Moving pages: from any thread, and from trio.
+
+One ioctl moves what can be moved; for what is left, `uffdaemon.ladder` says what to do, and this
+module does it.  Steps that may take their time, or wait for somebody who reads the userfaultfd,
+run in worker threads when trio is to go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from array import array
+from functools import partial
+from operator import index
+from threading import Lock
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from uffdaemon import errors, native
+from uffdaemon.actions import Fallback
+from uffdaemon.causes import AllMoved, Cause, Moved, Run, joined, refusal
+from uffdaemon.ladder import (
+    LONGEST,
+    Ask,
+    CopyOver,
+    Divide,
+    Issue,
+    Ladder,
+    Look,
+    Terms,
+    Unshare,
+    Wait,
+)
+from uffdaemon.looking import divide, look, mappings, registered
+from uffdaemon.memory import Advice, check_own
+from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, Operation, Outcome
+from uffdaemon.pagemap import PageCategory, scan_pages
+from uffdaemon.region import PAGE_SIZE, check_range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from uffdaemon.uffd import Userfaultfd
+
+PIECE = 256 * 1024
+"""Bytes that an exact copy takes in one go; writers of either side wait for so long."""
+
+_one_at_a_time = Lock()
+"""For steps that first look and then act on what was seen: no two of them in one process."""
+
+
+def move(
+    uffd: Userfaultfd,
+    dst: int,
+    src: int,
+    length: int,
+    *,
+    fallback: Fallback | None = None,
+    allow_source_holes: bool = False,
+    foreign: bool = False,
+    source_uffd: Userfaultfd | None = None,
+    verify: bool = False,
+    page_size: int = PAGE_SIZE,
+    piece: int = PIECE,
+) -> Moved:
+    """Move `length` bytes from address `src` of this process to `dst`, which `uffd` watches.
+
+    Without a `fallback` pages are moved, atomically for whoever writes to them, or refused.  With
+    one they climb: a page that is shared is unshared first; a pinned one is waited for, and copied
+    only if ``copy_pinned``; where MOVE is impossible the copy is exact, which takes both sides
+    registered MISSING and WP (the source with `source_uffd`, if that is another one).
+
+    Everything that can arrive arrives.  The source must be memory that this library mapped, unless
+    `foreign` says that nobody misses what is taken there.  With `verify`, PAGEMAP_SCAN proves that
+    the source is empty afterwards.  `page_size` (bytes) is that of hugetlb pages, which are copied
+    only; `piece` is how many bytes an exact copy takes in one go.
+
+    It may wait: for a pin, or for an event to be read.  Do not call it in the thread that reads
+    the userfaultfd; there is `move_in_trio`, and `Daemon.move`.
+
+    Raises the `MoveRefused` of the first page that did not arrive, with all that did in ``moved``;
+    `InvalidRange`, `ForeignMemory`, `SourceNotEmpty`, `MemoryRefused`.
+    """
+    _check(dst, src, length, page_size, foreign=foreign)
+    mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
+    done = _first_try(uffd, Operation(Code.MOVE, dst, length, src, mode), page_size)
+    if done == length:
+        moved = Moved((Run(dst, src, length, Outcome.MOVED),))
+    else:
+        terms = terms_of(
+            uffd,
+            fallback,
+            allow_source_holes=allow_source_holes,
+            page_size=page_size,
+            piece=piece,
+        )
+        moved = _climb(uffd, source_uffd, Ladder(dst, src, length, terms, done))
+    return _finish(moved, verify=verify)
+
+
+async def move_in_trio(
+    uffd: Userfaultfd,
+    dst: int,
+    src: int,
+    length: int,
+    *,
+    fallback: Fallback | None = None,
+    allow_source_holes: bool = False,
+    foreign: bool = False,
+    source_uffd: Userfaultfd | None = None,
+    verify: bool = False,
+    page_size: int = PAGE_SIZE,
+    piece: int = PIECE,
+) -> Moved:
+    """`move` for the thread that runs trio, which goes on meanwhile.
+
+    Cancelled, it stops between two steps: each page is then at the source or at the destination,
+    as it would be with nobody having asked for the rest.
+    """
+    _check(dst, src, length, page_size, foreign=foreign)
+    terms = terms_of(
+        uffd,
+        fallback,
+        allow_source_holes=allow_source_holes,
+        page_size=page_size,
+        piece=piece,
+    )
+    ladder = Ladder(dst, src, length, terms)
+    await trio.lowlevel.checkpoint()
+    await climb_in_trio(uffd, source_uffd, ladder)
+    return _finish(ladder.moved, verify=verify)
+
+
+def move_many(
+    uffd: Userfaultfd,
+    moves: Iterable[tuple[int, int, int]] | array[int],
+    *,
+    fallback: Fallback | None = None,
+    allow_source_holes: bool = False,
+    foreign: bool = False,
+    source_uffd: Userfaultfd | None = None,
+    verify: bool = False,
+) -> Moved:
+    """Move many (dst, src, length) triples, in their order, in one call without the GIL.
+
+    A triple that continues the one before it shares its ioctl.  An ``array('Q')`` of flat triples
+    costs nothing per move in Python.  What is left over climbs as in `move`, which says the rest.
+    """
+    flat = _flat(moves)
+    if not flat:
+        return Moved(())
+    if not foreign:
+        _check_sources(flat)
+    terms = terms_of(uffd, fallback, allow_source_holes=allow_source_holes)
+    done = bytearray(8 * (len(flat) // 3))
+    if terms.impossible is None:
+        mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
+        if not native.move_many(uffd.fileno(), flat, done, mode):
+            return _finish(AllMoved(flat[:]), verify=verify)
+    runs: list[Run] = []
+    for at, moved in enumerate(array("Q", bytes(done))):
+        dst, src, length = flat[3 * at : 3 * at + 3]
+        if moved:
+            runs.append(Run(dst, src, moved, Outcome.MOVED))
+        if length > moved:
+            dst, src, length = dst + moved, src + moved, length - moved
+            check_move(dst, src, length, PAGE_SIZE)
+            runs += _climb(uffd, source_uffd, Ladder(dst, src, length, terms)).runs
+    return _finish(Moved(joined(runs)), verify=verify)
+
+
+def copy_exactly(
+    uffd: Userfaultfd,
+    dst: int,
+    src: int,
+    length: int,
+    *,
+    source_uffd: Userfaultfd | None = None,
+    allow_source_holes: bool = False,
+    foreign: bool = False,
+    verify: bool = False,
+    page_size: int = PAGE_SIZE,
+    piece: int = PIECE,
+) -> Moved:
+    """Copy and release in the place of a move, losing no write and showing no stale read.
+
+    Both sides are write-protected while both exist, so both must be registered MISSING and WP.
+    For everything else see `move`; pages that could be moved are copied as well.
+    """
+    _check(dst, src, length, page_size, foreign=foreign)
+    terms = Terms(Fallback(), allow_source_holes, Cause.ASKED_FOR, page_size, piece)
+    return _finish(_climb(uffd, source_uffd, Ladder(dst, src, length, terms)), verify=verify)
+
+
+# -- before and after --------------------------------------------------------------------------
+
+
+def _check(dst: int, src: int, length: int, page_size: int, *, foreign: bool) -> None:
+    check_move(dst, src, length, page_size)
+    if not foreign:
+        _check_source(src, length)
+
+
+def check_move(dst: int, src: int, length: int, page_size: int) -> None:
+    """Raises `InvalidRange` for a range that is unaligned, empty, or leaves the address space."""
+    check_range(index(dst), index(length), page_size, "the destination of a move")
+    check_range(index(src), length, page_size, "the source of a move")
+
+
+def _check_source(src: int, length: int) -> None:
+    if not check_own(src, length):
+        raise errors.ForeignMemory(
+            f"{length} bytes at {src:#x} are not in memory that uffdaemon has mapped: moving them "
+            "away would leave zeros to whoever owns them.  foreign=True says that you know"
+        )
+
+
+def _check_sources(flat: array[int]) -> None:
+    count = len(flat) // 3
+    low, high = native.source_bounds(flat, count)
+    if not check_own(low, high - low):
+        for at in range(count):
+            _check_source(flat[3 * at + 1], flat[3 * at + 2])
+
+
+def terms_of(
+    uffd: Userfaultfd,
+    fallback: Fallback | None,
+    *,
+    allow_source_holes: bool = False,
+    page_size: int = PAGE_SIZE,
+    piece: int = PIECE,
+) -> Terms:
+    """The terms of a move on `uffd`."""
+    impossible = None
+    if not uffd.same_process:
+        impossible = Cause.OTHER_PROCESS
+    elif page_size != PAGE_SIZE:
+        impossible = Cause.WRONG_MEMORY
+    return Terms(fallback, allow_source_holes, impossible, page_size, piece)
+
+
+def _finish(moved: Moved, *, verify: bool) -> Moved:
+    refused = moved.refused
+    if refused:
+        raise refusal(moved, refused[0])
+    if verify:
+        for run in moved.runs:
+            check_empty(run.src, run.length)
+    return moved
+
+
+def check_empty(src: int, length: int) -> None:
+    """Prove that nothing is left at the source of a move.  Raises `SourceNotEmpty`."""
+    left = scan_pages(src, length, any_of=PageCategory.PRESENT | PageCategory.SWAPPED)
+    if left:
+        raise errors.SourceNotEmpty(
+            errno.EEXIST,
+            "PAGEMAP_SCAN",
+            address=left[0].start,
+            length=left[0].length,
+            reason="the source of a move holds pages: somebody touched it again",
+        )
+
+
+def _flat(moves: Iterable[tuple[int, int, int]] | array[int]) -> array[int]:
+    if not isinstance(moves, array):
+        return array("Q", (index(number) for triple in moves for number in triple))
+    flat = cast("array[int]", moves)
+    if flat.typecode != "Q" or len(flat) % 3:
+        raise errors.InvalidRange("moves are triples of (dst, src, length) in an array of type 'Q'")
+    return flat
+
+
+# -- climbing ----------------------------------------------------------------------------------
+
+
+def _first_try(uffd: Userfaultfd, operation: Operation, page_size: int) -> int:
+    """Move what moves without further ado; returns how many bytes that was.
+
+    Most of the time it is all: nothing else has to be set up for that.
+    """
+    if operation.length > LONGEST or page_size != PAGE_SIZE or not uffd.same_process:
+        return 0
+    [result] = uffd.execute((operation,))
+    return result.done
+
+
+def _climb(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ladder: Ladder) -> Moved:
+    """Climb in this thread."""
+    for ask in ladder.climb():
+        if isinstance(ask, Wait):
+            time.sleep(ask.seconds)
+        else:
+            _do(uffd, source_uffd, ask)
+    return ladder.moved
+
+
+async def climb_in_trio(
+    uffd: Userfaultfd,
+    source_uffd: Userfaultfd | None,
+    ladder: Ladder,
+    *,
+    waiting: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Climb without keeping trio.  `waiting` is told what for when it has to wait; `stop` is asked
+    before each step.  Returns whether it came to the end."""
+    for ask in ladder.climb():
+        if stop():
+            return False
+        if isinstance(ask, Wait):
+            waiting(ask.reason)
+            await trio.sleep(ask.seconds)
+        elif isinstance(ask, (Unshare, CopyOver)):
+            # Reads from swap, waits for readers of events: not in trio's thread.
+            await trio.to_thread.run_sync(partial(_do, uffd, source_uffd, ask))
+        else:
+            _do(uffd, source_uffd, ask)
+            await trio.lowlevel.checkpoint()
+    return True
+
+
+def _do(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: Ask) -> None:
+    if isinstance(ask, Issue):
+        [ask.result] = uffd.execute([ask.operation])
+    elif isinstance(ask, Look):
+        ask.pages = look(ask.start, ask.length)
+    elif isinstance(ask, Unshare):
+        with _one_at_a_time:
+            # Populating a hole would make a page of zeros out of it.
+            if all(page.there for page in look(ask.start, ask.length)):
+                native.advise(ask.start, ask.length, Advice.POPULATE_WRITE)
+    elif isinstance(ask, Divide):
+        ask.parts = divide(ask.dst, ask.src, ask.length)
+        ask.registered = registered(uffd, ask.dst)
+    elif isinstance(ask, CopyOver):
+        _copy_over(uffd, source_uffd, ask)
+
+
+def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver) -> None:
+    if source_uffd is None:
+        source_uffd = uffd
+    if ask.exact and not source_uffd.same_process:
+        # It watches addresses of another process: to protect ours it is of no use.
+        ask.done, ask.error, ask.stage = 0, errno.ENOENT, native.STAGE_PROTECT
+        return
+    flags = native.EXACT if ask.exact else 0
+    if not uffd.same_process:
+        flags |= native.OTHER_PROCESS
+    shared = any(mapping.access.endswith("s") for mapping in mappings(ask.src, ask.length))
+    # The pages of shared memory are the file's: only a hole in it empties the source.
+    advice = Advice.REMOVE if shared else Advice.DONTNEED
+    with (
+        _one_at_a_time,
+        uffd.copying(ask.dst, ask.length),
+        source_uffd.copying(ask.src, ask.length),
+    ):
+        ask.done, ask.error, ask.stage = native.copy_and_release(
+            (uffd.fileno(), source_uffd.fileno()),
+            ask.dst,
+            ask.src,
+            ask.length,
+            flags=flags,
+            advice=int(advice),
+        )

@@ -1,0 +1,155 @@
+/*
+ * Moving many ranges in one call, and copying one exactly where pages cannot be moved.
+ *
+ * The exact copy keeps both sides read-only and identical while both exist:
+ *   WRITEPROTECT(src), COPY(dst, WP | DONTWAKE), DONTNEED(src), un-WRITEPROTECT(dst)
+ * so that no write is lost and nobody can read through src what is older than what dst shows.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "native.h"
+
+#define MADV_DONTNEED_LOCKED_ 24 /* MADV_DONTNEED_LOCKED, Linux 5.18 */
+#define LONGEST (16u << 20)      /* bytes in one ioctl, so that nobody waits for a huge one */
+#define PATIENCE 100000          /* rounds of 100 µs for events that are in flight: 10 s */
+
+/* How many triples from `first` on are one range, and that range's length. */
+static size_t join(const uint64_t (*moves)[3], size_t first, size_t count, uint64_t *length)
+{
+    size_t next = first + 1;
+
+    *length = moves[first][2];
+    while (next < count && moves[next][0] == moves[first][0] + *length &&
+           moves[next][1] == moves[first][1] + *length && *length + moves[next][2] <= LONGEST)
+        *length += moves[next++][2];
+    return next;
+}
+
+/* Moves each (dst, src, length) as far as it goes; done[i] is how many bytes that was.  Triples
+ * that continue the one before them share an ioctl.  Returns how many bytes were left. */
+uint64_t uffdaemon_move_many(int fd, const uint64_t (*moves)[3], uint64_t *done, size_t count,
+                             uint64_t mode)
+{
+    uint64_t left = 0;
+
+    for (size_t first = 0, next; first < count; first = next) {
+        struct uffdaemon_operation operation = {.code = _UFFDIO_MOVE, .mode = mode};
+        uint64_t moved;
+
+        next = join(moves, first, count, &operation.length);
+        operation.dst = moves[first][0];
+        operation.src = moves[first][1];
+        uffdaemon_carry_out(fd, &operation, NULL, 0);
+        moved = operation.done;
+        left += operation.length - moved;
+        for (size_t index = first; index < next; index++) {
+            done[index] = moved < moves[index][2] ? moved : moves[index][2];
+            moved -= done[index];
+        }
+    }
+    return left;
+}
+
+/* The lowest and the highest address (exclusive) that the sources of all triples touch; one that
+ * wraps around makes `high` the highest address there is. */
+void uffdaemon_bounds(const uint64_t (*moves)[3], size_t count, uint64_t *low, uint64_t *high)
+{
+    *low = UINT64_MAX;
+    *high = 0;
+    for (size_t index = 0; index < count; index++) {
+        uint64_t start = moves[index][1], end;
+
+        if (__builtin_add_overflow(start, moves[index][2], &end))
+            end = UINT64_MAX;
+        *low = start < *low ? start : *low;
+        *high = end > *high ? end : *high;
+    }
+}
+
+static int protect(int fd, uint64_t start, uint64_t length, uint64_t mode)
+{
+    struct uffdio_writeprotect argument = {{start, length}, mode};
+    return ioctl(fd, UFFDIO_WRITEPROTECT, &argument) ? errno : 0;
+}
+
+/* Lets writers in again.  An event in flight can stand in the way until its reader has run: this
+ * must not be given up lightly, for the range would stay read-only. */
+static int unprotect(int fd, uint64_t start, uint64_t length)
+{
+    const struct timespec pause = {0, 100000};
+    int error = protect(fd, start, length, 0);
+
+    for (int round = 0; error == EAGAIN && round < PATIENCE; round++) {
+        nanosleep(&pause, NULL);
+        error = protect(fd, start, length, 0);
+    }
+    return error;
+}
+
+static int release(uint64_t start, uint64_t length, int advice)
+{
+    void *range = (void *)(uintptr_t)start;
+
+    if (madvise(range, length, advice) == 0)
+        return 0;
+    /* Locked memory is released only when asked for by name. */
+    if (errno == EINVAL && advice == MADV_DONTNEED &&
+        madvise(range, length, MADV_DONTNEED_LOCKED_) == 0)
+        return 0;
+    return errno;
+}
+
+static void fail(struct uffdaemon_copy *copy, unsigned stage, int error)
+{
+    if (copy->error == 0 && error != 0) {
+        copy->stage = stage;
+        copy->error = (uint32_t)error;
+    }
+}
+
+/* Copies as far as it goes, releases that much of the source, and says what stopped it. */
+void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
+{
+    struct uffdaemon_operation operation = {.code = _UFFDIO_COPY,
+                                            .dst = copy->dst,
+                                            .src = copy->src,
+                                            .length = copy->length};
+    int exact = copy->flags & UFFDAEMON_EXACT, error;
+
+    copy->error = copy->stage = 0;
+    copy->done = 0;
+    if (exact) {
+        error = protect(src_fd, copy->src, copy->length, UFFDIO_WRITEPROTECT_MODE_WP);
+        if (error) {
+            fail(copy, UFFDAEMON_PROTECT, error);
+            /* Earlier parts of the range may have changed. */
+            unprotect(src_fd, copy->src, copy->length);
+            return;
+        }
+        operation.mode = UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE;
+    }
+    uffdaemon_carry_out(fd, &operation, NULL, 0);
+    fail(copy, UFFDAEMON_COPY, (int)operation.error);
+    copy->done = operation.done;
+    if (copy->done) {
+        error = release(copy->src, copy->done, (int)copy->advice);
+        fail(copy, UFFDAEMON_RELEASE, error);
+        if (error)
+            copy->done = 0;
+        if (error && !(copy->flags & UFFDAEMON_OTHER_PROCESS) &&
+            release(copy->dst, operation.done, MADV_DONTNEED) == 0)
+            operation.done = 0; /* the copy is gone again: the source may be written */
+    }
+    if (!exact)
+        return;
+    /* Also where nothing is left: it wakes those who wanted to write there, and takes the markers
+     * away that shared memory keeps. */
+    if (operation.done == copy->done)
+        fail(copy, UFFDAEMON_UNPROTECT, unprotect(src_fd, copy->src, copy->length));
+    if (copy->done)
+        fail(copy, UFFDAEMON_UNPROTECT, unprotect(fd, copy->dst, copy->done));
+}

@@ -1,0 +1,170 @@
+"""Staging: memory to read or decode into, out of which pages are moved to where they are due.
+
+Moving copies nothing, and a whole transparent huge page moves in a few microseconds: filling
+memory so is as fast as reading straight into it, and a page appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from uffdaemon import errors, native
+from uffdaemon.causes import Cause, Moved, Run, joined, refusal
+from uffdaemon.memory import HUGE_PAGE_SIZE, Advice, Memory
+from uffdaemon.mover import move
+from uffdaemon.region import PAGE_SIZE, check_range
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from uffdaemon.actions import Fallback
+    from uffdaemon.uffd import Userfaultfd
+
+_PIECE = 2 * HUGE_PAGE_SIZE
+
+
+class Staging:
+    """`length` bytes of plain memory at `start`, empty again wherever pages were moved away.
+
+    With `transparent_huge` it is made of huge pages where the kernel has them, and `length` is
+    rounded up to whole ones.  With `dont_fork` children do not get it: a page that a child shares
+    could not be moved.  Raises `InvalidRange`, `MemoryRefused`.
+    """
+
+    def __init__(
+        self, length: int, *, transparent_huge: bool = True, dont_fork: bool = True
+    ) -> None:
+        unit = HUGE_PAGE_SIZE if transparent_huge else PAGE_SIZE
+        if length <= 0:
+            raise errors.InvalidRange(f"a staging of {length} bytes: at least 1 is needed")
+        self.memory = Memory.map(
+            length + -length % unit, transparent_huge=transparent_huge, dont_fork=dont_fork
+        )
+        """The memory itself."""
+
+    @property
+    def start(self) -> int:
+        """Its address."""
+        return self.memory.start
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.memory.length
+
+    @property
+    def page_size(self) -> int:
+        """Bytes; what is moved must be made of whole pages."""
+        return self.memory.page_size
+
+    def view(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """The bytes themselves, to be decoded into; no view may be used after `close`."""
+        start, length = self._range(offset, length)
+        return native.view_memory(start, length)
+
+    def read_from(
+        self, fd: int, file_offset: int, offset: int = 0, length: int | None = None
+    ) -> int:
+        """pread(2) into it until `length` bytes (default: to its end) or the file's end are
+        reached; returns how many there were.  Raises OSError."""
+        with self.view(offset, length) as view:
+            at = 0
+            while at < len(view):
+                got = os.preadv(fd, [view[at:]], file_offset + at)
+                if got == 0:
+                    break
+                at += got
+        return at
+
+    def move(
+        self,
+        uffd: Userfaultfd,
+        dst: int,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        fallback: Fallback | None = None,
+        verify: bool = False,
+    ) -> Moved:
+        """Move `length` bytes (default: to its end) to `dst`.  Raises what `move` raises."""
+        start, length = self._range(offset, length)
+        return move(uffd, dst, start, length, fallback=fallback, verify=verify)
+
+    def fill(
+        self,
+        uffd: Userfaultfd,
+        dst: int,
+        fd: int,
+        file_offset: int,
+        length: int,
+        *,
+        piece: int = _PIECE,
+    ) -> Moved:
+        """Fill `length` bytes at `dst` with those of a file from `file_offset` on: read a piece,
+        move it, and so on.  Whole huge pages arrive unsplit where `dst` is aligned to them.
+
+        The first piece ends where `dst` is aligned, and `piece` (bytes) is cut to what fits here.
+        Bytes behind the end of the file in its last page are zeros.  Pages that are there already
+        stay, and are ``refused`` in what is returned.  Raises `SourceTooShort` when the file lacks
+        whole pages, `MoveRefused` for any other refusal, OSError.
+        """
+        check_range(dst, length, PAGE_SIZE, "the range to fill")
+        unit = HUGE_PAGE_SIZE if length >= HUGE_PAGE_SIZE <= self.length else PAGE_SIZE
+        piece = max(min(piece, self.length) // unit, 1) * unit
+        runs: list[Run] = []
+        at = 0
+        while at < length:
+            # Where both sides have the same place in a huge page, it moves as a whole.
+            skew = (dst + at) % unit
+            size = min(piece - skew, length - at)
+            self._read_pages(fd, file_offset + at, skew, size)
+            try:
+                runs += self.move(uffd, dst + at, skew, size).runs
+            except errors.DestinationNotEmpty as error:
+                # Somebody's fault was faster.  What was read for it must not stay here.
+                self.memory.advise(Advice.DONTNEED, skew, size)
+                runs += error.moved.runs
+                others = [run for run in error.moved.refused if run.cause is not Cause.NOT_EMPTY]
+                if others:
+                    raise refusal(error.moved, others[0]) from None
+            at += size
+        return Moved(joined(runs))
+
+    def _read_pages(self, fd: int, file_offset: int, offset: int, length: int) -> None:
+        got = self.read_from(fd, file_offset, offset, length)
+        tail = -got % PAGE_SIZE
+        if got + tail < length:
+            raise errors.SourceTooShort(
+                f"the file ends at {file_offset + got:#x}, {length - got} bytes before what was "
+                "asked for"
+            )
+        if tail:
+            with self.view(offset + got, tail) as view:
+                view[:] = bytes(tail)
+
+    def _range(self, offset: int, length: int | None) -> tuple[int, int]:
+        if self.start == 0:
+            raise errors.InvalidRange("this staging has been closed")
+        length = self.length - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > self.length:
+            raise errors.InvalidRange(
+                f"{length} bytes at offset {offset} of a staging of {self.length} bytes"
+            )
+        return self.start + offset, length
+
+    def close(self) -> None:
+        """Unmap it, and what was not moved away."""
+        self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
