@@ -18,6 +18,7 @@ from uffdaemon.events import (
     UnknownEvent,
     UnmapEvent,
 )
+from uffdaemon.moving import empty
 from uffdaemon.outcomes import Code, Operation, Outcome
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def _stale(handler: Handler, segments: list[Segment]) -> None:
 
 
 def _removed(handler: Handler, start: int, end: int) -> None:
+    if handler.uffd.copies.take_release(start, end):
+        empty(handler, start, end - start)  # its content lives on, where it was copied to
+        return
     for segment in handler.regions.clip(start, end):
         region = segment.region
         first = (segment.start - region.start) // region.page_size

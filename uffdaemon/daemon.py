@@ -17,7 +17,7 @@ from uffdaemon.features import Features, RegisterMode
 from uffdaemon.filling import Fill, copy_of, poison_absent
 from uffdaemon.handlers import Handler
 from uffdaemon.loop import Server, Shutdown
-from uffdaemon.mover import move_in_trio
+from uffdaemon.mover import climb_in_trio, finish, ladder_for
 from uffdaemon.moving import book_moves
 from uffdaemon.opening import supported_features
 from uffdaemon.outcomes import Code, Operation, Outcome
@@ -260,23 +260,20 @@ class Daemon:
         server = self._servers.get(uffd)
         if server is None:
             raise errors.NotServed(f"{uffd!r} is not served here")
+        ladder = ladder_for(
+            uffd,
+            dst,
+            src,
+            length,
+            fallback=fallback,
+            allow_source_holes=allow_source_holes,
+            foreign=foreign,
+        )
         try:
-            moved = await move_in_trio(
-                uffd,
-                dst,
-                src,
-                length,
-                fallback=fallback,
-                allow_source_holes=allow_source_holes,
-                foreign=foreign,
-                source_uffd=source_uffd,
-                verify=verify,
-            )
-        except errors.MoveRefused as error:
-            book_moves(server.handler, error.moved)
-            raise
-        book_moves(server.handler, moved)
-        return moved
+            await climb_in_trio(uffd, source_uffd, ladder)
+        finally:
+            book_moves(server.handler, ladder.moved)
+        return finish(ladder.moved, verify=verify)
 
     # -- clients -------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ _clock = time.perf_counter_ns
 
 def decide(handler: Handler, fault: Fault) -> None:
     """Ask the region's policy, then the hooks, and have the action carried out."""
-    if handler.uffd.has_copied and waits_for_copy(handler, fault):
+    if handler.uffd.copies.any_yet and waits_for_copy(handler, fault):
         return
     region = fault.region
     policy = region.policy
@@ -44,7 +44,7 @@ def decide(handler: Handler, fault: Fault) -> None:
     took = (_clock() - begun) / 1e9
     if took > region.policy_timeout:
         handler.fail(fault, errors.PolicyTooSlow(policy_name(policy), f"took {took:.3f} s"))
-    elif action is None and handler.uffd.has_copied and fault.kind is FaultKind.WP:
+    elif action is None and handler.uffd.copies.any_yet and fault.kind is FaultKind.WP:
         # Nobody else protects pages here: it comes from an exact copy that has ended since.
         handler.carry_out(fault, Unprotect())
     elif action is None:

@@ -20,7 +20,9 @@ import trio
 from uffdaemon import errors, native
 from uffdaemon.actions import Fallback
 from uffdaemon.causes import AllMoved, Cause, Moved, Run, joined, refusal
+from uffdaemon.features import Features
 from uffdaemon.ladder import (
+    EVENT_PATIENCE,
     LONGEST,
     Ask,
     CopyOver,
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
 PIECE = 256 * 1024
 """Bytes that an exact copy takes in one go; writers of either side wait for so long."""
 
-_one_at_a_time = Lock()
-"""For steps that first look and then act on what was seen: no two of them in one process."""
+_one_copy_at_a_time = Lock()
+"""Two exact copies of overlapping ranges would lift each other's write-protection."""
 
 
 def move(
@@ -96,7 +98,7 @@ def move(
             piece=piece,
         )
         moved = _climb(uffd, source_uffd, Ladder(dst, src, length, terms, done))
-    return _finish(moved, verify=verify)
+    return finish(moved, verify=verify)
 
 
 async def move_in_trio(
@@ -118,18 +120,19 @@ async def move_in_trio(
     Cancelled, it stops between two steps: each page is then at the source or at the destination,
     as it would be with nobody having asked for the rest.
     """
-    _check(dst, src, length, page_size, foreign=foreign)
-    terms = terms_of(
+    ladder = ladder_for(
         uffd,
-        fallback,
+        dst,
+        src,
+        length,
+        fallback=fallback,
         allow_source_holes=allow_source_holes,
+        foreign=foreign,
         page_size=page_size,
         piece=piece,
     )
-    ladder = Ladder(dst, src, length, terms)
-    await trio.lowlevel.checkpoint()
     await climb_in_trio(uffd, source_uffd, ladder)
-    return _finish(ladder.moved, verify=verify)
+    return finish(ladder.moved, verify=verify)
 
 
 def move_many(
@@ -157,7 +160,7 @@ def move_many(
     if terms.impossible is None:
         mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
         if not native.move_many(uffd.fileno(), flat, done, mode):
-            return _finish(AllMoved(flat[:]), verify=verify)
+            return finish(AllMoved(flat[:]), verify=verify)
     runs: list[Run] = []
     for at, moved in enumerate(array("Q", bytes(done))):
         dst, src, length = flat[3 * at : 3 * at + 3]
@@ -167,7 +170,7 @@ def move_many(
             dst, src, length = dst + moved, src + moved, length - moved
             check_move(dst, src, length, PAGE_SIZE)
             runs += _climb(uffd, source_uffd, Ladder(dst, src, length, terms)).runs
-    return _finish(Moved(joined(runs)), verify=verify)
+    return finish(Moved(joined(runs)), verify=verify)
 
 
 def copy_exactly(
@@ -190,7 +193,31 @@ def copy_exactly(
     """
     _check(dst, src, length, page_size, foreign=foreign)
     terms = Terms(Fallback(), allow_source_holes, Cause.ASKED_FOR, page_size, piece)
-    return _finish(_climb(uffd, source_uffd, Ladder(dst, src, length, terms)), verify=verify)
+    return finish(_climb(uffd, source_uffd, Ladder(dst, src, length, terms)), verify=verify)
+
+
+def ladder_for(
+    uffd: Userfaultfd,
+    dst: int,
+    src: int,
+    length: int,
+    *,
+    fallback: Fallback | None,
+    allow_source_holes: bool,
+    foreign: bool,
+    page_size: int = PAGE_SIZE,
+    piece: int = PIECE,
+) -> Ladder:
+    """The ladder for a checked range.  Raises `InvalidRange`, `ForeignMemory`."""
+    _check(dst, src, length, page_size, foreign=foreign)
+    terms = terms_of(
+        uffd,
+        fallback,
+        allow_source_holes=allow_source_holes,
+        page_size=page_size,
+        piece=piece,
+    )
+    return Ladder(dst, src, length, terms)
 
 
 # -- before and after --------------------------------------------------------------------------
@@ -241,7 +268,8 @@ def terms_of(
     return Terms(fallback, allow_source_holes, impossible, page_size, piece)
 
 
-def _finish(moved: Moved, *, verify: bool) -> Moved:
+def finish(moved: Moved, *, verify: bool) -> Moved:
+    """`moved`, if it is complete (and proved to be).  Raises `MoveRefused`, `SourceNotEmpty`."""
     refused = moved.refused
     if refused:
         raise refusal(moved, refused[0])
@@ -308,17 +336,19 @@ async def climb_in_trio(
     """Climb without keeping trio.  `waiting` is told what for when it has to wait; `stop` is asked
     before each step.  Returns whether it came to the end."""
     for ask in ladder.climb():
-        if stop():
-            return False
         if isinstance(ask, Wait):
             waiting(ask.reason)
             await trio.sleep(ask.seconds)
-        elif isinstance(ask, (Unshare, CopyOver)):
+            continue
+        # Before the step, not after it: nothing comes between what was done and its being booked.
+        await trio.lowlevel.checkpoint()
+        if stop():
+            return False
+        if isinstance(ask, (Unshare, CopyOver)):
             # Reads from swap, waits for readers of events: not in trio's thread.
             await trio.to_thread.run_sync(partial(_do, uffd, source_uffd, ask))
         else:
             _do(uffd, source_uffd, ask)
-            await trio.lowlevel.checkpoint()
     return True
 
 
@@ -328,10 +358,9 @@ def _do(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: Ask) -> None:
     elif isinstance(ask, Look):
         ask.pages = look(ask.start, ask.length)
     elif isinstance(ask, Unshare):
-        with _one_at_a_time:
-            # Populating a hole would make a page of zeros out of it.
-            if all(page.there for page in look(ask.start, ask.length)):
-                native.advise(ask.start, ask.length, Advice.POPULATE_WRITE)
+        # Populating a hole would make a page of zeros out of it.
+        if all(page.there for page in look(ask.start, ask.length)):
+            native.advise(ask.start, ask.length, Advice.POPULATE_WRITE)
     elif isinstance(ask, Divide):
         ask.parts = divide(ask.dst, ask.src, ask.length)
         ask.registered = registered(uffd, ask.dst)
@@ -352,16 +381,23 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver
     shared = any(mapping.access.endswith("s") for mapping in mappings(ask.src, ask.length))
     # The pages of shared memory are the file's: only a hole in it empties the source.
     advice = Advice.REMOVE if shared else Advice.DONTNEED
-    with (
-        _one_at_a_time,
-        uffd.copying(ask.dst, ask.length),
-        source_uffd.copying(ask.src, ask.length),
-    ):
-        ask.done, ask.error, ask.stage = native.copy_and_release(
-            (uffd.fileno(), source_uffd.fileno()),
-            ask.dst,
-            ask.src,
-            ask.length,
-            flags=flags,
-            advice=int(advice),
-        )
+    # Another one may wait for an event that nobody reads: that is not to be waited for, too.
+    if not _one_copy_at_a_time.acquire(timeout=EVENT_PATIENCE):
+        ask.done, ask.error, ask.stage = 0, errno.EAGAIN, native.STAGE_PROTECT
+        return
+    theirs = source_uffd.copies
+    try:
+        if source_uffd.features & Features.EVENT_REMOVE:
+            theirs.expect_release(ask.src, ask.length)
+        with uffd.copies.copying(ask.dst, ask.length), theirs.copying(ask.src, ask.length):
+            ask.done, ask.error, ask.stage = native.copy_and_release(
+                (uffd.fileno(), source_uffd.fileno()),
+                ask.dst,
+                ask.src,
+                ask.length,
+                flags=flags,
+                advice=int(advice),
+            )
+        theirs.settle_release(ask.src, ask.length, ask.done)
+    finally:
+        _one_copy_at_a_time.release()

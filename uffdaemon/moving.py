@@ -63,7 +63,7 @@ def climbed(handler: Handler, fault: Fault, action: Move, moved: Moved) -> None:
 def waits_for_copy(handler: Handler, fault: Fault) -> bool:
     """Whether a write has to wait because an exact copy of its page is under way, whose end lets
     it go; answering it earlier would lose it."""
-    if fault.kind is not FaultKind.WP or not handler.uffd.is_copying(fault.address):
+    if fault.kind is not FaultKind.WP or not handler.uffd.copies.covers(fault.address):
         return False
     handler.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
     now = time.perf_counter_ns()

@@ -10,11 +10,11 @@ import errno
 import os
 import socket
 import struct
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from uffdaemon import errors, native
 from uffdaemon.causes import error_of
+from uffdaemon.copies import Copies
 from uffdaemon.events import Event, parse
 from uffdaemon.features import Features, IoctlSet, RegisterMode
 from uffdaemon.opening import How, check_descriptor, explain_handshake, features_of, open_descriptor
@@ -34,7 +34,7 @@ from uffdaemon.outcomes import (
 from uffdaemon.region import PAGE_SIZE, check_range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -60,9 +60,8 @@ class Userfaultfd:
         self._operations: list[native.OperationArray] = []
         self.on_close: list[Callable[[], None]] = []
         """Called before the descriptor is closed: whoever serves it lets go of it then."""
-        self._copying: list[tuple[int, int]] = []
-        self.has_copied = False
-        """Whether pages were ever write-protected here for an exact copy."""
+        self.copies = Copies()
+        """What is being copied in the place of a move."""
 
     def __repr__(self) -> str:
         whose = "this process" if self.same_process else "another process"
@@ -356,21 +355,6 @@ class Userfaultfd:
     def wake(self, start: int, length: int) -> Result:
         """UFFDIO_WAKE: let whoever waits in the range try again.  Raises `OperationError`."""
         return self._carry_out(Operation(Code.WAKE, start, length))
-
-    @contextmanager
-    def copying(self, start: int, length: int) -> Generator[None]:
-        """While an exact copy has a range write-protected: its write-protect faults are answered
-        by its end, and by nothing else."""
-        self.has_copied = True
-        self._copying.append((start, start + length))
-        try:
-            yield
-        finally:
-            self._copying.remove((start, start + length))
-
-    def is_copying(self, address: int) -> bool:
-        """Whether the page at `address` is being copied exactly."""
-        return any(start <= address < end for start, end in list(self._copying))
 
     def rwprotect(self, start: int, length: int) -> Result:
         """UFFDIO_RWPROTECT of Linux 7.3, which is known by name only: always refused."""

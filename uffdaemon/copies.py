@@ -1,0 +1,67 @@
+"""Which ranges of a userfaultfd are being copied in the place of a move.
+
+Who answers its faults and reads its events has to know: a write-protect fault there is answered by
+the end of the copy and by nothing else, and the REMOVE event of the released source is no discard
+by its owner, whose data would be void.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+
+class Copies:
+    """The copies under way on one userfaultfd; used from several threads."""
+
+    def __init__(self) -> None:
+        self.any_yet = False
+        """Whether there ever was one."""
+        self._lock = Lock()
+        self._ranges: list[tuple[int, int]] = []
+        self._released: list[tuple[int, int]] = []
+
+    @contextmanager
+    def copying(self, start: int, length: int) -> Generator[None]:
+        """While a copy has the range write-protected."""
+        self.any_yet = True
+        self._ranges.append((start, start + length))
+        try:
+            yield
+        finally:
+            self._ranges.remove((start, start + length))
+
+    def covers(self, address: int) -> bool:
+        """Whether the page at `address` is being copied."""
+        return any(start <= address < end for start, end in list(self._ranges))
+
+    def expect_release(self, start: int, length: int) -> None:
+        """The release of a part of the range is going to send a REMOVE event."""
+        with self._lock:
+            self._released.append((start, start + length))
+
+    def settle_release(self, start: int, length: int, done: int) -> None:
+        """Only the first `done` bytes of the range were released."""
+        reached, end = start + done, start + length
+        with self._lock:
+            self._released = [
+                (low, min(high, reached)) if start <= low and high <= end else (low, high)
+                for low, high in self._released
+                if not (start <= low and high <= end and low >= reached)
+            ]
+
+    def take_release(self, start: int, end: int) -> bool:
+        """Whether the REMOVE event for `start` to `end` is a copy's; asked once for each.  A
+        range of several mappings sends several."""
+        with self._lock:
+            for low, high in self._released:
+                if low <= start and end <= high:
+                    self._released.remove((low, high))
+                    if end < high:
+                        self._released.append((end, high))
+                    return True
+        return False
