@@ -200,4 +200,4 @@ def error_of(result: Result) -> errors.OperationError:
     runs = [Run(result.address, result.operation.src, done, Outcome.MOVED)] if done else []
     cause = Cause.NOT_EXCLUSIVE
     runs.append(Run(rest.dst, rest.src, rest.length, Outcome.FAILED, cause, result.error))
-    return errors.PageNotExclusive(result.error, result, cause, Moved(tuple(runs)), cause.value)
+    return errors.PageNotExclusive(result.error, result, cause, Moved(tuple(runs)))

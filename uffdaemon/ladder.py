@@ -116,8 +116,8 @@ class Wait:
 Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
 _Steps: TypeAlias = Generator[Ask, None, None]
 
-PROTECT, COPY = 1, 2
-"""The stages of a copy in which nothing has happened to the source yet."""
+PROTECT, COPY, UNPROTECT = 1, 2, 4
+"""Stages of a copy; in the first two nothing has happened to the source yet."""
 
 
 class Terms(NamedTuple):
@@ -353,14 +353,13 @@ class Ladder:
             size = self._terms.page_size
             pages = yield from self._look(min(stop - self._at, max(self._terms.piece, size)))
             first = pages[0]
-            count = next(
-                (n for n, page in enumerate(pages) if page.there is not first.there), len(pages)
+            kind = first.there, first.marker
+            run = PAGE_SIZE * next(
+                (n for n, page in enumerate(pages) if (page.there, page.marker) != kind), len(pages)
             )
-            run = count * PAGE_SIZE
             if first.marker:
                 self._fail(size, Cause.SOURCE_MARKER, errno.EFAULT)
             elif first.there:
-                run = next((n for n, page in enumerate(pages) if page.marker), count) * PAGE_SIZE
                 yield from self._copy_run(run, stop, cause, outcome)
             elif self._terms.allow_source_holes:
                 self._book(run, outcome, cause)
@@ -372,8 +371,12 @@ class Ladder:
         yield copy
         if self._plain and outcome is Outcome.EXACTLY_COPIED:
             outcome = Outcome.COPIED
-        self._book(copy.done, outcome, cause)
         error = copy.error
+        if copy.stage == UNPROTECT:
+            # It has arrived; an event that nobody reads has kept writers out ever since.
+            self._fail(copy.done, Cause.EVENT, error)
+            return
+        self._book(copy.done, outcome, cause)
         if not error:
             return
         refused = copy.stage in (PROTECT, COPY) and not copy.done
@@ -390,11 +393,7 @@ class Ladder:
         elif error == errno.ENOENT:
             self._fail(stop - self._at, Cause.NOT_REGISTERED, error)
         else:
-            # For a page at least: where the release failed, both sides hold the page.
-            length = max(self._terms.page_size, stop - self._at)
-            self._fail(
-                min(length, self._length - self._at), CAUSE_OF_ERRNO.get(error, Cause.OTHER), error
-            )
+            self._fail(stop - self._at, CAUSE_OF_ERRNO.get(error, Cause.OTHER), error)
 
 
 _UNPROTECTABLE: Final = {PROTECT: (errno.ENOENT, errno.EINVAL), COPY: (errno.EINVAL,)}

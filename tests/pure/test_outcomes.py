@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uffdaemon import outcomes
+from uffdaemon.causes import error_of
 from uffdaemon.errors import OperationError, PageNotExclusive
 from uffdaemon.outcomes import (
     OUTCOME_OF_CODE,
@@ -14,7 +15,6 @@ from uffdaemon.outcomes import (
     Operation,
     Outcome,
     Status,
-    error_of,
     result_of,
     status_of,
 )

@@ -1,0 +1,87 @@
+"""What a move came to, and the errors that say so."""
+
+from __future__ import annotations
+
+import errno
+from array import array
+
+import pytest
+
+from uffdaemon import errors
+from uffdaemon.causes import AllMoved, Cause, Moved, Run, error_of, joined, refusal
+from uffdaemon.outcomes import Code, Operation, Outcome, result_of
+
+PAGE = 4096
+MOVED = Run(0x10000, 0x50000, PAGE, Outcome.MOVED)
+SHARED = Run(0x11000, 0x51000, PAGE, Outcome.FAILED, Cause.SHARED, errno.EBUSY)
+
+
+def test_runs_of_one_fate_that_follow_each_other_are_one() -> None:
+    further = MOVED._replace(dst=0x11000, src=0x51000)
+    assert joined([MOVED, further]) == (MOVED._replace(length=2 * PAGE),)
+    assert joined([MOVED, SHARED]) == (MOVED, SHARED)
+    assert joined([MOVED, further._replace(src=0x90000)]) == (
+        MOVED,
+        further._replace(src=0x90000),
+    )
+    assert joined([]) == ()
+
+
+def test_moved_says_what_arrived_and_what_did_not() -> None:
+    moved = Moved((MOVED, SHARED))
+    assert not moved.complete
+    assert moved.refused == [SHARED]
+    assert moved.bytes(Outcome.MOVED) == PAGE
+    assert moved.bytes(Outcome.COPIED) == 0
+    assert repr(moved) == (
+        "<Moved: 4096 bytes from 0x50000 to 0x10000 moved; 4096 bytes from 0x51000 to 0x11000 "
+        "failed: shared with another process (EBUSY)>"
+    )
+    assert repr(Moved(())) == "<Moved: nothing>"
+    assert Moved(()).complete
+
+
+def test_runs_of_a_batch_that_all_moved_are_made_when_asked_for() -> None:
+    flat = array("Q", [0x10000, 0x50000, PAGE, 0x11000, 0x51000, PAGE, 0x20000, 0x60000, PAGE])
+    moved = AllMoved(flat)
+    assert moved.complete
+    assert moved.refused == []
+    assert moved.runs == (
+        MOVED._replace(length=2 * PAGE),
+        Run(0x20000, 0x60000, PAGE, Outcome.MOVED),
+    )
+    assert moved.runs is moved.runs
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_refusal_names_its_cause_and_where(cause: Cause) -> None:
+    run = SHARED._replace(cause=cause)
+    moved = Moved((MOVED, run))
+    error = refusal(moved, run)
+    assert isinstance(error, errors.MoveRefused)
+    assert (error.cause, error.moved) == (cause, moved)
+    assert (error.address, error.length, error.errno) == (0x11000, PAGE, errno.EBUSY)
+    assert cause.value in str(error)
+
+
+def test_busy_pages_have_one_class_above_their_three() -> None:
+    for cause in (Cause.SHARED, Cause.MERGED, Cause.PINNED, Cause.NOT_EXCLUSIVE):
+        error = refusal(Moved((SHARED,)), SHARED._replace(cause=cause))
+        assert isinstance(error, errors.PageNotExclusive)
+    error = refusal(Moved((SHARED,)), SHARED._replace(cause=Cause.NOT_EMPTY))
+    assert not isinstance(error, errors.PageNotExclusive)
+
+
+def test_a_run_without_a_cause_is_refused_all_the_same() -> None:
+    error = refusal(Moved(()), SHARED._replace(cause=None))
+    assert (type(error), error.cause) == (errors.MoveRefused, Cause.OTHER)
+
+
+@pytest.mark.parametrize("done", [0, PAGE])
+def test_ebusy_of_a_single_ioctl_says_how_far_it_came(done: int) -> None:
+    operation = Operation(Code.MOVE, 0x10000, 3 * PAGE, 0x50000)
+    error = error_of(result_of(operation, errno.EBUSY, done, 0))
+    assert isinstance(error, errors.PageNotExclusive)
+    assert error.cause is Cause.NOT_EXCLUSIVE
+    assert error.moved.bytes(Outcome.MOVED) == done
+    assert [run.length for run in error.moved.refused] == [3 * PAGE - done]
