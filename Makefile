@@ -15,7 +15,7 @@ export C_INCLUDE_PATH := $(HEADERS)/python3:$(HEADERS)$(C_INCLUDE_PATH:%=:%)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test check pure bench wheel wheel-test clean
+.PHONY: demo test check pure bench soak wheel wheel-test clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runs
@@ -37,6 +37,10 @@ pure: .venv/develops
 
 bench: .venv/develops
 	$(BIN)/python -m benchmarks --json build/bench.json $(ARGS)
+
+# A million moves of pages that threads write to; `make test` has ten thousand of them.
+soak: .venv/develops
+	$(BIN)/python -m tests.soak $(ARGS)
 
 wheel: .venv/develops
 	rm -rf dist && mkdir -p build

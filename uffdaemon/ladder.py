@@ -30,6 +30,9 @@ HUGE: Final = 2 << 20
 """Bytes of a transparent huge page, which is moved as a whole or split."""
 ATTEMPTS: Final = 8
 """How often a page is made our own before it is taken for one that never stays so."""
+ALONE: Final = 3
+"""How often one that nobody else maps, before it is taken for pinned: a child may come and go
+between two steps."""
 EVENT_PATIENCE: Final = 1.0
 """Seconds to wait for somebody to read the userfaultfd, without a fallback."""
 LONGEST: Final = 16 << 20
@@ -244,6 +247,7 @@ class Ladder:
             self._fail(length, cause, errno.EBUSY)
             return
         stop = self._at + length
+        alone = 0
         for _ in range(ATTEMPTS):
             yield Unshare(self._src + self._at, stop - self._at)
             result = yield from self._move(stop - self._at)
@@ -254,10 +258,11 @@ class Ladder:
             if not pages[0].there:
                 return
             cause = why_busy(pages[0])
-            if cause is None:
-                yield from self._pinned(self._alike(pages, cause))
+            alone += cause is None
+            if alone == ALONE:
+                yield from self._pinned(self._alike(pages, None))
                 return
-            if self._fallback is None:
+            if cause is not None and self._fallback is None:
                 break
         yield from self._instead(PAGE_SIZE, cause or Cause.SHARED, errno.EBUSY)
 

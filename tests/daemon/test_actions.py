@@ -29,6 +29,7 @@ from uffdaemon import (
     BytesSource,
     Continue,
     CopyFrom,
+    Fallback,
     Fault,
     FaultAround,
     FaultKind,
@@ -38,7 +39,6 @@ from uffdaemon import (
     Memory,
     MemoryType,
     MoveOrCopy,
-    OperationError,
     Outcome,
     PageCategory,
     Perform,
@@ -49,6 +49,7 @@ from uffdaemon import (
     Userfaultfd,
     ZeroPage,
     actions,
+    errors,
     open_daemon,
     scan_pages,
 )
@@ -171,11 +172,14 @@ async def test_what_cannot_be_moved_is_copied_only_if_that_was_asked_for() -> No
         staging.write(0, data)
         recorder = Recorder()
         async with open_daemon(hooks=[recorder.hooks]) as daemon:
-            daemon.guard(loose, MoveOrCopy(staging), features=Features.MOVE)
+            policy = MoveOrCopy(staging, Fallback(lose_writes=True))
+            daemon.guard(loose, policy, features=Features.MOVE)
             found = await trio.to_thread.run_sync(loose.read, 0, len(data))
             assert found == data
             assert {each.outcome for each in recorder.resolved} == {Outcome.COPIED}
             assert not recorder.failed
+            assert not scan_pages(staging.start, staging.length)
+            staging.write(0, data)
 
             daemon.guard(
                 strict,
@@ -187,7 +191,7 @@ async def test_what_cannot_be_moved_is_copied_only_if_that_was_asked_for() -> No
             assert found == bytes(PAGE)
             [(fault, error)] = recorder.failed
             assert fault.address == strict.start
-            assert isinstance(error, OperationError)
+            assert isinstance(error, errors.WrongMemory)
             assert error.operation == "MOVE"
             assert error.errno == errno.EINVAL
 

@@ -31,7 +31,7 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     Daemon,
-    MoveOrCopy,
+    FaultAround,
     Outcome,
     PlacementRefused,
     StrictMove,
@@ -117,7 +117,7 @@ async def test_what_cannot_be_guarded_is_refused_by_name() -> None:
         for _ in range(2):
             with pytest.raises(errors.RegistrationRefused):
                 daemon.add_region(uffd, nowhere)
-        for policy in (StrictMove(memory.start), MoveOrCopy(memory.start)):
+        for policy in (StrictMove(memory.start), FaultAround(StrictMove(memory.start), 2)):
             moving = region_of((memory.start + (1 << 30), PAGE, PAGE), policy)
             with pytest.raises(PlacementRefused, match="only from inside of the process"):
                 daemon.add_region(uffd, moving)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,8 @@ HUGE_PAGES = 48
 _POOL = Path(f"/sys/kernel/mm/hugepages/hugepages-{HUGE_PAGE_SIZE >> 10}kB")
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _KSM = Path("/sys/kernel/mm/ksm")
+_DISK = "/var/tmp"  # noqa: S108  # a disk, where /tmp may be memory; the file's name is random
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 @contextmanager
@@ -69,6 +72,33 @@ def ksm() -> Iterator[None]:
             path = _KSM / name
             stack.enter_context(_set(path, value, path.read_text().strip()))
         yield
+
+
+@contextmanager
+def swap(length: int = 64 << 20) -> Iterator[None]:
+    """A file to swap to, for as long as it takes.  Where there is swap already, that is used."""
+    with open("/proc/swaps", encoding="ascii") as swaps:
+        there = len(swaps.readlines()) > 1
+    if there:
+        yield
+        return
+    # Not in memory: a file of tmpfs cannot be swapped to.
+    with _locked("swap"), tempfile.NamedTemporaryFile(dir=_DISK) as file:
+        os.posix_fallocate(file.fileno(), 0, length)
+        os.fsync(file.fileno())
+        for command in ("mkswap", "swapon"):
+            done = subprocess.run(
+                [command, file.name],
+                capture_output=True,
+                check=False,
+                env=os.environ | {"PATH": _SBIN},
+            )
+            if done.returncode:
+                unavailable(f"{command}: {done.stderr.decode().strip()}", "swapon takes root")
+        try:
+            yield
+        finally:
+            subprocess.run(["swapoff", file.name], check=True, env=os.environ | {"PATH": _SBIN})
 
 
 @contextmanager

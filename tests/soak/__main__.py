@@ -1,0 +1,80 @@
+"""The long run: ``make soak``, or ``python -m tests.soak --moves N --mover NAME``.
+
+A table of what each mover lost.  The exit status is 1 when one that must not lose anything did, or
+when one that must be seen to lose did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.kernel import system
+from tests.soak.bouncing import DISTURBANCES, EXACT_CANNOT, MOVERS, Report, soak
+from tests.soak.threads import build
+
+CLEAN = ("strict", "ladder", "exact")
+LONG = 1_000_000
+
+
+def main() -> int:
+    """Run what was asked for; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--moves", type=int, default=LONG, help="in all (default: %(default)s)")
+    parser.add_argument("--mover", choices=sorted(MOVERS), action="append")
+    parser.add_argument("--threads", type=int, choices=[1, 2, 3, 4], action="append")
+    parser.add_argument("--disturb", choices=[*DISTURBANCES, "none"], action="append")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    movers = options.mover or list(MOVERS)
+    threads = options.threads or [1, 3]
+    chosen = tuple(options.disturb or DISTURBANCES)
+    each = options.moves // (len(movers) * len(threads))
+    reports: list[Report] = []
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        library = build(directory)
+        if "ksm" in chosen:
+            stack.enter_context(system.ksm())
+        if "pageout" in chosen:
+            stack.enter_context(system.swap())
+        for mover in movers:
+            for writers in threads:
+                disturbances = tuple(name for name in chosen if name != "none")
+                if mover not in ("strict", "ladder"):
+                    disturbances = tuple(
+                        name for name in disturbances if name not in (*EXACT_CANNOT, "split")
+                    )
+                # What must be seen to lose does so soon, and alone.
+                count, disturbances = (each, disturbances) if mover in CLEAN else (2000, ())
+                reports.append(soak(library, mover, writers, count, disturbances))
+                show(reports[-1])
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(report) for report in reports], indent=1))
+    bad = [r for r in reports if r.mover in CLEAN and not r.clean]
+    blind = [r for r in reports if r.mover == "naive" and not r.lost]
+    return 1 if bad or blind else 0
+
+
+def show(report: Report) -> None:
+    """Print what came of a run."""
+    rate = report.moves / report.seconds
+    print(
+        f"{report.mover}, {report.writers} writers, {', '.join(report.disturbances) or 'alone'}: "
+        f"{report.moves} moves ({rate:.0f}/s), {report.writes} writes, {report.reads} reads; "
+        f"lost {report.lost}, stale {report.stale}, wrong {report.wrong}, "
+        f"source not empty {report.left}"
+    )
+    for name, count in report.outcomes.most_common():
+        print(f"    {count:8} {name}")
+    happened = (f"{name} {count}" for name, count in report.happened.items() if count)
+    print(f"    happened: {', '.join(happened)}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
