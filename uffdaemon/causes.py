@@ -39,6 +39,9 @@ class Cause(Enum):
     """EFAULT: poison, a guard, or a write-protect marker where no page is."""
     NOT_EMPTY = "the destination is not empty"
     """EEXIST: a page, or a marker."""
+    ALREADY_MOVED = "nothing at the source, and the destination is not empty"
+    """EEXIST: moved before.  Linux 6.18 says it of a page, too, that it has just moved while that
+    was being swapped out: who knows that there was a page can take it for moved."""
     NOT_REGISTERED = "the destination is not registered"
     """With this userfaultfd, or not mapped at all."""
     EVENT = "an event in flight"
@@ -159,6 +162,7 @@ _CLASSES: Final[dict[Cause, type[errors.MoveRefused]]] = {
     Cause.SOURCE_HOLE: errors.SourceHole,
     Cause.SOURCE_MARKER: errors.SourceMarker,
     Cause.NOT_EMPTY: errors.DestinationNotEmpty,
+    Cause.ALREADY_MOVED: errors.AlreadyMoved,
     Cause.NOT_REGISTERED: errors.NotRegistered,
     Cause.EVENT: errors.EventInFlight,
     Cause.UNPROTECTABLE: errors.Unprotectable,
@@ -175,6 +179,7 @@ _CURES: Final = {
     Cause.SOURCE_HOLE: "say allow_source_holes to leave holes as they are",
     Cause.SOURCE_MARKER: "release the source page to get rid of the marker",
     Cause.NOT_EMPTY: "whoever waits there can be woken; the source is as it was",
+    Cause.ALREADY_MOVED: "it was moved before, or just now while it was being swapped out",
     Cause.NOT_REGISTERED: "register the destination with this userfaultfd first",
     Cause.EVENT: "somebody has to read the userfaultfd",
     Cause.UNPROTECTABLE: "register both sides MISSING and WP, or allow lose_writes",

@@ -222,6 +222,11 @@ class DestinationNotEmpty(MoveRefused):
     """There is a page, or a marker, at the destination."""
 
 
+class AlreadyMoved(DestinationNotEmpty):
+    """The same, and the source is empty: the page was moved before, or right now, while it was
+    being swapped out, which Linux 6.18 reports so, too."""
+
+
 class NotRegistered(MoveRefused):
     """The destination is not registered with this userfaultfd."""
 

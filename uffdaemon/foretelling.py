@@ -6,11 +6,12 @@ import errno
 from typing import TYPE_CHECKING
 
 from uffdaemon.causes import Cause, Run, joined
-from uffdaemon.ladder import HUGE, PageFacts, Terms, why_busy
+from uffdaemon.ladder import HUGE, Terms
 from uffdaemon.looking import divide, look, mappings, registered
 from uffdaemon.mover import check_move, terms_of
 from uffdaemon.outcomes import Outcome
 from uffdaemon.region import PAGE_SIZE
+from uffdaemon.steps import PageFacts, why_busy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,8 @@ def _page(
         return Outcome.FAILED, unfit, errno.ENOTTY if unfit is Cause.NO_MOVE else errno.EINVAL
     # MOVE looks at the destination first; a copy is not even begun for a hole.
     if unfit is None and target.there:
-        return Outcome.FAILED, Cause.NOT_EMPTY, errno.EEXIST
+        why = Cause.NOT_EMPTY if page.there else Cause.ALREADY_MOVED
+        return Outcome.FAILED, why, errno.EEXIST
     if not page.there and not terms.allow_source_holes:
         return Outcome.FAILED, Cause.SOURCE_HOLE, errno.ENOENT
     if page.marker:

@@ -16,21 +16,34 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Generator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from uffdaemon.causes import CAUSE_OF_ERRNO, Cause, Moved, Run, joined
 from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, Operation, Outcome, Result
 from uffdaemon.region import PAGE_SIZE
+from uffdaemon.steps import (
+    COPY,
+    PROTECT,
+    UNPROTECT,
+    Ask,
+    CopyOver,
+    Divide,
+    Issue,
+    Look,
+    PageFacts,
+    Unshare,
+    Wait,
+    why_busy,
+)
 
 if TYPE_CHECKING:
     from uffdaemon.actions import Fallback
 
 HUGE: Final = 2 << 20
 """Bytes of a transparent huge page, which is moved as a whole or split."""
-ATTEMPTS: Final = 8
-"""How often a page is made our own before it is taken for one that never stays so."""
-ALONE: Final = 3
+ATTEMPTS: Final = 16
+"""How often a page is made our own before that is left to time: each fork shares it anew."""
+ALONE: Final = 6
 """How often one that nobody else maps, before it is taken for pinned: a child may come and go
 between two steps."""
 EVENT_PATIENCE: Final = 1.0
@@ -41,86 +54,7 @@ _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.05
 
 
-class PageFacts(NamedTuple):
-    """What can be seen of a page from outside."""
-
-    there: bool
-    """Present or swapped out."""
-    exclusive: bool = False
-    """Mapped by this process alone; that the kernel takes it for exclusive is not said by it."""
-    merged: bool = False
-    zero: bool = False
-    huge: bool = False
-    marker: bool = False
-    present: bool = False
-
-
-# -- what a driver is asked to do; it fills the last fields in ----------------------------------
-
-
-@dataclass(slots=True)
-class Issue:
-    """Carry out one operation on the userfaultfd of the destination."""
-
-    operation: Operation
-    result: Result = field(init=False)
-
-
-@dataclass(slots=True)
-class Look:
-    """See what is at `length` bytes from `start`: one `PageFacts` for each 4 KiB."""
-
-    start: int
-    length: int
-    pages: list[PageFacts] = field(init=False)
-
-
-@dataclass(slots=True)
-class Unshare:
-    """MADV_POPULATE_WRITE on pages that are there."""
-
-    start: int
-    length: int
-
-
-@dataclass(slots=True)
-class CopyOver:
-    """Copy and release, exactly or not; `stage` is one of native's ``STAGE_*``."""
-
-    dst: int
-    src: int
-    length: int
-    exact: bool
-    done: int = field(init=False)
-    error: int = field(init=False)
-    stage: int = field(init=False)
-
-
-@dataclass(slots=True)
-class Divide:
-    """Find the lengths of the parts in which neither side leaves its mapping."""
-
-    dst: int
-    src: int
-    length: int
-    parts: list[int] = field(init=False)
-    registered: bool = field(init=False)
-    """Whether the first part of the destination is registered with some userfaultfd."""
-
-
-@dataclass(slots=True)
-class Wait:
-    """Let others run for `seconds`."""
-
-    seconds: float
-    reason: str
-
-
-Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
 _Steps: TypeAlias = Generator[Ask, None, None]
-
-PROTECT, COPY, UNPROTECT = 1, 2, 4
-"""Stages of a copy; in the first two nothing has happened to the source yet."""
 
 
 class Terms(NamedTuple):
@@ -149,6 +83,8 @@ class Ladder:
         self._runs: list[Run] = []
         self._waited = 0.0
         self._pause = _FIRST_PAUSE
+        self._reach = HUGE
+        """How much is made our own in one go."""
         self._plain = False
         self._odd = 0
         self._book(moved, Outcome.MOVED)
@@ -209,8 +145,10 @@ class Ladder:
             yield from self._instead(self._end - self._at, Cause.NO_MOVE, error)
         elif error == errno.ENOENT:
             yield from self._nothing()
-        elif error in (errno.EEXIST, errno.EFAULT):
-            self._fail(PAGE_SIZE, CAUSE_OF_ERRNO[error], error)
+        elif error == errno.EEXIST:
+            yield from self._occupied()
+        elif error == errno.EFAULT:
+            self._fail(PAGE_SIZE, Cause.SOURCE_MARKER, error)
         else:
             self._fail(self._length - self._at, CAUSE_OF_ERRNO.get(error, Cause.OTHER), error)
 
@@ -246,25 +184,37 @@ class Ladder:
         if cause is not None and self._fallback is None:
             self._fail(length, cause, errno.EBUSY)
             return
-        stop = self._at + length
-        alone = 0
-        for _ in range(ATTEMPTS):
-            yield Unshare(self._src + self._at, stop - self._at)
-            result = yield from self._move(stop - self._at)
+        attempts = alone = 0
+        while attempts < ATTEMPTS or (yield from self._lull()):
+            attempts += 1
+            length = min(length, self._reach)
+            yield Unshare(self._src + self._at, length)
+            result = yield from self._move(length)
             self._book(result.done, Outcome.UNSHARED_AND_MOVED, cause or Cause.SHARED)
-            if result.complete or result.error != errno.EBUSY:
+            if result.done or result.error != errno.EBUSY:
+                self._reach = min(2 * self._reach, HUGE)
                 return  # whatever else there is to say is said when it is asked for again
-            pages = yield from self._look(stop - self._at)
+            pages = yield from self._look(length)
             if not pages[0].there:
                 return
             cause = why_busy(pages[0])
+            if cause is not None and self._fallback is None:
+                break
             alone += cause is None
             if alone == ALONE:
                 yield from self._pinned(self._alike(pages, None))
                 return
-            if cause is not None and self._fallback is None:
-                break
+            if cause is not None:
+                # Less takes less time, in which somebody may fork again.
+                self._reach = max(self._reach // 2, PAGE_SIZE)
         yield from self._instead(PAGE_SIZE, cause or Cause.SHARED, errno.EBUSY)
+
+    def _lull(self) -> Generator[Ask, None, bool]:
+        """Wait for a moment without forks; whether there was patience for it."""
+        if self._fallback is None or self._waited >= self._fallback.patience:
+            return False
+        yield from self._wait("the source page is shared again and again")
+        return True
 
     def _alike(self, pages: list[PageFacts], cause: Cause | None) -> int:
         """How many bytes of `pages` from the first on are busy for the same reason, as far as can
@@ -298,8 +248,8 @@ class Ladder:
         while self._waited < fallback.patience:
             yield from self._wait("the source page is pinned for I/O")
             pages = yield from self._look(stop - self._at)
-            if not all(page.there for page in pages):
-                return
+            if not all(page.there for page in pages) or why_busy(pages[0]) is not None:
+                return  # then it is something else
             yield Unshare(self._src + self._at, stop - self._at)
             result = yield from self._move(stop - self._at)
             self._book(result.done, Outcome.WAITED_AND_MOVED, Cause.PINNED)
@@ -328,6 +278,16 @@ class Ladder:
             self._fail(rest, Cause.NOT_REGISTERED, errno.EINVAL)
         else:
             yield from self._instead(rest, Cause.WRONG_MEMORY, errno.EINVAL)
+
+    def _occupied(self) -> _Steps:
+        """EEXIST: somebody else's page, unless the source is empty and this one was there."""
+        pages = yield from self._look(PAGE_SIZE)
+        if pages[0].there:
+            self._fail(PAGE_SIZE, Cause.NOT_EMPTY, errno.EEXIST)
+            return
+        # If it was moved right now, whoever waits for it has not been woken.
+        yield Issue(Operation(Code.WAKE, self._dst + self._at, PAGE_SIZE))
+        self._fail(PAGE_SIZE, Cause.ALREADY_MOVED, errno.EEXIST)
 
     def _nothing(self) -> _Steps:
         """ENOENT: a hole, or nothing is registered there at all."""
@@ -402,11 +362,3 @@ class Ladder:
 
 
 _UNPROTECTABLE: Final = {PROTECT: (errno.ENOENT, errno.EINVAL), COPY: (errno.EINVAL,)}
-
-
-def why_busy(page: PageFacts) -> Cause | None:
-    """What EBUSY for the page comes from; None: nothing to be seen, so that it is pinned, or was
-    shared with somebody who is gone."""
-    if page.merged:
-        return Cause.MERGED
-    return None if page.exclusive or not page.there else Cause.SHARED

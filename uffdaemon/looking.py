@@ -11,10 +11,10 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from uffdaemon import native
-from uffdaemon.ladder import PageFacts
 from uffdaemon.outcomes import Code, Operation
 from uffdaemon.pagemap import PageCategory
 from uffdaemon.region import PAGE_SIZE
+from uffdaemon.steps import PageFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,24 +21,13 @@ from uffdaemon import errors, native
 from uffdaemon.actions import Fallback
 from uffdaemon.causes import AllMoved, Cause, Moved, Run, joined, refusal
 from uffdaemon.features import Features
-from uffdaemon.ladder import (
-    EVENT_PATIENCE,
-    LONGEST,
-    Ask,
-    CopyOver,
-    Divide,
-    Issue,
-    Ladder,
-    Look,
-    Terms,
-    Unshare,
-    Wait,
-)
+from uffdaemon.ladder import EVENT_PATIENCE, LONGEST, Ladder, Terms
 from uffdaemon.looking import divide, look, mappings, registered
 from uffdaemon.memory import Advice, check_own
 from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, Operation, Outcome
 from uffdaemon.pagemap import PageCategory, scan_pages
 from uffdaemon.region import PAGE_SIZE, check_range
+from uffdaemon.steps import Ask, CopyOver, Divide, Issue, Look, Unshare, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -13,6 +13,7 @@ from uffdaemon import errors, native
 from uffdaemon.causes import Cause, Moved, Run, joined, refusal
 from uffdaemon.memory import HUGE_PAGE_SIZE, Advice, Memory
 from uffdaemon.mover import move
+from uffdaemon.outcomes import Outcome
 from uffdaemon.region import PAGE_SIZE, check_range
 
 if TYPE_CHECKING:
@@ -125,10 +126,11 @@ class Staging:
             except errors.DestinationNotEmpty as error:
                 # Somebody's fault was faster.  What was read for it must not stay here.
                 self.memory.advise(Advice.DONTNEED, skew, size)
-                runs += error.moved.runs
-                others = [run for run in error.moved.refused if run.cause is not Cause.NOT_EMPTY]
+                tried = Moved(tuple(map(_known_to_have_moved, error.moved.runs)))
+                others = [run for run in tried.refused if run.cause is not Cause.NOT_EMPTY]
                 if others:
-                    raise refusal(error.moved, others[0]) from None
+                    raise refusal(tried, others[0]) from None
+                runs += tried.runs
             at += size
         return Moved(joined(runs))
 
@@ -168,3 +170,10 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _known_to_have_moved(run: Run) -> Run:
+    """Pages that have just been read into: where they are gone, it was to where they were due."""
+    if run.cause is not Cause.ALREADY_MOVED:
+        return run
+    return run._replace(outcome=Outcome.MOVED, cause=None, error=0)

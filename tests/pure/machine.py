@@ -6,22 +6,21 @@ import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from uffdaemon.ladder import (
+from uffdaemon.ladder import HUGE, Ladder
+from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, result_of
+from uffdaemon.steps import (
     COPY,
-    HUGE,
     PROTECT,
     UNPROTECT,
     Ask,
     CopyOver,
     Divide,
     Issue,
-    Ladder,
     Look,
     PageFacts,
     Unshare,
     Wait,
 )
-from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, result_of
 
 if TYPE_CHECKING:
     from uffdaemon.causes import Moved
@@ -86,7 +85,7 @@ class Machine:
 
     def answer(self, ask: Ask) -> None:
         if isinstance(ask, Issue):
-            done, error = self._move(ask)
+            done, error = (0, 0) if ask.operation.code is Code.WAKE else self._move(ask)
             ask.result = result_of(ask.operation, error, done, 0)
         elif isinstance(ask, Look):
             first = (ask.start - SRC) // PAGE

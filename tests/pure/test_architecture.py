@@ -22,6 +22,7 @@ PURE = (
     "pages",
     "actions",
     "region",
+    "steps",
     "ladder",
     "regions",
     "policy",

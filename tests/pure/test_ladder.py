@@ -9,8 +9,9 @@ import pytest
 from tests.pure.machine import DST, PAGE, SRC, Machine
 from uffdaemon.actions import Fallback
 from uffdaemon.causes import Cause, Run
-from uffdaemon.ladder import ATTEMPTS, HUGE, CopyOver, Look, PageFacts, Terms, Unshare, Wait
-from uffdaemon.outcomes import Outcome
+from uffdaemon.ladder import ATTEMPTS, HUGE, Terms
+from uffdaemon.outcomes import Code, Outcome
+from uffdaemon.steps import CopyOver, Issue, Look, PageFacts, Unshare, Wait
 
 STRICT = Terms()
 CLIMB = Terms(Fallback())
@@ -132,7 +133,25 @@ def test_a_page_that_is_taken_away_while_its_pin_is_waited_for_is_a_hole() -> No
 def test_what_is_shared_again_and_again_is_copied_exactly() -> None:
     machine = Machine(["shared"], stubborn=True)
     assert fates(machine, CLIMB) == [(1, Outcome.EXACTLY_COPIED, Cause.SHARED, 0)]
+    assert sum(isinstance(ask, Unshare) for ask in machine.log) > ATTEMPTS
+    assert 1.0 <= machine.waited < 1.1
+    machine = Machine(["shared"], stubborn=True)
+    machine.run(Terms(Fallback(patience=0.0)))
     assert sum(isinstance(ask, Unshare) for ask in machine.log) == ATTEMPTS
+
+
+def test_the_more_is_shared_anew_the_less_is_unshared_in_one_go() -> None:
+    class Forking(Machine):
+        def _unshare(self, first: int, count: int) -> None:
+            if count <= 64:
+                super()._unshare(first, count)
+
+    machine = Forking(["shared"] * 1024)
+    assert fates(machine, CLIMB) == [(1024, Outcome.UNSHARED_AND_MOVED, Cause.SHARED, 0)]
+    lengths = [ask.length // PAGE for ask in machine.log if isinstance(ask, Unshare)]
+    assert lengths[:6] == [512, 256, 128, 64, 128, 64]
+    assert sum(lengths) < 5 * 1024
+    assert machine.waited == 0
 
 
 def test_what_turns_out_shared_is_refused_when_strict() -> None:
@@ -154,6 +173,18 @@ def test_what_vanishes_while_it_is_made_our_own_is_a_hole() -> None:
 
     machine = Vanishing(["shared"], stubborn=True)
     assert fates(machine, CLIMB) == [(1, Outcome.FAILED, Cause.SOURCE_HOLE, errno.ENOENT)]
+
+
+def test_a_page_in_the_way_of_an_empty_source_was_moved_before() -> None:
+    machine = Machine(["own", "hole", "own"], {1, 2})
+    assert fates(machine, STRICT) == [
+        (1, Outcome.MOVED, None, 0),
+        (1, Outcome.FAILED, Cause.ALREADY_MOVED, errno.EEXIST),
+        (1, Outcome.FAILED, Cause.NOT_EMPTY, errno.EEXIST),
+    ]
+    # Linux 6.18 says so of pages that it has moved just now, too, and then wakes nobody.
+    wakes = [a.operation for a in machine.log if isinstance(a, Issue)]
+    assert [(w.dst, w.length) for w in wakes if w.code is Code.WAKE] == [(DST + PAGE, PAGE)]
 
 
 def test_what_looks_empty_and_is_busy_is_asked_about_a_few_times() -> None:

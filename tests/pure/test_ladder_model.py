@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tests.pure.machine import BUSY, CURED, DST, PAGE, SRC, Machine
 from uffdaemon.actions import Fallback
 from uffdaemon.causes import Cause
-from uffdaemon.ladder import EVENT_PATIENCE, CopyOver, Terms, Unshare, Wait
+from uffdaemon.ladder import EVENT_PATIENCE, Terms
 from uffdaemon.outcomes import Outcome
+from uffdaemon.steps import CopyOver, Unshare, Wait
 
 STATES = ("own", "own", "hole", "zero", "swapped", *BUSY, "marker")
 FALLBACKS = st.one_of(

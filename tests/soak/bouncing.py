@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,10 +17,13 @@ from typing import TypeAlias
 from tests.soak.threads import COLD, DIRECT, DIRECT_BLOCKS, HOT, PAGES, PATTERN, RING, Threads
 from uffdaemon import (
     Advice,
+    Cause,
     Fallback,
     FaultKind,
     Features,
     Memory,
+    Moved,
+    MoveRefused,
     PageCategory,
     PageNotExclusive,
     RegisterMode,
@@ -27,6 +32,7 @@ from uffdaemon import (
     move,
     scan_pages,
 )
+from uffdaemon.errors import AlreadyMoved
 from uffdaemon.events import PageFault
 from uffdaemon.memory import HUGE_PAGE_SIZE
 
@@ -100,6 +106,16 @@ class Bouncing:
         if scan_pages(src, PAGE, any_of=PageCategory.PRESENT | PageCategory.SWAPPED):
             self.report.left += 1
 
+    def move(self, dst: int, src: int, length: int, fallback: Fallback | None = None) -> Moved:
+        """`move` for pages that are known to be there: they may be swapped out at this moment, of
+        which the kernel says that they were in the way of themselves."""
+        try:
+            return move(self.uffd, dst, src, length, fallback=fallback)
+        except AlreadyMoved as error:
+            if any(run.cause is not Cause.ALREADY_MOVED for run in error.moved.refused):
+                raise
+            return error.moved
+
 
 # -- movers ------------------------------------------------------------------------------------
 
@@ -108,22 +124,27 @@ def strict(bouncing: Bouncing, dst: int, src: int, page: int) -> None:
     """MOVE or nothing; what is busy is cured by hand and tried again."""
     while True:
         try:
-            moved = move(bouncing.uffd, dst, src, PAGE)
+            moved = bouncing.move(dst, src, PAGE)
         except PageNotExclusive as error:
             bouncing.report.outcomes[f"busy: {error.cause.value}"] += 1
             slot, page = bouncing.page_of(src)
             bouncing.slots[slot].advise(Advice.POPULATE_WRITE, page * bouncing.spacing, PAGE)
             os.sched_yield()
             continue
-        bouncing.report.outcomes[moved.runs[0].outcome.value] += 1
+        bouncing.report.outcomes[_name(moved)] += 1
         return
 
 
 def ladder(bouncing: Bouncing, dst: int, src: int, page: int) -> None:
     """All rungs that lose nothing."""
-    run = move(bouncing.uffd, dst, src, PAGE, fallback=_LADDER).runs[0]
-    why = f": {run.cause.value}" if run.cause else ""
-    bouncing.report.outcomes[run.outcome.value + why] += 1
+    bouncing.report.outcomes[_name(bouncing.move(dst, src, PAGE, _LADDER))] += 1
+
+
+def _name(moved: Moved) -> str:
+    [run] = moved.runs
+    if run.cause is Cause.ALREADY_MOVED:
+        return "moved, and said to have been in its own way"
+    return run.outcome.value + (f": {run.cause.value}" if run.cause else "")
 
 
 def exact(bouncing: Bouncing, dst: int, src: int, page: int) -> None:
@@ -188,7 +209,14 @@ def soak(
             if disturbance not in ("ksm", "split"):
                 threads.start(disturbance)
         began = time.perf_counter()
-        _run(bouncing, MOVERS[name], threads, moves, split="split" in disturbances)
+        try:
+            _run(bouncing, MOVERS[name], threads, moves, split="split" in disturbances)
+        except BaseException as error:  # noqa: BLE001  # the threads' memory must stay mapped
+            traceback.print_exc()
+            if isinstance(error, MoveRefused):
+                print(error.moved, bouncing.place, bouncing.rest, file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)
         report.seconds = time.perf_counter() - began
         _count(bouncing, threads)
     return report
@@ -225,12 +253,12 @@ def _as_one(bouncing: Bouncing) -> None:
     for page in range(PAGES):
         if bouncing.place[page] != at:
             src, dst = bouncing.address(1 - at, page), bouncing.address(at, page)
-            move(bouncing.uffd, dst, src, PAGE, fallback=_LADDER)
+            bouncing.move(dst, src, PAGE, _LADDER)
             bouncing.place[page] = at
     with suppress(OSError):  # what is pinned or swapped out is not collapsed
         source.advise(Advice.COLLAPSE, 0, HUGE_PAGE_SIZE)
     whole = bool(scan_pages(source.start, PAGE, required=PageCategory.HUGE))
-    move(bouncing.uffd, target.start, source.start, HUGE_PAGE_SIZE, fallback=_LADDER)
+    bouncing.move(target.start, source.start, HUGE_PAGE_SIZE, _LADDER)
     bouncing.place = [1 - at] * PAGES
     bouncing.rest = 1 - at
     # Where a page table is left at the empty place, it is split on the way.
@@ -273,11 +301,12 @@ def _pages(name: str, *, huge: bool) -> Iterator[Bouncing]:
         Memory.map(length, transparent_huge=huge) as right,
     ):
         for page in range(length // PAGE):
-            left.write(page * PAGE, bytes(PAGE) if huge else b"")
+            # Zeros would become the zero page in a split, which is not made huge again.
+            left.write(page * PAGE, b"\1" * PAGE if huge else b"")
         for page in (COLD, COLD + 1, RING):
             left.write(page * spacing, struct.pack("=Q", PATTERN + (page == RING)) * (PAGE // 8))
-        for page in (HOT, DIRECT):
-            left.write(page * spacing, bytes(PAGE))
+        left.write(HOT * spacing, bytes(PAGE))
+        left.write(DIRECT * spacing, b"\1" * PAGE)
         left.userfaultfd = uffd
         for memory in (left, right):
             uffd.register(memory.start, memory.length, mode)
