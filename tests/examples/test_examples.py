@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -9,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel import clib
+from tests.kernel.harness import require
+from uffdaemon import Features
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = pytest.mark.kernel
 
 
-def run(name: str) -> list[str]:
+def run(name: str, *arguments: str) -> list[str]:
     ended = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-W", "error", str(EXAMPLES / name)],
+        [sys.executable, "-X", "faulthandler", "-W", "error", str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -55,6 +60,50 @@ def test_service_answers_from_pages_that_it_fetched() -> None:
     assert figures == {"faults": {"missing": {"copied": 2}}, "bytes": {"copied": 2 * 16384}}
 
 
+def test_compaction_loses_nothing_and_gives_memory_back(tmp_path: Path) -> None:
+    require(Features.MOVE | Features.PAGEFAULT_FLAG_WP)
+    if clib.compiler() is None:
+        pytest.skip("no C compiler; on Debian: apt install gcc")
+    report = tmp_path / "figures.json"
+    *table, last = run("compaction.py", "--pages", "2048", "--window", "0.2", "--json", str(report))
+    assert last == "nothing was lost"
+    figures = {one["way"]: one for one in json.loads(report.read_text())}
+    assert list(figures) == ["move", "copy", "exact copy", "stop the world"]
+    for way, one in figures.items():
+        assert one["wrong"] == 0
+        assert one["operations"] > 1000
+        assert sum(one["histogram"]) > 1000
+        # As much garbage as there was of live pages is gone; nothing else grows by so much.
+        assert one["resident_before"] - one["resident_after"] > 1024 * 4096, way
+        assert any(line.startswith(way) for line in table)
+
+
+def test_a_damaged_object_of_the_heap_is_noticed(tmp_path: Path) -> None:
+    """Or else the test above could not fail."""
+    found = clib.compiler()
+    if found is None:
+        pytest.skip("no C compiler; on Debian: apt install gcc")
+    library = tmp_path / "heap.so"
+    source = EXAMPLES / "compacting" / "heap.c"
+    subprocess.run([found, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    heap_c = ctypes.CDLL(str(library))
+    heap_c.heap_new.restype = ctypes.c_void_p
+    page = ctypes.create_string_buffer(4096)
+    addresses = (ctypes.c_uint64 * 1)(ctypes.addressof(page))
+    heap = ctypes.c_void_p(heap_c.heap_new(addresses, ctypes.c_uint64(1), 1, ctypes.c_uint64(1000)))
+    assert heap_c.heap_wrong(heap) == 0
+    for damaged in (0, 129):  # an object's number, and the second one's total
+        page[damaged + 8] = bytes([page[damaged + 8][0] ^ 1])
+    assert heap_c.heap_wrong(heap) == 2
+    heap_c.heap_free(heap)
+
+
 def test_every_example_is_tested() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"custom_policy.py", "access_trace.py", "service.py", "lazy_restore.py"}
+    assert names == {
+        "access_trace.py",
+        "compaction.py",
+        "custom_policy.py",
+        "lazy_restore.py",
+        "service.py",
+    }

@@ -79,7 +79,7 @@ def _in_child(
 def as_json(report: Report) -> dict[str, object]:
     """All of a report."""
     # asdict() would make something else of a Counter.
-    return asdict(replace(report, outcomes=Counter())) | {"outcomes": dict(report.outcomes)}
+    return {**asdict(replace(report, outcomes=Counter())), "outcomes": dict(report.outcomes)}
 
 
 def show(report: Report) -> None:
