@@ -17,11 +17,11 @@ import trio
 from uffdaemon.events import FaultKind, PageFault, parse
 from uffdaemon.hooks import Resolved
 from uffdaemon.ledger import Waiting
-from uffdaemon.lowering import Rule, rules_of
-from uffdaemon.native.ports import MESSAGE_BATCH, NativeRule, Port, pin
+from uffdaemon.native.ports import MESSAGE_BATCH, Port
 from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Status
 from uffdaemon.policy import Fault
 from uffdaemon.region import PAGE_SIZE
+from uffdaemon.rulebook import Rulebook
 from uffdaemon.slow import AsyncHooks, SlowWork
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from uffdaemon.events import ForkEvent
     from uffdaemon.handlers import Handler
-    from uffdaemon.native import PinnedBuffer
     from uffdaemon.native.ports import Record
     from uffdaemon.regions import RegionTable, Segment
     from uffdaemon.sleeping import Sleeper
@@ -79,8 +78,7 @@ class Server:
         self._fd = handler.uffd.fileno()
         self._port = Port(self._fd, rereads)
         self._port.record_all = handler.hooks.see_endings
-        self._lowered = not handler.hooks.before
-        self._rules: dict[int, tuple[list[Rule], PinnedBuffer]] = {}
+        self._rulebook = Rulebook(handler, self._port, self._rules_outdated_soon)
         self._sleeper = sleeper
         self._fetch_limit = fetch_limit
         self._on_fork = on_fork
@@ -243,45 +241,16 @@ class Server:
     def update_rules(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""
         self._rules_outdated = False
-        if not self._lowered:
-            return
-        for stale in self.handler.stale:
-            self._rules.pop(stale, None)
-        self.handler.stale.clear()
-        rules = [rule for segment in self.handler.regions for rule in self._native(segment)]
-        rules.sort(key=lambda rule: (rule.kind, rule.start))
-        self._port.set_rules(rules)
-
-    def _native(self, segment: Segment) -> list[NativeRule]:
-        region = segment.region
-        known = self._rules.get(id(region.pages))
-        if known is None:
-            known = rules_of(region), pin(region.pages.present.buffer)
-            self._rules[id(region.pages)] = known
-        rules, pages = known
-        low, high = segment.offset, segment.end - region.start
-        return [
-            NativeRule(
-                part.flags,
-                region.start + part.start,
-                region.start + part.end,
-                part.code,
-                part.mode,
-                part.source,
-                region.start % (1 << 64),  # a part that was moved down may begin "before" 0
-                region.page_size,
-                max(part.window, region.page_size),
-                pages,
-            )
-            for rule in rules
-            if rule.start < high and low < rule.end
-            for part in (rule.cut(max(rule.start, low), min(rule.end, high)),)
-        ]
+        self._rulebook.update()
 
     def forget_rules(self, segments: list[Segment]) -> None:
         """These regions are served no more."""
-        for segment in segments:
-            self._rules.pop(id(segment.region.pages), None)
+        self._rulebook.forget(segments)
+
+    def _rules_outdated_soon(self) -> None:
+        """The same as `rules_outdated`, from any thread."""
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self.rules_outdated)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -361,6 +330,7 @@ class Server:
             trio.from_thread.run_sync(self.let_go, trio_token=self._token)
             return
         fd, self._fd = self._fd, -1
+        self._rulebook.close()
         if self._sleeper is not None:
             self._sleeper.remove(fd)
         trio.lowlevel.notify_closing(fd)

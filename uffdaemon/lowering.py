@@ -1,9 +1,9 @@
 """Lowering: what a policy says, written down as rules that C carries out without the interpreter.
 
 A policy that is a plain mapping of ranges becomes rules by itself.  Everything else (your own
-callables, sources that have to be fetched, moves, write-protection) stays Python's: the faults of
-ranges without a rule are forwarded.  A lowered policy and the same policy asked in Python do the
-same; the second is only slower.
+callables, sources that have to be fetched, write-protection) stays Python's: the faults of ranges
+without a rule are forwarded, and so are those for which a rule's operation is refused.  A lowered
+policy and the same policy asked in Python do the same; the second is only slower.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from uffdaemon.policy import (
     CopyFrom,
     FaultAround,
     FirstOf,
+    MoveOrCopy,
     Poison,
     Policy,
+    StrictMove,
     Unprotect,
     ZeroPage,
+    where_from,
 )
 from uffdaemon.region import PAGE_SIZE
 
@@ -52,6 +55,8 @@ class Rule(NamedTuple):
     """The address of the data for `start`."""
     window: int = PAGE_SIZE
     """How much to fill around a fault."""
+    foreign: bool = False
+    """MOVE: whether the source may be memory that this library has not mapped."""
 
     @property
     def flags(self) -> int:
@@ -124,6 +129,10 @@ def _lower_simple(
         if kind is not FaultKind.MISSING:
             return []
         return _lower_copy(policy, kind, start, end, size)
+    if _is(policy, StrictMove) or _is(policy, MoveOrCopy):
+        if kind is not FaultKind.MISSING:
+            return []
+        return _lower_move(policy, kind, start, end, size)
     return None
 
 
@@ -147,6 +156,19 @@ def _lower_copy(
         return None
     mode = COPY_WRITE_PROTECT if policy.write_protect else 0
     return [Rule(kind, start, end, Code.COPY, mode, address, page_size)]
+
+
+def _lower_move(
+    policy: StrictMove | MoveOrCopy, kind: FaultKind, start: int, end: int, page_size: int
+) -> list[Rule] | None:
+    if page_size != PAGE_SIZE:  # hugetlb does not move
+        return None
+    first, length = where_from(policy.source)
+    if length is not None:
+        end = min(end, length // page_size * page_size)
+    if end <= start or not 0 < first <= ADDRESSES - end:
+        return None
+    return [Rule(kind, start, end, Code.MOVE, 0, first + start, page_size, policy.foreign)]
 
 
 def _only(condition: bool, rule: Rule) -> list[Rule]:  # noqa: FBT001  # reads as a sentence

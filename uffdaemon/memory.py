@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
 import threading
 from bisect import bisect_right, insort
 from enum import Enum, IntEnum
@@ -19,6 +20,7 @@ from uffdaemon import errors, native
 from uffdaemon.region import PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -67,30 +69,38 @@ class Advice(IntEnum):
     COLLAPSE = 25
 
 
-_ends: dict[int, int] = {}
-_starts: list[int] = []
+_owned: list[tuple[int, int]] = []
+"""(start, end) of what this library has mapped; sorted, without overlaps."""
 _lock = threading.Lock()
+before_unmapping: list[Callable[[int, int], None]] = []
+"""Called with the start and the end of memory that is about to go; from any thread."""
 
 
 def _own(start: int, end: int) -> None:
     with _lock:
-        insort(_starts, start)
-        _ends[start] = end
+        insort(_owned, (start, end))
 
 
-def _disown(start: int) -> None:
+def _disown(start: int, end: int) -> None:
     with _lock:
-        if _ends.pop(start, None) is not None:
-            _starts.remove(start)
+        kept = [
+            part
+            for low, high in _owned
+            for part in ((low, min(high, start)), (max(low, end), high))
+            if part[0] < part[1]
+        ]
+        _owned[:] = kept
+    for call in before_unmapping:
+        call(start, end)
 
 
 def check_own(start: int, length: int) -> bool:
     """Whether all of a range lies in memory that this library has mapped."""
     with _lock:
-        at = bisect_right(_starts, start) - 1
+        at = bisect_right(_owned, (start, sys.maxsize)) - 1
         reached = start
-        while 0 <= at < len(_starts) and _starts[at] <= reached < start + length:
-            reached = max(reached, _ends[_starts[at]])
+        while 0 <= at < len(_owned) and _owned[at][0] <= reached < start + length:
+            reached = max(reached, _owned[at][1])
             at += 1
     return reached >= start + length
 
@@ -245,22 +255,25 @@ class Memory:
     def remap(self) -> None:
         """mremap(2) to another address of the same length; `start` changes."""
         old, length = self._range(0, None)
+        _disown(old, old + length)
         number, target = native.map_memory(-1, length, 0, self.page_size)
         if number == 0:
             number = native.remap_memory(old, length, target)
             if number < 0:
                 native.unmap_memory(target, length)
         if number < 0:
+            _own(old, old + length)
             raise errors.MemoryRefused(-number, "mremap", address=old, length=length)
-        _disown(old)
         _own(target, target + length)
         self.start = target
 
     def unmap(self, offset: int, length: int) -> None:
         """munmap(2) a part; what is left can be used as before."""
         start, length = self._range(offset, length)
+        _disown(start, start + length)
         number = native.unmap_memory(start, length)
         if number < 0:
+            _own(start, start + length)
             raise errors.MemoryRefused(-number, "munmap", address=start, length=length)
 
     def close(self) -> None:
@@ -268,7 +281,7 @@ class Memory:
         still use the memory get SIGSEGV."""
         if self.start:
             start, self.start = self.start, 0
-            _disown(start)
+            _disown(start, start + self.length)
             # With EVENT_UNMAP, munmap would wait until its event is read, and there may be nobody
             # who reads.  Without access nothing can be seen between closing and unmapping.
             native.protect_memory(start, self.length)

@@ -53,7 +53,11 @@ Policy: TypeAlias = Callable[[Fault], Action | None]
 
 
 class HasStart(Protocol):
-    """Anything that begins at an address, such as `Memory`."""
+    """Anything that begins at an address, such as `Memory`.
+
+    The address is asked for when the policy is lowered and when memory of the library goes away,
+    not at each fault.
+    """
 
     @property
     def start(self) -> int: ...
@@ -117,6 +121,11 @@ def _length(source: int | HasStart) -> int | None:
     """How much may be taken, where the source says so itself."""
     length = getattr(source, "length", None)
     return length if isinstance(length, int) else None
+
+
+def where_from(source: int | HasStart) -> tuple[int, int | None]:
+    """The address that a move's source has by now, and its length in bytes if that is known."""
+    return _start(source), _length(source)
 
 
 def _check_memory(source: object) -> None:

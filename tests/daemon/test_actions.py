@@ -176,7 +176,9 @@ async def test_what_cannot_be_moved_is_copied_only_if_that_was_asked_for() -> No
             daemon.guard(loose, policy, features=Features.MOVE)
             found = await trio.to_thread.run_sync(loose.read, 0, len(data))
             assert found == data
-            assert {each.outcome for each in recorder.resolved} == {Outcome.COPIED}
+            # The copy wakes the reader, and is booked after that.
+            resolved = await recorder.resolutions(2)
+            assert {each.outcome for each in resolved} == {Outcome.COPIED}
             assert not recorder.failed
             assert not scan_pages(staging.start, staging.length)
             staging.write(0, data)

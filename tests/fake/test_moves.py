@@ -75,7 +75,7 @@ async def test_what_stays_pinned_fails_unless_it_may_be_copied(
 
 
 async def test_a_pinned_page_is_waited_for(uffd: FakeUserfaultfd, source: Memory) -> None:
-    uffd.script += [failing(errno.EBUSY)] * 6
+    uffd.script += [failing(errno.EBUSY)] * (3 + ALONE)
     recorder = Recorder()
     async with open_daemon(hooks=[recorder.hooks]) as daemon:
         daemon.add_region(uffd, region(MoveOrCopy(source, Fallback(patience=60.0))))

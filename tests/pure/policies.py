@@ -108,6 +108,8 @@ def plain_leaves(page_size: int) -> st.SearchStrategy[Policy]:
         st.builds(CopyFrom, sources(page_size), offsets(page_size), st.booleans()),
         st.builds(Continue, st.booleans()),
         st.just(Poison()),
+        st.just(StrictMove(0x20_0000_0000)),
+        st.just(MoveOrCopy(0x20_0000_0000, Fallback(patience=0.5))),
     )
 
 
@@ -115,8 +117,6 @@ def leaves(page_size: int) -> st.SearchStrategy[Policy]:
     spans = st.just(Span(0, PAGES * page_size))
     return st.one_of(
         plain_leaves(page_size),
-        st.just(StrictMove(0x20_0000_0000)),
-        st.just(MoveOrCopy(0x20_0000_0000, Fallback(patience=0.5))),
         st.just(Unprotect()),
         st.builds(Mine, st.one_of(st.integers(1, 8), spans)),
         st.builds(Striped, st.integers(1, 5)),

@@ -54,6 +54,7 @@ SHELL = (
     "slow",
     "filling",
     "sleeping",
+    "rulebook",
     "loop",
     "daemon",
     "serving",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ from tests.pure.policies import (
     plain_leaves,
     policies,
 )
-from uffdaemon.actions import Action, Copy, Fill
+from uffdaemon.actions import Action, Copy, Fill, Move
 from uffdaemon.errors import SourceTooShort
 from uffdaemon.events import FaultFlags
 from uffdaemon.lowering import MAX_RULES, Rule, rules_of
@@ -54,6 +54,13 @@ WHOLE = PAGES * PAGE
 ADDRESSES = 1 << 64
 
 
+class Somewhere(NamedTuple):
+    """Memory to move from."""
+
+    start: int
+    length: int
+
+
 def rules_for(policy: Policy, page_size: int = PAGE) -> list[Rule]:
     return rules_of(a_region(policy, PAGES, page_size=page_size))
 
@@ -65,7 +72,11 @@ def in_python(region: Region, page: int, rule: Rule) -> tuple[int, int, tuple[in
     assert isinstance(action, Fill)
     start, length = target(fault, action)
     offset = start - region.start
-    src = action.source.address(action.offset + offset, length) if isinstance(action, Copy) else 0
+    src: int | None = 0
+    if isinstance(action, Copy):
+        src = action.source.address(action.offset + offset, length)
+    elif isinstance(action, Move):
+        src = action.source + offset
     assert src is not None
     asked = operation(action, region, start, length, src)
     return offset, offset + length, (asked.code, asked.mode, src - offset if src else 0)
@@ -135,6 +146,20 @@ def test_rules_do_what_the_policy_says(
         (
             Continue(write_protect=True),
             [Rule(MINOR, 0, WHOLE, Code.CONTINUE, CONTINUE_WRITE_PROTECT)],
+        ),
+        (StrictMove(BASE), [Rule(MISSING, 0, WHOLE, Code.MOVE, 0, BASE)]),
+        (
+            MoveOrCopy(BASE, foreign=True),
+            [Rule(MISSING, 0, WHOLE, Code.MOVE, 0, BASE, foreign=True)],
+        ),
+        # What the source does not have is Python's, which says so.
+        (
+            StrictMove(Somewhere(BASE, 3 * PAGE + 1)),
+            [Rule(MISSING, 0, 3 * PAGE, Code.MOVE, 0, BASE)],
+        ),
+        (
+            FaultAround(StrictMove(BASE), 16),
+            [Rule(MISSING, 0, WHOLE, Code.MOVE, 0, BASE, 16 * PAGE)],
         ),
         (
             Poison(),
@@ -214,8 +239,9 @@ class OwnFirstOf(FirstOf):
         Striped(3),
         LikeZeroPage(),
         OwnFirstOf(ZeroPage()),
-        StrictMove(0x5000),
-        MoveOrCopy(0x5000),
+        StrictMove(0),
+        MoveOrCopy(ADDRESSES - PAGE + 1),
+        StrictMove(Somewhere(0x5000, PAGE - 1)),
         CopyFrom(FakeSource(WHOLE, None)),
         CopyFrom(FakeSource(PAGE - 1)),
         CopyFrom(FakeSource(0)),
@@ -242,9 +268,15 @@ def test_who_answers_write_protection_alone_hides_nothing() -> None:
     assert len(alone) == 1
 
 
-@pytest.mark.parametrize("policy", [own, Mine(1), Striped(3), LikeZeroPage(), StrictMove(0x5000)])
+@pytest.mark.parametrize("policy", [own, Mine(1), Striped(3), LikeZeroPage()])
 def test_what_is_unknown_is_unknown_for_every_kind(policy: Policy) -> None:
     assert rules_for(FirstOf(policy, Poison())) == []
+
+
+def test_hugetlb_does_not_move() -> None:
+    for policy in (StrictMove(BASE), MoveOrCopy(BASE)):
+        assert rules_for(policy, page_size=HUGE) == []
+        assert rules_for(FirstOf(policy, ZeroPage()), page_size=HUGE) == []
 
 
 def test_ranges_that_answer_nothing_hide_nothing() -> None:

@@ -114,6 +114,10 @@ class Port:
         self._port.rules = int(ffi.cast("uintptr_t", pinned))
         self._port.rule_count = len(rules)
 
+    def drop_rules(self) -> None:
+        """Have C answer nothing any more, until there are new rules.  From any thread."""
+        self._port.rule_count = 0
+
     def serve(self) -> None:
         """Read and answer by rules whatever is pending.  Never sleeps."""
         lib.uffdaemon_serve(self._port)
