@@ -12,7 +12,17 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import contended, external, fault_around, resting, scaling
+from benchmarks import (
+    compacting,
+    contended,
+    external,
+    fault_around,
+    filling,
+    move_faults,
+    moving,
+    resting,
+    scaling,
+)
 from benchmarks.rows import Measure, Row, parser, print_table, write_json
 from benchmarks.turns import Client, TurnFailed, placements, touch_unguarded
 
@@ -22,6 +32,10 @@ BENCHMARKS: dict[str, Measure] = {
     "scaling": scaling.measure,
     "contended": contended.measure,
     "resting": resting.measure,
+    "moving": moving.measure,
+    "move_faults": move_faults.measure,
+    "filling": filling.measure,
+    "compacting": compacting.measure,
 }
 WARM_PAGES = 131_072
 """Half a GiB, more than any benchmark touches in one turn."""

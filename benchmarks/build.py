@@ -15,20 +15,23 @@ FLAGS = shlex.split("-O2 -std=gnu11 -Wall -Wextra -Wconversion -Wshadow -pthread
 PROGRAMS = {
     "toucher": ("toucher.c", "client.c", "shared.c"),
     "yardstick": ("yardstick.c", "handed.c", "shared.c"),
+    "moves.so": ("moves.c", "shared.c"),
 }
+SHARED = ("-shared", "-fPIC")
 
 
 @cache
 def program(name: str) -> Path:
-    """The path of the compiled program `name`; ends this one with a line when there is no gcc."""
+    """The path of the compiled program or library `name`; without gcc this one ends with a line."""
     target = OUTPUT / name
     newest = max(path.stat().st_mtime_ns for path in SOURCES.iterdir())
     if target.exists() and target.stat().st_mtime_ns > newest:
         return target
     OUTPUT.mkdir(parents=True, exist_ok=True)
     sources = [str(SOURCES / source) for source in PROGRAMS[name]]
+    flags = [*FLAGS, *SHARED] if name.endswith(".so") else FLAGS
     try:
-        subprocess.run(["gcc", *FLAGS, "-o", str(target), *sources], check=True)  # noqa: S607
+        subprocess.run(["gcc", *flags, "-o", str(target), *sources], check=True)  # noqa: S607
     except FileNotFoundError:
         sys.exit("benchmarks: there is no gcc; it is in the package gcc")
     return target

@@ -105,6 +105,15 @@ def check_own(start: int, length: int) -> bool:
     return reached >= start + length
 
 
+def owned_around(address: int) -> tuple[int, int]:
+    """(start, end) of the memory of this library that holds the address; (0, 0) if none does."""
+    with _lock:
+        at = bisect_right(_owned, (address, sys.maxsize)) - 1
+        if at >= 0 and address < _owned[at][1]:
+            return _owned[at]
+    return 0, 0
+
+
 class Memory:
     """A mapping of `length` bytes at `start`, unmapped by `close`."""
 

@@ -23,8 +23,8 @@ from uffdaemon.causes import AllMoved, Cause, Moved, Run, joined, refusal
 from uffdaemon.features import Features
 from uffdaemon.ladder import EVENT_PATIENCE, LONGEST, Ladder, Terms
 from uffdaemon.looking import divide, look, mappings, registered
-from uffdaemon.memory import Advice, check_own
-from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, Operation, Outcome
+from uffdaemon.memory import Advice, check_own, owned_around
+from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Outcome
 from uffdaemon.pagemap import PageCategory, scan_pages
 from uffdaemon.region import PAGE_SIZE, check_range
 from uffdaemon.steps import Ask, CopyOver, Divide, Issue, Look, Unshare, Wait
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 PIECE = 256 * 1024
 """Bytes that an exact copy takes in one go; writers of either side wait for so long."""
+
+_EVERYWHERE = 0, (1 << 64) - 1
 
 _one_copy_at_a_time = Lock()
 """Two exact copies of overlapping ranges would lift each other's write-protection."""
@@ -74,11 +76,13 @@ def move(
     `InvalidRange`, `ForeignMemory`, `SourceNotEmpty`, `MemoryRefused`.
     """
     _check(dst, src, length, page_size, foreign=foreign)
-    mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
-    done = _first_try(uffd, Operation(Code.MOVE, dst, length, src, mode), page_size)
-    if done == length:
-        moved = Moved((Run(dst, src, length, Outcome.MOVED),))
-    else:
+    done = 0
+    if uffd.same_process and page_size == PAGE_SIZE and length <= LONGEST:
+        # Most of the time this is all: nothing else has to be set up for that.
+        mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
+        done = native.move(uffd.fileno(), dst, src, length, mode)
+    moved: Moved = AllMoved(array("Q", (dst, src, length)))
+    if done != length:
         terms = terms_of(
             uffd,
             fallback,
@@ -142,16 +146,22 @@ def move_many(
     flat = _flat(moves)
     if not flat:
         return Moved(())
-    if not foreign:
+    done: list[int] = []
+    if uffd.same_process:
+        mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
+        sources = _EVERYWHERE if foreign else owned_around(flat[1])
+        left, done = native.move_many(uffd.fileno(), flat, mode, sources)
+        if left == native.OUTSIDE:
+            # Of several memories, or of none that is ours.
+            _check_sources(flat)
+            left, done = native.move_many(uffd.fileno(), flat, mode, _EVERYWHERE)
+        if not left:
+            return finish(AllMoved(flat[:]), verify=verify)
+    elif not foreign:
         _check_sources(flat)
     terms = terms_of(uffd, fallback, allow_source_holes=allow_source_holes)
-    done = bytearray(8 * (len(flat) // 3))
-    if terms.impossible is None:
-        mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
-        if not native.move_many(uffd.fileno(), flat, done, mode):
-            return finish(AllMoved(flat[:]), verify=verify)
     runs: list[Run] = []
-    for at, moved in enumerate(array("Q", bytes(done))):
+    for at, moved in enumerate(done or [0] * (len(flat) // 3)):
         dst, src, length = flat[3 * at : 3 * at + 3]
         if moved:
             runs.append(Run(dst, src, moved, Outcome.MOVED))
@@ -233,11 +243,8 @@ def _check_source(src: int, length: int) -> None:
 
 
 def _check_sources(flat: array[int]) -> None:
-    count = len(flat) // 3
-    low, high = native.source_bounds(flat, count)
-    if not check_own(low, high - low):
-        for at in range(count):
-            _check_source(flat[3 * at + 1], flat[3 * at + 2])
+    for at in range(0, len(flat), 3):
+        _check_source(flat[at + 1], flat[at + 2])
 
 
 def terms_of(
@@ -291,17 +298,6 @@ def _flat(moves: Iterable[tuple[int, int, int]] | array[int]) -> array[int]:
 
 
 # -- climbing ----------------------------------------------------------------------------------
-
-
-def _first_try(uffd: Userfaultfd, operation: Operation, page_size: int) -> int:
-    """Move what moves without further ado; returns how many bytes that was.
-
-    Most of the time it is all: nothing else has to be set up for that.
-    """
-    if operation.length > LONGEST or page_size != PAGE_SIZE or not uffd.same_process:
-        return 0
-    [result] = uffd.execute((operation,))
-    return result.done
 
 
 def _climb(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ladder: Ladder) -> Moved:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uffdaemon.actions import Fallback
     from uffdaemon.uffd import Userfaultfd
 
-_PIECE = 2 * HUGE_PAGE_SIZE
+_PIECE = 4 * HUGE_PAGE_SIZE
 
 
 class Staging:

@@ -44,6 +44,14 @@ struct bench_copy {
     int64_t copy; /* bytes done, or -errno */
 };
 
+struct bench_move {
+    uint64_t dst;
+    uint64_t src;
+    uint64_t len;
+    uint64_t mode;
+    int64_t move; /* bytes done, or -errno */
+};
+
 struct bench_message {
     uint8_t event;
     uint8_t reserved[7];
@@ -57,11 +65,13 @@ _Static_assert(sizeof(struct bench_api) == 24, "uffdio_api");
 _Static_assert(sizeof(struct bench_range) == 16, "uffdio_range");
 _Static_assert(sizeof(struct bench_register) == 32, "uffdio_register");
 _Static_assert(sizeof(struct bench_copy) == 40, "uffdio_copy");
+_Static_assert(sizeof(struct bench_move) == 40, "uffdio_move");
 _Static_assert(sizeof(struct bench_message) == 32, "uffd_msg");
 
 #define BENCH_IOC_API _IOWR(0xAA, 0x3F, struct bench_api)
 #define BENCH_IOC_REGISTER _IOWR(0xAA, 0x00, struct bench_register)
 #define BENCH_IOC_WAKE _IOR(0xAA, 0x02, struct bench_range)
 #define BENCH_IOC_COPY _IOWR(0xAA, 0x03, struct bench_copy)
+#define BENCH_IOC_MOVE _IOWR(0xAA, 0x05, struct bench_move)
 
 #endif

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uffdaemon.native._native import ffi, lib
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable
 
     from typing_extensions import Buffer
@@ -92,20 +93,39 @@ STAGE_PROTECT, STAGE_COPY, STAGE_RELEASE, STAGE_UNPROTECT = 1, 2, 3, 4
 """What was being done when `copy_and_release` stopped."""
 
 
-def move_many(fd: int, moves: Buffer, done: bytearray, mode: int) -> int:
-    """MOVE triples of 64-bit (dst, src, length); `done` holds as many 64-bit counts of bytes.
-    Returns how many bytes were left."""
-    triples = ffi.cast("uint64_t(*)[3]", ffi.from_buffer(moves))
-    counts = ffi.from_buffer("uint64_t[]", done)
-    return int(lib.uffdaemon_move_many(fd, triples, counts, len(counts), mode))
+_NUMBERS: Final = ffi.typeof("uint64_t[]")
+OUTSIDE: Final = (1 << 64) - 1
+"""What `move_many` returns when a source is not where it should be."""
 
 
-def source_bounds(moves: Buffer, count: int) -> tuple[int, int]:
-    """The lowest and the highest address (exclusive) that the sources of the triples touch."""
-    both = ffi.new("uint64_t[2]")
-    triples = ffi.cast("uint64_t(*)[3]", ffi.from_buffer(moves))
-    lib.uffdaemon_bounds(triples, count, both, both + 1)
-    return int(both[0]), int(both[1])
+_COUNTS: Final = 1024
+_counts: Final[list[Any]] = []
+"""Arrays of so many numbers that nobody uses at the moment."""
+
+
+def move_many(
+    fd: int, moves: array[int], mode: int, sources: tuple[int, int]
+) -> tuple[int, list[int]]:
+    """MOVE triples of 64-bit (dst, src, length).
+
+    Returns how many bytes were left, and if there were any, how many bytes of each were moved; or
+    `OUTSIDE`, and nothing was moved, if not all sources lie between the addresses of `sources`.
+    """
+    count = len(moves) // 3
+    # Pushed and popped, so that threads do not share one.
+    counts = _counts.pop() if count <= _COUNTS and _counts else ffi.new(_NUMBERS, count + _COUNTS)
+    triples = ffi.from_buffer(_NUMBERS, moves)
+    left: int = lib.uffdaemon_move_many(fd, triples, counts, count, mode, *sources)
+    done = [] if left in (0, OUTSIDE) else ffi.unpack(counts, count)
+    if count <= _COUNTS:
+        _counts.append(counts)
+    return left, done
+
+
+def move(fd: int, dst: int, src: int, length: int, mode: int) -> int:
+    """MOVE one range; returns how many bytes that came to."""
+    done: int = lib.uffdaemon_move(fd, dst, src, length, mode)
+    return done
 
 
 EXACT, OTHER_PROCESS = 1, 2

@@ -17,57 +17,74 @@
 #define LONGEST (16u << 20)      /* bytes in one ioctl, so that nobody waits for a huge one */
 #define PATIENCE 100000          /* rounds of 100 µs for events that are in flight: 10 s */
 
-/* How many triples from `first` on are one range, and that range's length. */
-static size_t join(const uint64_t (*moves)[3], size_t first, size_t count, uint64_t *length)
+/* How many (dst, src, length) triples from `first` on are one range, and that range's length. */
+static size_t join(const uint64_t *moves, size_t first, size_t count, uint64_t *length)
 {
+    const uint64_t *range = moves + 3 * first;
     size_t next = first + 1;
 
-    *length = moves[first][2];
-    while (next < count && moves[next][0] == moves[first][0] + *length &&
-           moves[next][1] == moves[first][1] + *length && *length + moves[next][2] <= LONGEST)
-        *length += moves[next++][2];
+    *length = range[2];
+    for (; next < count; next++) {
+        const uint64_t *move = moves + 3 * next;
+
+        if (move[0] != range[0] + *length || move[1] != range[1] + *length ||
+            *length + move[2] > LONGEST)
+            break;
+        *length += move[2];
+    }
     return next;
 }
 
+/* Whether all sources lie from `low` up to `high`. */
+static int inside(const uint64_t *moves, size_t count, uint64_t low, uint64_t high)
+{
+    for (size_t index = 0; index < count; index++) {
+        uint64_t src = moves[3 * index + 1], length = moves[3 * index + 2];
+
+        if (src < low || src > high || length > high - src)
+            return 0;
+    }
+    return 1;
+}
+
 /* Moves each (dst, src, length) as far as it goes; done[i] is how many bytes that was.  Triples
- * that continue the one before them share an ioctl.  Returns how many bytes were left. */
-uint64_t uffdaemon_move_many(int fd, const uint64_t (*moves)[3], uint64_t *done, size_t count,
-                             uint64_t mode)
+ * that continue the one before them share an ioctl.  Returns how many bytes were left; UINT64_MAX,
+ * and nothing is moved, if a source does not lie from `low` up to `high`. */
+uint64_t uffdaemon_move_many(int fd, const uint64_t *moves, uint64_t *done, size_t count,
+                             uint64_t mode, uint64_t low, uint64_t high)
 {
     uint64_t left = 0;
 
+    if (!inside(moves, count, low, high))
+        return UINT64_MAX;
     for (size_t first = 0, next; first < count; first = next) {
         struct uffdaemon_operation operation = {.code = _UFFDIO_MOVE, .mode = mode};
         uint64_t moved;
 
         next = join(moves, first, count, &operation.length);
-        operation.dst = moves[first][0];
-        operation.src = moves[first][1];
+        operation.dst = moves[3 * first];
+        operation.src = moves[3 * first + 1];
         uffdaemon_carry_out(fd, &operation, NULL, 0);
         moved = operation.done;
         left += operation.length - moved;
         for (size_t index = first; index < next; index++) {
-            done[index] = moved < moves[index][2] ? moved : moves[index][2];
+            uint64_t length = moves[3 * index + 2];
+
+            done[index] = moved < length ? moved : length;
             moved -= done[index];
         }
     }
     return left;
 }
 
-/* The lowest and the highest address (exclusive) that the sources of all triples touch; one that
- * wraps around makes `high` the highest address there is. */
-void uffdaemon_bounds(const uint64_t (*moves)[3], size_t count, uint64_t *low, uint64_t *high)
+/* Moves one range as far as it goes; returns how many bytes that was. */
+uint64_t uffdaemon_move(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mode)
 {
-    *low = UINT64_MAX;
-    *high = 0;
-    for (size_t index = 0; index < count; index++) {
-        uint64_t start = moves[index][1], end;
+    struct uffdaemon_operation operation = {
+        .code = _UFFDIO_MOVE, .dst = dst, .src = src, .length = length, .mode = mode};
 
-        if (__builtin_add_overflow(start, moves[index][2], &end))
-            end = UINT64_MAX;
-        *low = start < *low ? start : *low;
-        *high = end > *high ? end : *high;
-    }
+    uffdaemon_carry_out(fd, &operation, NULL, 0);
+    return operation.done;
 }
 
 static int protect(int fd, uint64_t start, uint64_t length, uint64_t mode)

@@ -105,9 +105,9 @@ void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
                          struct uffdaemon_record *records, size_t count);
 
 /* moves.c */
-uint64_t uffdaemon_move_many(int fd, const uint64_t (*moves)[3], uint64_t *done, size_t count,
-                             uint64_t mode);
-void uffdaemon_bounds(const uint64_t (*moves)[3], size_t count, uint64_t *low, uint64_t *high);
+uint64_t uffdaemon_move_many(int fd, const uint64_t *moves, uint64_t *done, size_t count,
+                             uint64_t mode, uint64_t low, uint64_t high);
+uint64_t uffdaemon_move(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mode);
 void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy);
 
 /* messages.c */
