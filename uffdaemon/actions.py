@@ -102,6 +102,10 @@ class Move:
     """Whether the source may be memory that this library has not mapped."""
     source_uffd: Userfaultfd | None = None
     """What watches the source, where that is another userfaultfd than the fault's."""
+    verify: bool = False
+    """Have PAGEMAP_SCAN prove that the source is empty afterwards; where it is not, the ``failed``
+    hooks are told of a `SourceNotEmpty`, which is counted and logged.  The fault has been answered
+    all the same."""
 
 
 @dataclass(frozen=True, slots=True)

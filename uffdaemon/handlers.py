@@ -37,7 +37,7 @@ from uffdaemon.events import FaultKind, PageFault
 from uffdaemon.hooks import HookCalls, Resolved
 from uffdaemon.ledger import Ledger, Waiting
 from uffdaemon.memory import check_own
-from uffdaemon.moving import after_copy, empty, refused
+from uffdaemon.moving import after_copy, empty, refused, verify
 from uffdaemon.outcomes import (
     OUTCOME_OF_CODE,
     Code,
@@ -247,6 +247,8 @@ class Handler:
     def _settle(self, step: Step, result: Result) -> None:
         """Book what came of a step, and see to those of its faults that are left."""
         self.book(step.region, result)
+        if result.operation.code is Code.MOVE and result.done:
+            verify(self, step, result)
         inside, beyond = narrow(step, result.progress)
         done = result.done
         for fault, action in inside:

@@ -161,7 +161,7 @@ def _lower_copy(
 def _lower_move(
     policy: StrictMove | MoveOrCopy, kind: FaultKind, start: int, end: int, page_size: int
 ) -> list[Rule] | None:
-    if page_size != PAGE_SIZE:  # hugetlb does not move
+    if page_size != PAGE_SIZE or policy.verify:  # hugetlb does not move, and C does not verify
         return None
     first, length = where_from(policy.source)
     if length is not None:

@@ -9,15 +9,17 @@ import errno
 import time
 from typing import TYPE_CHECKING, Final
 
-from uffdaemon.actions import Unprotect, Wake
+from uffdaemon.actions import Move, Unprotect, Wake
 from uffdaemon.causes import Cause, Moved, refusal
+from uffdaemon.errors import SourceNotEmpty
 from uffdaemon.events import FaultKind
+from uffdaemon.mover import check_empty
 from uffdaemon.outcomes import Outcome
 
 if TYPE_CHECKING:
-    from uffdaemon.actions import Move
     from uffdaemon.handlers import Handler
     from uffdaemon.outcomes import Result
+    from uffdaemon.plan import Step
     from uffdaemon.policy import Fault
     from uffdaemon.regions import Segment
 
@@ -48,6 +50,8 @@ def climbed(handler: Handler, fault: Fault, action: Move, moved: Moved) -> None:
         region.pages.present.add(fault.page)
         handler.counters.bytes_done[run.outcome] += run.length
         empty(handler, run.src, run.length)
+        if action.verify:
+            _prove_empty(handler, fault, run.src, run.length)
         handler.repeats.placed(fault)
         handler.resolve(fault, run.outcome, run.length)
     elif run.cause is Cause.CLIENT_GONE:
@@ -58,6 +62,30 @@ def climbed(handler: Handler, fault: Fault, action: Move, moved: Moved) -> None:
         handler.carry_out(fault, Wake())
     else:
         handler.fail(fault, refusal(moved, run))
+
+
+def verify(handler: Handler, step: Step, result: Result) -> None:
+    """Look whether a move has left nothing behind, if one of its policies wants that."""
+    for fault, action in zip(step.faults, step.actions, strict=True):
+        if isinstance(action, Move) and action.verify:
+            _prove_empty(handler, fault, result.operation.src, result.done)
+            return
+
+
+def _prove_empty(handler: Handler, fault: Fault, src: int, length: int) -> None:
+    error = _what_is_left(src, length)
+    if error is not None:
+        handler.counters.failures[type(error).__name__] += 1
+        handler.hooks.failed(fault, error)
+        handler.log.error("source not empty after a move", address=hex(src), error=str(error))
+
+
+def _what_is_left(src: int, length: int) -> SourceNotEmpty | None:
+    try:
+        check_empty(src, length)
+    except SourceNotEmpty as error:
+        return error
+    return None
 
 
 def waits_for_copy(handler: Handler, fault: Fault) -> bool:

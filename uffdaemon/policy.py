@@ -138,11 +138,13 @@ class StrictMove:
     """Missing pages are moved from the same offset of `source`, atomically, or the fault fails.
 
     `source` is memory of the same process that its owner gives up: it is empty afterwards.  It
-    must be memory that this library mapped, unless `foreign` says that nobody misses it.
+    must be memory that this library mapped, unless `foreign` says that nobody misses it.  `verify`
+    is the check mode: see `actions.Move`.
     """
 
     source: int | HasStart
     foreign: bool = False
+    verify: bool = False
 
     moves = True
 
@@ -153,7 +155,8 @@ class StrictMove:
         if fault.kind is not _MISSING:
             return None
         source = self.source
-        return actions.Move(_start(source), length=_length(source), foreign=self.foreign)
+        length = _length(source)
+        return actions.Move(_start(source), length=length, foreign=self.foreign, verify=self.verify)
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ class MoveOrCopy:
     fallback: Fallback = Fallback()
     foreign: bool = False
     source_uffd: Userfaultfd | None = None
+    verify: bool = False
 
     def __post_init__(self) -> None:
         _check_memory(self.source)
@@ -181,6 +185,7 @@ class MoveOrCopy:
             length=_length(self.source),
             foreign=self.foreign,
             source_uffd=self.source_uffd,
+            verify=self.verify,
         )
 
 

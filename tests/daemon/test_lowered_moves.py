@@ -77,6 +77,23 @@ async def test_c_moves_without_python(policy: type[StrictMove | MoveOrCopy], aro
         assert {each.done for each in recorder.resolved} == {around * PAGE}
 
 
+@pytest.mark.parametrize("policy", [StrictMove, MoveOrCopy])
+@kernel_test(features=Features.MOVE)
+async def test_the_check_mode_is_pythons_and_finds_nothing(
+    policy: type[StrictMove | MoveOrCopy],
+) -> None:
+    data = content(2)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        source, memory = Memory.map(2 * PAGE, dont_fork=True), Memory.map(2 * PAGE)
+        source.write(0, data)
+        async with open_daemon() as daemon:
+            issued = Issued(monkeypatch)
+            daemon.guard(memory, policy(source, verify=True), features=Features.MOVE)
+            assert await trio.to_thread.run_sync(memory.read, 0, len(data)) == data
+            assert issued.codes.count(Code.MOVE) == 2
+            assert daemon.statistics().failures == {}
+
+
 @kernel_test(features=Features.MOVE)
 async def test_a_source_that_was_unmapped_is_moved_from_no_more() -> None:
     data = content(2)

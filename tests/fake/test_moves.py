@@ -144,3 +144,25 @@ async def test_for_another_process_there_is_no_exact_copy_without_its_sources_us
     assert isinstance(error, errors.Unprotectable)
     assert theirs.issued == []
     assert source.read(0, 1) == b"s"
+
+
+@pytest.mark.parametrize("busy", [0, 3])
+@pytest.mark.parametrize("policy", [StrictMove, MoveOrCopy])
+async def test_the_check_mode_says_that_a_source_is_not_empty(
+    uffd: FakeUserfaultfd,
+    source: Memory,
+    policy: type[StrictMove | MoveOrCopy],
+    busy: int,
+) -> None:
+    # This kernel only says that it has moved the page.
+    uffd.script += [failing(errno.EBUSY)] * busy
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        daemon.add_region(uffd, region(policy(source, verify=True)))
+        uffd.say(missing(0))
+        [resolved] = await recorder.resolutions(1)
+        [(_, error)] = await recorder.failures(1)
+        assert daemon.statistics().failures == {"SourceNotEmpty": 1}
+    assert resolved.outcome is (Outcome.UNSHARED_AND_MOVED if busy else Outcome.MOVED)
+    assert isinstance(error, errors.SourceNotEmpty)
+    assert error.address == source.start

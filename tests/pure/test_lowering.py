@@ -240,6 +240,7 @@ class OwnFirstOf(FirstOf):
         LikeZeroPage(),
         OwnFirstOf(ZeroPage()),
         StrictMove(0),
+        StrictMove(BASE, verify=True),
         MoveOrCopy(ADDRESSES - PAGE + 1),
         StrictMove(Somewhere(0x5000, PAGE - 1)),
         CopyFrom(FakeSource(WHOLE, None)),

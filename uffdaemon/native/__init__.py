@@ -116,7 +116,7 @@ def move_many(
     counts = _counts.pop() if count <= _COUNTS and _counts else ffi.new(_NUMBERS, count + _COUNTS)
     triples = ffi.from_buffer(_NUMBERS, moves)
     left: int = lib.uffdaemon_move_many(fd, triples, counts, count, mode, *sources)
-    done = [] if left in (0, OUTSIDE) else ffi.unpack(counts, count)
+    done: list[int] = [] if left in (0, OUTSIDE) else ffi.unpack(counts, count)
     if count <= _COUNTS:
         _counts.append(counts)
     return left, done
