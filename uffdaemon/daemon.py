@@ -14,7 +14,7 @@ import trio
 from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Source
 from uffdaemon.features import Features, RegisterMode
-from uffdaemon.filling import Fill, copy_of, poison_absent
+from uffdaemon.filling import Fill, copy_of
 from uffdaemon.handlers import Handler
 from uffdaemon.loop import Server, Shutdown
 from uffdaemon.mover import climb_in_trio, finish, ladder_for
@@ -31,6 +31,7 @@ from uffdaemon.region import (
     Region,
     Retry,
 )
+from uffdaemon.removing import Missing, remove
 from uffdaemon.sleeping import Sleeper
 from uffdaemon.statistics import Counters, Statistics
 from uffdaemon.uffd import Userfaultfd
@@ -51,10 +52,6 @@ if TYPE_CHECKING:
 ForkDecision: TypeAlias = Literal["adopt", "close"]
 """What is done with a child's userfaultfd: serve it with the parent's regions, or close it, after
 which pages missing in the child read as zeros."""
-
-Missing: TypeAlias = Literal["hold", "poison", "release"]
-"""What becomes of the missing pages of a region that is removed: their faults are held and listed;
-they are poisoned; or the kernel fills them with zeros."""
 
 
 class Daemon:
@@ -189,37 +186,14 @@ class Daemon:
         server = self._server_of(region)
         server.take()
         try:
-            self._remove(server, region, missing)
+            remove(server, region, missing)
         except errors.KernelRefusal:
             if server.is_alive():
                 raise
             server.handler.lose_client()
-
-    def _remove(self, server: Server, region: Region, missing: Missing | None) -> None:
-        pages = region.pages
-        absent = pages.pages - pages.filled()
-        if absent and missing is None:
-            raise errors.RegionIncomplete(
-                f"{region.label} lacks {absent} of {pages.pages} pages: say missing='hold', "
-                "'poison' or 'release'"
-            )
-        handler = server.handler
-        segments = handler.regions.segments(region)
-        if absent and missing == "poison":
-            for segment in segments:
-                poison_absent(handler, segment.region, segment.start, segment.end)
-        handler.regions.remove(region)
-        if (memory := self._memories.pop(region, None)) is not None:
-            memory.allow_in_thread()
-        server.forget_rules(segments)
-        server.update_rules()
-        for segment in segments:
-            if not absent or missing != "hold":
-                handler.uffd.unregister(segment.start, segment.end - segment.start)
-                server.woken(segment.start, segment.end)
-            else:
-                for fault in handler.ledger.inside(segment.start, segment.end):
-                    handler.hold(fault, f"region {region.label} was removed")
+        finally:
+            if not server.handler.regions.segments(region) and region in self._memories:
+                self._memories.pop(region).allow_in_thread()
 
     async def fill(
         self,

@@ -56,6 +56,7 @@ SHELL = (
     "sleeping",
     "rulebook",
     "loop",
+    "removing",
     "daemon",
     "serving",
     "__init__",

@@ -1,0 +1,42 @@
+"""Serving a region no more: what becomes of the pages that it lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from uffdaemon import errors
+from uffdaemon.filling import poison_absent
+
+if TYPE_CHECKING:
+    from uffdaemon.loop import Server
+    from uffdaemon.region import Region
+
+Missing: TypeAlias = Literal["hold", "poison", "release"]
+"""What becomes of the missing pages of a region that is removed: their faults are held and listed;
+they are poisoned; or the kernel fills them with zeros."""
+
+
+def remove(server: Server, region: Region, missing: Missing | None) -> None:
+    """Take the region from its server; `Daemon.remove_region` says what is raised."""
+    pages = region.pages
+    absent = pages.pages - pages.filled()
+    if absent and missing is None:
+        raise errors.RegionIncomplete(
+            f"{region.label} lacks {absent} of {pages.pages} pages: say missing='hold', "
+            "'poison' or 'release'"
+        )
+    handler = server.handler
+    segments = handler.regions.segments(region)
+    if absent and missing == "poison":
+        for segment in segments:
+            poison_absent(handler, segment.region, segment.start, segment.end)
+    handler.regions.remove(region)
+    server.forget_rules(segments)
+    server.update_rules()
+    for segment in segments:
+        if not absent or missing != "hold":
+            handler.uffd.unregister(segment.start, segment.end - segment.start)
+            server.woken(segment.start, segment.end)
+        else:
+            for fault in handler.ledger.inside(segment.start, segment.end):
+                handler.hold(fault, f"region {region.label} was removed")
