@@ -36,6 +36,8 @@ class Rulebook:
         self._rules: dict[int, tuple[list[Rule], PinnedBuffer]] = {}
         self._sources: list[tuple[int, int]] = []
         """(start, end) of what rules move from."""
+        self._unmappings = 0
+        """How often memory of the library has been unmapped."""
         before_unmapping.append(self._unmapping)
 
     def close(self) -> None:
@@ -50,6 +52,13 @@ class Rulebook:
         for stale in self._handler.stale:
             self._rules.pop(stale, None)
         self._handler.stale.clear()
+        known = -1
+        while known != self._unmappings:
+            # Another thread may unmap what has just been found to be there.
+            known = self._unmappings
+            self._write()
+
+    def _write(self) -> None:
         rules = [rule for segment in self._handler.regions for rule in self._native(segment)]
         rules.sort(key=lambda rule: (rule.kind, rule.start))
         self._sources = [
@@ -66,6 +75,7 @@ class Rulebook:
 
     def _unmapping(self, start: int, end: int) -> None:
         """Nothing may be moved from there any more: something else may be mapped there next."""
+        self._unmappings += 1
         if any(low < end and start < high for low, high in list(self._sources)):
             self._port.drop_rules()
             self._rules.clear()
