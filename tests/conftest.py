@@ -51,6 +51,13 @@ def ksm() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def swap() -> Iterator[None]:
+    """There is something to swap to."""
+    with system.swap():
+        yield
+
+
 @pytest.fixture(scope="session")
 def helpers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """helpers.c, compiled."""

@@ -291,6 +291,16 @@ class Handler:
         """Whether there are faults that nobody is going to answer."""
         return bool(self._held)
 
+    def answered_anew(self, event: PageFault) -> None:
+        """A rule has answered a page whose fault is held: that is how it has ended."""
+        for fault in list(self._held):
+            start = fault.address
+            if fault.kind is event.kind and 0 <= event.address - start < fault.region.page_size:
+                self._held.discard(fault)
+                self._failing.discard((start, fault.kind))
+                self.ledger.leave(fault)
+                self.counters.joined += 1
+
     def release_held(self) -> None:
         """Let go of held faults whose pages have come by other ways, such as a neighbour's window:
         the kernel has woken their threads."""

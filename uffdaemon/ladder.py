@@ -50,6 +50,7 @@ EVENT_PATIENCE: Final = 1.0
 """Seconds to wait for somebody to read the userfaultfd, without a fallback."""
 LONGEST: Final = 16 << 20
 """Bytes in one ioctl, so that nobody waits for a huge one."""
+_MOMENT: Final = 0.0002
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.05
 
@@ -157,6 +158,13 @@ class Ladder:
         yield look
         return look.pages
 
+    def _free(self, count: int) -> Generator[Ask, None, int]:
+        """How many of the next `count` pages have an empty destination, before the first that
+        has not: that one is refused for its own reason."""
+        look = Look(self._dst + self._at, count * PAGE_SIZE)
+        yield look
+        return next((n for n, page in enumerate(look.pages) if page.there), count)
+
     def _wait(self, reason: str) -> _Steps:
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         self._waited += pause
@@ -181,9 +189,19 @@ class Ladder:
             # It went away meanwhile; what MOVE says next time decides.
             yield from self._strange(Cause.NOT_EXCLUSIVE, errno.EBUSY)
             return
+        free = yield from self._free(length // PAGE_SIZE)
+        if not free:
+            # MOVE looks at the destination first, but not for a part of a huge page.
+            yield from self._occupied()
+            return
+        length = self._alike(pages[:free], cause)
         if cause is not None and self._fallback is None:
             self._fail(length, cause, errno.EBUSY)
-            return
+        else:
+            yield from self._unshare(length, cause)
+
+    def _unshare(self, length: int, cause: Cause | None) -> _Steps:
+        """Make pages our own and move them, again and again if need be."""
         attempts = alone = 0
         while attempts < ATTEMPTS or (yield from self._lull()):
             attempts += 1
@@ -191,6 +209,9 @@ class Ladder:
             yield Unshare(self._src + self._at, length)
             result = yield from self._move(length)
             self._book(result.done, Outcome.UNSHARED_AND_MOVED, cause or Cause.SHARED)
+            if result.error == errno.EAGAIN and not result.done:
+                yield from self._event(length)
+                return
             if result.done or result.error != errno.EBUSY:
                 self._reach = min(2 * self._reach, HUGE)
                 return  # whatever else there is to say is said when it is asked for again
@@ -200,11 +221,14 @@ class Ladder:
             cause = why_busy(pages[0])
             if cause is not None and self._fallback is None:
                 break
-            alone += cause is None
-            if alone == ALONE:
-                yield from self._pinned(self._alike(pages, None))
-                return
-            if cause is not None:
+            if cause is None:
+                alone += 1
+                if alone == ALONE:
+                    yield from self._pinned(self._alike(pages, None))
+                    return
+                # The kernel itself takes hold of pages now and then, for moments.
+                yield Wait(_MOMENT)
+            else:
                 # Less takes less time, in which somebody may fork again.
                 self._reach = max(self._reach // 2, PAGE_SIZE)
         yield from self._instead(PAGE_SIZE, cause or Cause.SHARED, errno.EBUSY)
@@ -294,7 +318,11 @@ class Ladder:
         pages = yield from self._look(min(self._end - self._at, HUGE))
         holes = next((n for n, page in enumerate(pages) if page.there), len(pages))
         if holes:
-            self._fail(holes * PAGE_SIZE, Cause.SOURCE_HOLE, errno.ENOENT)
+            free = yield from self._free(holes)
+            if free:
+                self._fail(free * PAGE_SIZE, Cause.SOURCE_HOLE, errno.ENOENT)
+            else:
+                yield from self._occupied()
             return
         divide = Divide(self._dst + self._at, self._src + self._at, self._end - self._at)
         yield divide

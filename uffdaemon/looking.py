@@ -152,14 +152,23 @@ def divide(dst: int, src: int, length: int) -> list[int]:
 
 
 def registered(uffd: Userfaultfd, start: int) -> bool:
-    """Whether the page of anonymous memory at `start` is registered with some userfaultfd.
-
-    CONTINUE changes nothing there: EINVAL where it is registered, ENOENT where it is not.
-    """
+    """Whether `uffd` watches the page at `start`, as far as can be found out without changing
+    anything: of other than private anonymous memory, and of huge pages, it is taken for granted."""
     mapped = mappings(start, PAGE_SIZE)
-    if not mapped:
-        return False
-    if mapped[0].file:
+    return bool(mapped) and watches(uffd, mapped[0], start)
+
+
+def watches(uffd: Userfaultfd, mapping: Mapping, start: int) -> bool:
+    """The same for a page whose mapping is known."""
+    if mapping.file:
         return True  # not asked: there CONTINUE might map a page
+    # CONTINUE is EINVAL for anonymous memory that anybody watches, and ENOENT for other.
     [result] = uffd.execute([Operation(Code.CONTINUE, start, PAGE_SIZE)])
-    return result.error != errno.ENOENT
+    if result.error == errno.ENOENT:
+        return False
+    if not mapping.movable or not uffd.same_process or look(start, PAGE_SIZE)[0].huge:
+        return True  # a huge page would be split
+    # MOVE onto itself moves nothing: EEXIST or ENOENT where this userfaultfd watches, EINVAL where
+    # another one does.
+    [result] = uffd.execute([Operation(Code.MOVE, start, PAGE_SIZE, start)])
+    return result.error != errno.EINVAL

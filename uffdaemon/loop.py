@@ -162,21 +162,33 @@ class Server:
             for record in records:
                 if record.code:
                     self._tell(record, read_at)
-        self.handler.release_held()
+        if self.handler.holds:
+            self._end_held([record.message for record in records if record.code])
         if forwarded:
-            events = parse(b"".join(forwarded))
-            if len(forwarded) >= MESSAGE_BATCH:
-                # The buffer was full: an event that came before these faults may still be unread.
-                events += self.uffd.read_events()
-            self.handler.answer(events, read_at)
-            if self.handler.stale:
-                self.update_rules()
-            forks, self.handler.forks = self.handler.forks, []
-            for event, regions in forks:
-                self._on_fork(self, event, regions)
+            self._answer(forwarded, read_at)
         if self._quiet is not None and self._is_quiet():
             self._quiet.set()
         return True
+
+    def _answer(self, forwarded: list[bytes], read_at: int) -> None:
+        """Have Python answer what C left."""
+        events = parse(b"".join(forwarded))
+        if len(forwarded) >= MESSAGE_BATCH:
+            # The buffer was full: an event that came before these faults may still be unread.
+            events += self.uffd.read_events()
+        self.handler.answer(events, read_at)
+        if self.handler.stale:
+            self.update_rules()
+        forks, self.handler.forks = self.handler.forks, []
+        for event, regions in forks:
+            self._on_fork(self, event, regions)
+
+    def _end_held(self, answered: list[bytes]) -> None:
+        """Threads whose faults were held have asked again, and rules have answered."""
+        for event in parse(b"".join(answered)):
+            if isinstance(event, PageFault):
+                self.handler.answered_anew(event)
+        self.handler.release_held()
 
     def _tell(self, record: Record, now: int) -> None:
         """Tell the ``after`` hooks of a fault that a rule has answered."""

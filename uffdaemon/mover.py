@@ -22,7 +22,7 @@ from uffdaemon.actions import Fallback
 from uffdaemon.causes import AllMoved, Cause, Moved, Run, joined, refusal
 from uffdaemon.features import Features
 from uffdaemon.ladder import EVENT_PATIENCE, LONGEST, Ladder, Terms
-from uffdaemon.looking import divide, look, mappings, registered
+from uffdaemon.looking import Mapping, divide, look, mappings, registered, watches
 from uffdaemon.memory import Advice, check_own, owned_around
 from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Outcome
 from uffdaemon.pagemap import PageCategory, scan_pages
@@ -155,6 +155,8 @@ def move_many(
             # Of several memories, or of none that is ours.
             _check_sources(flat)
             left, done = native.move_many(uffd.fileno(), flat, mode, _EVERYWHERE)
+        if left == native.UNFIT:
+            _check_triples(flat)
         if not left:
             return finish(AllMoved(flat[:]), verify=verify)
     elif not foreign:
@@ -242,6 +244,11 @@ def _check_source(src: int, length: int) -> None:
         )
 
 
+def _check_triples(flat: array[int]) -> None:
+    for at in range(0, len(flat), 3):
+        check_move(flat[at], flat[at + 1], flat[at + 2], PAGE_SIZE)
+
+
 def _check_sources(flat: array[int]) -> None:
     for at in range(0, len(flat), 3):
         _check_source(flat[at + 1], flat[at + 2])
@@ -290,7 +297,12 @@ def check_empty(src: int, length: int) -> None:
 
 def _flat(moves: Iterable[tuple[int, int, int]] | array[int]) -> array[int]:
     if not isinstance(moves, array):
-        return array("Q", (index(number) for triple in moves for number in triple))
+        try:
+            return array("Q", [index(n) for dst, src, length in moves for n in (dst, src, length)])
+        except (OverflowError, ValueError) as error:
+            raise errors.InvalidRange(
+                "moves are triples of (dst, src, length), none of them negative"
+            ) from error
     flat = cast("array[int]", moves)
     if flat.typecode != "Q" or len(flat) % 3:
         raise errors.InvalidRange("moves are triples of (dst, src, length) in an array of type 'Q'")
@@ -322,7 +334,8 @@ async def climb_in_trio(
     before each step.  Returns whether it came to the end."""
     for ask in ladder.climb():
         if isinstance(ask, Wait):
-            waiting(ask.reason)
+            if ask.reason:
+                waiting(ask.reason)
             await trio.sleep(ask.seconds)
             continue
         # Before the step, not after it: nothing comes between what was done and its being booked.
@@ -356,14 +369,14 @@ def _do(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: Ask) -> None:
 def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver) -> None:
     if source_uffd is None:
         source_uffd = uffd
-    if ask.exact and not source_uffd.same_process:
-        # It watches addresses of another process: to protect ours it is of no use.
+    sources = mappings(ask.src, ask.length)
+    if ask.exact and not _can_protect(source_uffd, sources, ask.src):
         ask.done, ask.error, ask.stage = 0, errno.ENOENT, native.STAGE_PROTECT
         return
     flags = native.EXACT if ask.exact else 0
     if not uffd.same_process:
         flags |= native.OTHER_PROCESS
-    shared = any(mapping.access.endswith("s") for mapping in mappings(ask.src, ask.length))
+    shared = any(mapping.access.endswith("s") for mapping in sources)
     # The pages of shared memory are the file's: only a hole in it empties the source.
     advice = Advice.REMOVE if shared else Advice.DONTNEED
     # Another one may wait for an event that nobody reads: that is not to be waited for, too.
@@ -386,3 +399,10 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver
         theirs.settle_release(ask.src, ask.length, ask.done)
     finally:
         _one_copy_at_a_time.release()
+
+
+def _can_protect(uffd: Userfaultfd, sources: list[Mapping], src: int) -> bool:
+    """Whether protecting the source by `uffd` would work, and wake those that it kept waiting."""
+    # One that watches addresses of another process is of no use for ours; with one that is not
+    # the source's the kernel protects as well, but its waiters would hear of nothing.
+    return uffd.same_process and bool(sources) and watches(uffd, sources[0], src)

@@ -115,16 +115,23 @@ class Staging:
         unit = HUGE_PAGE_SIZE if length >= HUGE_PAGE_SIZE <= self.length else PAGE_SIZE
         piece = max(min(piece, self.length) // unit, 1) * unit
         runs: list[Run] = []
+        split = True
         at = 0
         while at < length:
             # Where both sides have the same place in a huge page, it moves as a whole.
             skew = (dst + at) % unit
             size = min(piece - skew, length - at)
+            if split and unit == HUGE_PAGE_SIZE:
+                # The rest of a huge page of which a part has moved, or its page table alone, keeps
+                # the next one from being huge.
+                self.memory.advise(Advice.DONTNEED, 0, self.length - self.length % unit)
+            split = bool(skew or size % unit)
             self._read_pages(fd, file_offset + at, skew, size)
             try:
                 runs += self.move(uffd, dst + at, skew, size).runs
             except errors.DestinationNotEmpty as error:
                 # Somebody's fault was faster.  What was read for it must not stay here.
+                split = True
                 self.memory.advise(Advice.DONTNEED, skew, size)
                 tried = Moved(tuple(map(_known_to_have_moved, error.moved.runs)))
                 others = [run for run in tried.refused if run.cause is not Cause.NOT_EMPTY]

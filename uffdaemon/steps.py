@@ -91,7 +91,8 @@ class Wait:
     """Let others run for `seconds`."""
 
     seconds: float
-    reason: str
+    reason: str = ""
+    """Nothing: it is too short to be told to anybody."""
 
 
 Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait

@@ -38,7 +38,7 @@ from uffdaemon import (
 )
 
 if TYPE_CHECKING:
-    from uffdaemon.daemon import Missing
+    from uffdaemon.removing import Missing
 
 REMOVE = Features.THREAD_ID | Features.EVENT_REMOVE
 

@@ -40,7 +40,7 @@ from uffdaemon import (
 )
 
 if TYPE_CHECKING:
-    from uffdaemon.daemon import Missing
+    from uffdaemon.removing import Missing
 
 
 @both_sleeps

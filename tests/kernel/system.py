@@ -77,28 +77,32 @@ def ksm() -> Iterator[None]:
 @contextmanager
 def swap(length: int = 64 << 20) -> Iterator[None]:
     """A file to swap to, for as long as it takes.  Where there is swap already, that is used."""
-    with open("/proc/swaps", encoding="ascii") as swaps:
-        there = len(swaps.readlines()) > 1
-    if there:
+    # Locked before looking: what is there may be another run's, and go with it.
+    with _locked("swap"), ExitStack() as stack:
+        with open("/proc/swaps", encoding="ascii") as swaps:
+            there = len(swaps.readlines()) > 1
+        if not there:
+            stack.enter_context(_swap_file(length))
         yield
-        return
+
+
+@contextmanager
+def _swap_file(length: int) -> Iterator[None]:
+    environment = os.environ | {"PATH": _SBIN}
     # Not in memory: a file of tmpfs cannot be swapped to.
-    with _locked("swap"), tempfile.NamedTemporaryFile(dir=_DISK) as file:
+    with tempfile.NamedTemporaryFile(dir=_DISK) as file:
         os.posix_fallocate(file.fileno(), 0, length)
         os.fsync(file.fileno())
         for command in ("mkswap", "swapon"):
             done = subprocess.run(
-                [command, file.name],
-                capture_output=True,
-                check=False,
-                env=os.environ | {"PATH": _SBIN},
+                [command, file.name], capture_output=True, check=False, env=environment
             )
             if done.returncode:
                 unavailable(f"{command}: {done.stderr.decode().strip()}", "swapon takes root")
         try:
             yield
         finally:
-            subprocess.run(["swapoff", file.name], check=True, env=os.environ | {"PATH": _SBIN})
+            subprocess.run(["swapoff", file.name], check=True, env=environment)
 
 
 @contextmanager

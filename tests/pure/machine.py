@@ -88,8 +88,14 @@ class Machine:
             done, error = (0, 0) if ask.operation.code is Code.WAKE else self._move(ask)
             ask.result = result_of(ask.operation, error, done, 0)
         elif isinstance(ask, Look):
-            first = (ask.start - SRC) // PAGE
-            ask.pages = [LOOKS[self.pages[n]] for n in range(first, first + ask.length // PAGE)]
+            side = DST if ask.start >= DST else SRC
+            first = (ask.start - side) // PAGE
+            numbers = range(first, first + ask.length // PAGE)
+            if side == SRC:
+                ask.pages = [LOOKS[self.pages[n]] for n in numbers]
+            else:
+                full = self.occupied | self.arrived.keys()
+                ask.pages = [EXCLUSIVE if n in full else LOOKS["hole"] for n in numbers]
         elif isinstance(ask, Unshare):
             self._unshare((ask.start - SRC) // PAGE, ask.length // PAGE)
         elif isinstance(ask, CopyOver):
@@ -99,6 +105,8 @@ class Machine:
             ask.registered = self.registered
         else:
             assert isinstance(ask, Wait)
+            if not ask.reason:
+                return
             self.waited += ask.seconds
             if self.pin_ends_after is not None:
                 self.pin_ends_after -= 1

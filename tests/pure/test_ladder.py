@@ -122,7 +122,7 @@ def test_a_pinned_page_is_copied_only_if_that_was_said() -> None:
 def test_a_page_that_is_taken_away_while_its_pin_is_waited_for_is_a_hole() -> None:
     class Taken(Machine):
         def answer(self, ask: object) -> None:
-            if isinstance(ask, Wait) and len(self.log) > 4:
+            if isinstance(ask, Wait) and "pinned" in ask.reason:
                 self.pages = ["hole"]
             super().answer(ask)  # type: ignore[arg-type]
 
@@ -167,7 +167,7 @@ def test_what_vanishes_while_it_is_made_our_own_is_a_hole() -> None:
     class Vanishing(Machine):
         def answer(self, ask: object) -> None:
             super().answer(ask)  # type: ignore[arg-type]
-            if isinstance(ask, Look) and sum(isinstance(a, Look) for a in self.log) == 2:
+            if isinstance(ask, Look) and sum(isinstance(a, Look) for a in self.log) == 3:
                 self.pages[0] = "hole"
                 ask.pages = [PageFacts(there=False)]
 
@@ -223,6 +223,33 @@ def test_what_is_there_already_stays_and_its_source_as_well() -> None:
         (1, Outcome.MOVED, None, 0),
     ]
     assert machine.pages == ["hole", "own", "hole"]
+
+
+def test_what_is_busy_for_the_same_reason_ends_where_the_destination_is_not_empty() -> None:
+    shared = Outcome.FAILED, Cause.SHARED, errno.EBUSY
+    unshared = Outcome.UNSHARED_AND_MOVED, Cause.SHARED, 0
+    there = 1, Outcome.FAILED, Cause.NOT_EMPTY, errno.EEXIST
+    for terms, fate in ((STRICT, shared), (CLIMB, unshared)):
+        machine = Machine(["shared"] * 4, {2})
+        assert fates(machine, terms) == [(2, *fate), there, (1, *fate)]
+        # Nor is a copy made of what cannot move.
+        assert machine.pages[2] == "shared"
+
+
+def test_what_is_busy_and_has_no_place_to_go_is_refused_for_that() -> None:
+    # A part of a huge page: there MOVE looks at the source first.
+    machine = Machine(["shared"], {0}, failing=("move", 0, errno.EBUSY))
+    assert fates(machine, CLIMB) == [(1, Outcome.FAILED, Cause.NOT_EMPTY, errno.EEXIST)]
+    assert not any(isinstance(ask, Unshare) for ask in machine.log)
+
+
+def test_holes_end_where_the_destination_is_not_empty() -> None:
+    hole = 1, Outcome.FAILED, Cause.SOURCE_HOLE, errno.ENOENT
+    moved = 1, Outcome.FAILED, Cause.ALREADY_MOVED, errno.EEXIST
+    assert fates(Machine(["hole"] * 3, {1}), STRICT) == [hole, moved, hole]
+    # Without a page table at the source MOVE does not look at the destination.
+    machine = Machine(["hole"], {0}, failing=("move", 0, errno.ENOENT))
+    assert fates(machine, STRICT) == [moved]
 
 
 def test_holes_can_be_left_as_they_are() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel import clib, system
+from tests.kernel import clib
 from tests.kernel.harness import kernel_test
 from tests.soak.bouncing import soak
 from tests.soak.threads import build
@@ -22,13 +21,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if clib.compiler() is None:
         pytest.skip("no C compiler; on Debian: apt install gcc")
     return build(tmp_path_factory.mktemp("soak"))
-
-
-@pytest.fixture
-def swap() -> Iterator[None]:
-    """A file to swap to."""
-    with system.swap():
-        yield
 
 
 @pytest.mark.parametrize("writers", [1, 3])

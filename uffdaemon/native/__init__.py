@@ -96,6 +96,8 @@ STAGE_PROTECT, STAGE_COPY, STAGE_RELEASE, STAGE_UNPROTECT = 1, 2, 3, 4
 _NUMBERS: Final = ffi.typeof("uint64_t[]")
 OUTSIDE: Final = (1 << 64) - 1
 """What `move_many` returns when a source is not where it should be."""
+UNFIT: Final = OUTSIDE - 1
+"""The same when a triple is not made of whole pages, or empty."""
 
 
 _COUNTS: Final = 1024
@@ -109,14 +111,15 @@ def move_many(
     """MOVE triples of 64-bit (dst, src, length).
 
     Returns how many bytes were left, and if there were any, how many bytes of each were moved; or
-    `OUTSIDE`, and nothing was moved, if not all sources lie between the addresses of `sources`.
+    `OUTSIDE`, and nothing was moved, if not all sources lie between the addresses of `sources`, or
+    `UNFIT`.
     """
     count = len(moves) // 3
     # Pushed and popped, so that threads do not share one.
     counts = _counts.pop() if count <= _COUNTS and _counts else ffi.new(_NUMBERS, count + _COUNTS)
     triples = ffi.from_buffer(_NUMBERS, moves)
     left: int = lib.uffdaemon_move_many(fd, triples, counts, count, mode, *sources)
-    done: list[int] = [] if left in (0, OUTSIDE) else ffi.unpack(counts, count)
+    done: list[int] = [] if left in (0, OUTSIDE, UNFIT) else ffi.unpack(counts, count)
     if count <= _COUNTS:
         _counts.append(counts)
     return left, done

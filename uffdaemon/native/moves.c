@@ -15,6 +15,7 @@
 
 #define MADV_DONTNEED_LOCKED_ 24 /* MADV_DONTNEED_LOCKED, Linux 5.18 */
 #define LONGEST (16u << 20)      /* bytes in one ioctl, so that nobody waits for a huge one */
+#define PAGE_SIZE_ 4096u
 #define PATIENCE 100000          /* rounds of 100 µs for events that are in flight: 10 s */
 
 /* How many (dst, src, length) triples from `first` on are one range, and that range's length. */
@@ -47,14 +48,29 @@ static int inside(const uint64_t *moves, size_t count, uint64_t low, uint64_t hi
     return 1;
 }
 
+/* Whether all triples are made of whole pages, and of at least one. */
+static int fit(const uint64_t *moves, size_t count)
+{
+    for (size_t index = 0; index < count; index++) {
+        const uint64_t *move = moves + 3 * index;
+
+        if (((move[0] | move[1] | move[2]) & (PAGE_SIZE_ - 1)) || move[2] == 0)
+            return 0;
+    }
+    return 1;
+}
+
 /* Moves each (dst, src, length) as far as it goes; done[i] is how many bytes that was.  Triples
  * that continue the one before them share an ioctl.  Returns how many bytes were left; UINT64_MAX,
- * and nothing is moved, if a source does not lie from `low` up to `high`. */
+ * and nothing is moved, if a source does not lie from `low` up to `high`; UINT64_MAX - 1 if a triple
+ * is not made of whole pages. */
 uint64_t uffdaemon_move_many(int fd, const uint64_t *moves, uint64_t *done, size_t count,
                              uint64_t mode, uint64_t low, uint64_t high)
 {
     uint64_t left = 0;
 
+    if (!fit(moves, count))
+        return UINT64_MAX - 1;
     if (!inside(moves, count, low, high))
         return UINT64_MAX;
     for (size_t first = 0, next; first < count; first = next) {
