@@ -77,10 +77,9 @@ def move(
     """
     _check(dst, src, length, page_size, foreign=foreign)
     done = 0
-    if uffd.same_process and page_size == PAGE_SIZE and length <= LONGEST:
+    if page_size == PAGE_SIZE:
         # Most of the time this is all: nothing else has to be set up for that.
-        mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
-        done = native.move(uffd.fileno(), dst, src, length, mode)
+        done = move_at_once(uffd, dst, src, length, allow_source_holes=allow_source_holes)
     moved: Moved = AllMoved(array("Q", (dst, src, length)))
     if done != length:
         terms = terms_of(
@@ -219,6 +218,16 @@ def ladder_for(
         piece=piece,
     )
     return Ladder(dst, src, length, terms)
+
+
+def move_at_once(
+    uffd: Userfaultfd, dst: int, src: int, length: int, *, allow_source_holes: bool = False
+) -> int:
+    """What of a checked range one MOVE brings, in bytes."""
+    if not uffd.same_process or length > LONGEST:
+        return 0
+    mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
+    return native.move(uffd.fileno(), dst, src, length, mode)
 
 
 # -- before and after --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from uffdaemon import errors, native
 from uffdaemon.causes import Cause, Moved, Run, joined, refusal
 from uffdaemon.memory import HUGE_PAGE_SIZE, Advice, Memory
-from uffdaemon.mover import move
+from uffdaemon.mover import move, move_at_once
 from uffdaemon.outcomes import Outcome
 from uffdaemon.region import PAGE_SIZE, check_range
 
@@ -71,13 +71,7 @@ class Staging:
         """pread(2) into it until `length` bytes (default: to its end) or the file's end are
         reached; returns how many there were.  Raises OSError."""
         with self.view(offset, length) as view:
-            at = 0
-            while at < len(view):
-                got = os.preadv(fd, [view[at:]], file_offset + at)
-                if got == 0:
-                    break
-                at += got
-        return at
+            return _read(fd, file_offset, view)
 
     def move(
         self,
@@ -117,41 +111,37 @@ class Staging:
         runs: list[Run] = []
         split = True
         at = 0
-        while at < length:
-            # Where both sides have the same place in a huge page, it moves as a whole.
-            skew = (dst + at) % unit
-            size = min(piece - skew, length - at)
-            if split and unit == HUGE_PAGE_SIZE:
-                # The rest of a huge page of which a part has moved, or its page table alone, keeps
-                # the next one from being huge.
-                self.memory.advise(Advice.DONTNEED, 0, self.length - self.length % unit)
-            split = bool(skew or size % unit)
-            self._read_pages(fd, file_offset + at, skew, size)
-            try:
-                runs += self.move(uffd, dst + at, skew, size).runs
-            except errors.DestinationNotEmpty as error:
-                # Somebody's fault was faster.  What was read for it must not stay here.
-                split = True
-                self.memory.advise(Advice.DONTNEED, skew, size)
-                tried = Moved(tuple(map(_known_to_have_moved, error.moved.runs)))
-                others = [run for run in tried.refused if run.cause is not Cause.NOT_EMPTY]
-                if others:
-                    raise refusal(tried, others[0]) from None
-                runs += tried.runs
-            at += size
+        with self.view() as view:
+            while at < length:
+                # Where both sides have the same place in a huge page, it moves as a whole.
+                skew = (dst + at) % unit
+                size = min(piece - skew, length - at)
+                if split and unit == HUGE_PAGE_SIZE:
+                    # The rest of a huge page of which a part has moved, or its page table alone,
+                    # keeps the next one from being huge.
+                    self.memory.advise(Advice.DONTNEED, 0, self.length - self.length % unit)
+                _read_pages(fd, file_offset + at, view[skew : skew + size])
+                done = move_at_once(uffd, dst + at, self.start + skew, size)
+                if done:
+                    runs.append(Run(dst + at, self.start + skew, done, Outcome.MOVED))
+                if done < size:
+                    runs += self._move_rest(uffd, dst + at + done, skew + done, size - done)
+                split = bool(skew or size % unit or done < size)
+                at += size
         return Moved(joined(runs))
 
-    def _read_pages(self, fd: int, file_offset: int, offset: int, length: int) -> None:
-        got = self.read_from(fd, file_offset, offset, length)
-        tail = -got % PAGE_SIZE
-        if got + tail < length:
-            raise errors.SourceTooShort(
-                f"the file ends at {file_offset + got:#x}, {length - got} bytes before what was "
-                "asked for"
-            )
-        if tail:
-            with self.view(offset + got, tail) as view:
-                view[:] = bytes(tail)
+    def _move_rest(self, uffd: Userfaultfd, dst: int, offset: int, length: int) -> tuple[Run, ...]:
+        """Move what was refused at first, but for pages that are there already."""
+        try:
+            return self.move(uffd, dst, offset, length).runs
+        except errors.DestinationNotEmpty as error:
+            # Somebody's fault was faster.  What was read for it must not stay here.
+            self.memory.advise(Advice.DONTNEED, offset, length)
+            tried = Moved(tuple(map(_known_to_have_moved, error.moved.runs)))
+            others = [run for run in tried.refused if run.cause is not Cause.NOT_EMPTY]
+            if others:
+                raise refusal(tried, others[0]) from None
+            return tried.runs
 
     def _range(self, offset: int, length: int | None) -> tuple[int, int]:
         if self.start == 0:
@@ -177,6 +167,29 @@ class Staging:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _read(fd: int, file_offset: int, view: memoryview) -> int:
+    at = 0
+    while at < len(view):
+        got = os.preadv(fd, [view[at:] if at else view], file_offset + at)
+        if got == 0:
+            break
+        at += got
+    return at
+
+
+def _read_pages(fd: int, file_offset: int, view: memoryview) -> None:
+    """Read whole pages; behind the end of the file there are zeros in the last one."""
+    got = _read(fd, file_offset, view)
+    tail = -got % PAGE_SIZE
+    if got + tail < len(view):
+        raise errors.SourceTooShort(
+            f"the file ends at {file_offset + got:#x}, {len(view) - got} bytes before what was "
+            "asked for"
+        )
+    if tail:
+        view[got:] = bytes(tail)
 
 
 def _known_to_have_moved(run: Run) -> Run:
