@@ -11,8 +11,8 @@ import trio
 from tests.daemon.support import Recorder, content, the_open_fault
 from tests.daemon.test_actions import filled_by
 from tests.kernel.harness import kernel_test
+from tests.kernel.obstacles import BOTH_MODES, PROTECTED, Pins, Sharer
 from tests.kernel.support import PAGE, in_thread
-from tests.kernel.test_move_errnos import BOTH_MODES, PROTECTED, Pin, Sharer
 from uffdaemon import (
     Cause,
     Daemon,
@@ -69,7 +69,7 @@ async def test_strict_move_fails_by_name_until_the_reason_is_gone(
 ) -> None:
     with source_of() as source, Memory.map(PAGE) as memory:
         end: Callable[[], object]
-        end = Sharer(source).sees if kind is errors.PageShared else Pin(source.start).end
+        end = Sharer(source).sees if kind is errors.PageShared else Pins(source.start).end
         recorder = Recorder()
         async with open_daemon(hooks=[recorder.hooks]) as daemon:
             uffd = guard(daemon, memory, StrictMove(source, verify=True))
@@ -114,7 +114,7 @@ RUNGS: Final[dict[Outcome, tuple[MemoryType, Callable[[Memory], object] | None, 
     Outcome.UNSHARED_AND_MOVED: (MemoryType.ANONYMOUS, Sharer, Fallback()),
     Outcome.COPIED_PINNED: (
         MemoryType.ANONYMOUS,
-        lambda source: Pin(source.start),
+        lambda source: Pins(source.start),
         Fallback(copy_pinned=True, patience=0.0),
     ),
     Outcome.EXACTLY_COPIED: (MemoryType.SHMEM, None, Fallback()),
@@ -142,7 +142,7 @@ async def test_move_or_copy_climbs_to(outcome: Outcome, lowered: bool) -> None:
 @kernel_test(features=PROTECTED)
 async def test_move_or_copy_waits_for_a_pin_and_says_so() -> None:
     with source_of() as source, Memory.map(PAGE) as memory:
-        pin = Pin(source.start)
+        pin = Pins(source.start)
         recorder = Recorder()
         async with open_daemon(hooks=[recorder.hooks]) as daemon:
             guard(daemon, memory, MoveOrCopy(source, PATIENT, verify=True))
@@ -160,7 +160,7 @@ async def test_move_or_copy_waits_for_a_pin_and_says_so() -> None:
 @kernel_test(features=PROTECTED)
 async def test_what_stays_pinned_fails_when_patience_is_over() -> None:
     with source_of() as source, Memory.map(PAGE) as memory:
-        pin = Pin(source.start)
+        pin = Pins(source.start)
         recorder = Recorder()
         async with open_daemon(hooks=[recorder.hooks]) as daemon:
             uffd = guard(daemon, memory, MoveOrCopy(source, Fallback(patience=0.01), verify=True))

@@ -1,31 +1,27 @@
-"""What `can_move` says beforehand is what `move` does, page by page; and asking changes nothing.
-
-The states that pages are brought into here are those of the other tests of moving, too.
-"""
+"""What `can_move` says beforehand is what `move` does, page by page; and asking changes nothing."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import pytest
 
-from tests.kernel.harness import kernel_test, unavailable
-from tests.kernel.support import PAGE, Barrier, Call, in_child, in_thread
-from tests.kernel.test_move_errnos import (
+from tests.kernel.harness import kernel_test
+from tests.kernel.obstacles import (
     BOTH_MODES,
     PROTECTED,
-    Pin,
+    DirectRead,
+    Pins,
     Sharer,
-    call,
     lock,
+    merge,
     protect,
+    swap_out,
 )
+from tests.kernel.support import PAGE
 from uffdaemon import (
     Advice,
     Cause,
@@ -34,96 +30,12 @@ from uffdaemon import (
     MemoryType,
     MoveRefused,
     Outcome,
-    PageCategory,
     Run,
     Userfaultfd,
     can_move,
     move,
-    scan_pages,
 )
-from uffdaemon.looking import look
 from uffdaemon.memory import HUGE_PAGE_SIZE
-
-# -- states of pages ---------------------------------------------------------------------------
-
-
-class DirectRead:
-    """An O_DIRECT read into the page at `start` that is under way until `end`: its file is one of
-    FUSE, for which a child answers that far and no further.
-
-    The child would share the page: `make_own` is called for the source, which nobody shares then.
-    """
-
-    _INIT, _OPEN, _READ, _FORGET = 26, 14, 15, 2  # linux/fuse.h
-    _NEWNS, _REC_PRIVATE, _DETACH = 0x20000, 0x44000, 2
-
-    def __init__(self, source: Memory, start: int, data: bytes) -> None:
-        self._mounted, self._asked, self._go = Barrier(), Barrier(), Barrier()
-        try:
-            self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-            call("unshare", self._NEWNS)  # nobody else is to see the mount
-        except PermissionError as refused:
-            unavailable(f"no mount: {refused}", "mounting takes root")
-        except OSError as refused:
-            pytest.skip(f"no FUSE here: {refused}")
-        call("mount", None, b"/", None, self._REC_PRIVATE, None)
-        in_child(self._serve, data)
-        with tempfile.NamedTemporaryFile() as place:
-            options = f"fd={self._device},rootmode=100600,user_id=0,group_id=0"
-            call("mount", b"none", place.name.encode(), b"fuse", 0, options.encode())
-            self._mounted.cross()
-            os.close(self._device)  # when the child ends, so does all that waits for it
-            self._file = os.open(place.name, os.O_RDONLY | os.O_DIRECT)
-            call("umount2", place.name.encode(), self._DETACH)
-        make_own(source)
-        target = (ctypes.c_char * PAGE).from_address(start)
-        self._reading: Call[int] = in_thread(os.preadv, self._file, [target], 0)
-        self._asked.wait()
-
-    def end(self) -> None:
-        """Let the data arrive; again is nothing."""
-        self._go.cross()
-        assert self._reading.result() == PAGE
-
-    def _serve(self, data: bytes) -> None:
-        self._mounted.wait()
-        while True:
-            request = os.read(self._device, 1 << 16)
-            opcode, unique = struct.unpack_from("=IQ", request, 4)
-            answer = b""
-            if opcode == self._INIT:
-                answer = struct.pack("=II16xII32x", 7, 31, PAGE, 1)
-            elif opcode == self._OPEN:
-                answer = struct.pack("=QII", 1, 1, 0)  # FOPEN_DIRECT_IO
-            elif opcode == self._READ:
-                self._asked.cross()
-                self._go.wait()
-                answer = data
-            if opcode != self._FORGET:
-                os.write(self._device, struct.pack("=IiQ", 16 + len(answer), 0, unique) + answer)
-
-
-def make_own(memory: Memory) -> None:
-    """Have nobody share the pages that are there; holes stay holes."""
-    for page in scan_pages(memory.start, memory.length, required=PageCategory.PRESENT):
-        call("madvise", page.start, page.length, Advice.POPULATE_WRITE)
-
-
-def merge(start: int) -> None:
-    """Have KSM merge the page at `start` with a twin of the same content."""
-    twin = Memory.map(PAGE, dont_fork=True)
-    twin.write(0, ctypes.string_at(start, PAGE))
-    twin.advise(Advice.MERGEABLE)
-    call("madvise", start, PAGE, Advice.MERGEABLE)
-    while not look(start, PAGE)[0].merged:
-        os.sched_yield()  # ksmd tells nobody; the deadline is the limit
-
-
-def swap_out(start: int, length: int = PAGE) -> None:
-    """Have pages swapped out."""
-    while scan_pages(start, length, required=PageCategory.PRESENT):
-        call("madvise", start, length, 21)  # MADV_PAGEOUT
-
 
 # -- foretelling -------------------------------------------------------------------------------
 
@@ -329,8 +241,8 @@ def test_another_process_is_foretold(fallback: Fallback | None) -> None:
 # -- what cannot be seen -----------------------------------------------------------------------
 
 
-def pin(found: Scene) -> Pin:
-    return Pin(found.third[0])
+def pin(found: Scene) -> Pins:
+    return Pins(found.third[0])
 
 
 def read_directly(found: Scene) -> DirectRead:

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import signal
-import struct
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import pytest
 from tests.kernel.clib import Helpers
 from tests.kernel.conformance import Handler
 from tests.kernel.harness import kernel_test
+from tests.kernel.obstacles import Pins
 from tests.kernel.support import PAGE, exclusive, in_child, in_thread, next_fault
 from uffdaemon import (
     Advice,
@@ -138,7 +138,7 @@ def test_what_is_pinned_stays_busy_until_it_is_let_go() -> None:
     ):
         uffd.register(memory.start, PAGE)
         source.write(0, b"p" * PAGE)
-        ring = _pin(source.start, PAGE)
+        pins = Pins(source.start)
         for _ in range(2):
             with pytest.raises(PageNotExclusive, match="pinned for I/O"):
                 uffd.move(memory.start, source.start, PAGE)
@@ -146,28 +146,8 @@ def test_what_is_pinned_stays_busy_until_it_is_let_go() -> None:
             source.advise(Advice.POPULATE_WRITE)
         assert source.read(0, PAGE) == b"p" * PAGE
         assert _present(memory) == 0
-        _unpin(ring)
+        pins.end()
         assert uffd.move(memory.start, source.start, PAGE).complete
-
-
-_IO_URING_SETUP, _IO_URING_REGISTER = 425, 427
-_REGISTER_BUFFERS, _UNREGISTER_BUFFERS = 0, 1
-
-
-def _pin(start: int, length: int) -> int:
-    """Pin pages for I/O, as a registered buffer of io_uring; return the ring."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    ring = int(libc.syscall(_IO_URING_SETUP, 1, ctypes.create_string_buffer(120)))
-    if ring < 0:
-        pytest.skip(f"no io_uring here: {os.strerror(ctypes.get_errno())}")
-    buffer = struct.pack("=QQ", start, length)
-    assert libc.syscall(_IO_URING_REGISTER, ring, _REGISTER_BUFFERS, buffer, 1) == 0
-    return ring
-
-
-def _unpin(ring: int) -> None:
-    libc = ctypes.CDLL(None)
-    assert libc.syscall(_IO_URING_REGISTER, ring, _UNREGISTER_BUFFERS, None, 0) == 0
 
 
 def _merged() -> bool:

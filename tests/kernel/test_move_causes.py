@@ -14,18 +14,20 @@ import pytest
 
 from tests.daemon.support import content
 from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, in_thread
-from tests.kernel.test_can_move import DirectRead, merge, swap_out
-from tests.kernel.test_move_errnos import (
+from tests.kernel.obstacles import (
     BOTH_MODES,
     PROTECTED,
-    Pin,
+    DirectRead,
+    Pins,
     Sharer,
     call,
     guard,
     lock,
+    merge,
     protect,
+    swap_out,
 )
+from tests.kernel.support import PAGE, in_thread
 from uffdaemon import (
     Advice,
     Cause,
@@ -154,7 +156,7 @@ def test_a_swap_entry_of_our_own_moves() -> None:
 @kernel_test(features=PROTECTED)
 def test_what_is_pinned_is_refused_by_name() -> None:
     with scene(1, dont_fork=True) as found:
-        pin = Pin(found.source.start)
+        pin = Pins(found.source.start)
         for fallback in (None, Fallback(patience=0.0), Fallback(patience=0.01)):
             error = found.refused(fallback)
             assert isinstance(error, errors.PagePinned)
@@ -166,7 +168,7 @@ def test_what_is_pinned_is_refused_by_name() -> None:
 @kernel_test(features=PROTECTED)
 def test_a_pin_that_ends_while_it_is_waited_for() -> None:
     with scene(1, dont_fork=True) as found, pytest.MonkeyPatch.context() as patch:
-        pin = Pin(found.source.start)
+        pin = Pins(found.source.start)
         pauses: list[float] = []
 
         def pause(seconds: float) -> None:
@@ -185,7 +187,7 @@ def test_a_pin_that_ends_while_it_is_waited_for() -> None:
 @kernel_test(features=PROTECTED)
 async def test_a_pin_that_ends_while_trio_goes_on() -> None:
     with scene(1, dont_fork=True) as found:
-        pin = Pin(found.source.start)
+        pin = Pins(found.source.start)
         climb = mover.ladder_for(
             found.uffd,
             found.target.start,
@@ -211,7 +213,7 @@ async def test_a_pin_that_ends_while_trio_goes_on() -> None:
 @kernel_test(features=PROTECTED)
 def test_what_is_pinned_is_copied_only_if_that_was_asked_for() -> None:
     with scene(1, dont_fork=True) as found:
-        pin = Pin(found.source.start)
+        pin = Pins(found.source.start)
         moved = found.move(Fallback(copy_pinned=True, patience=0.0))
         assert fates(moved) == [(Outcome.COPIED_PINNED, Cause.PINNED)]
         pin.end()

@@ -7,9 +7,7 @@ Source: ``userfaultfd_move`` in ``fs/userfaultfd.c``, ``validate_move_areas`` an
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
@@ -17,7 +15,8 @@ from typing import Final, NamedTuple
 import pytest
 
 from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, Barrier, in_child, in_thread, wait_readable
+from tests.kernel.obstacles import BOTH_MODES, PROTECTED, Pins, Sharer, guard, lock, protect
+from tests.kernel.support import PAGE, in_child, in_thread, wait_readable
 from uffdaemon import (
     Advice,
     Code,
@@ -35,81 +34,6 @@ from uffdaemon.memory import HUGE_PAGE_SIZE
 from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, status_of
 
 LENGTH: Final = 4 * PAGE
-PROTECTED: Final = (
-    Features.MOVE
-    | Features.PAGEFAULT_FLAG_WP
-    | Features.WP_HUGETLBFS_SHMEM
-    | Features.WP_UNPOPULATED
-    | Features.POISON
-)
-BOTH_MODES: Final = RegisterMode.MISSING | RegisterMode.WP
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-
-
-def call(name: str, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
-    """A function of the C library that must not fail."""
-    sized = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
-    result = int(getattr(_LIBC, name)(*sized))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), name)
-    return result
-
-
-# -- states of pages, which are those of the other tests of moving, too --------------------------
-
-
-class Sharer:
-    """A child that shares `memory` until it is asked what it sees there, and then ends."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._asked = Barrier()
-        self._child = in_child(self._run, memory)
-
-    def _run(self, memory: Memory) -> bytes:
-        self._asked.wait()
-        return memory.read(0, memory.length)
-
-    def sees(self) -> bytes:
-        self._asked.cross()
-        return self._child.result()
-
-
-class Pin:
-    """A page that is pinned for I/O: a registered buffer of io_uring."""
-
-    _SETUP, _REGISTER = 425, 427
-    _BUFFERS, _NO_BUFFERS = 0, 1
-
-    def __init__(self, start: int, length: int = PAGE) -> None:
-        try:
-            self._ring = call("syscall", self._SETUP, 1, ctypes.create_string_buffer(120))
-        except OSError as refused:
-            pytest.skip(f"no io_uring here: {refused.strerror}")
-        buffer = struct.pack("=QQ", start, length)
-        call("syscall", self._REGISTER, self._ring, self._BUFFERS, buffer, 1)
-
-    def end(self) -> None:
-        call("syscall", self._REGISTER, self._ring, self._NO_BUFFERS, None, 0)
-
-
-def lock(start: int, length: int = PAGE) -> None:
-    """mlock2(2), which leaves holes holes."""
-    call("mlock2", start, length, 1)  # MLOCK_ONFAULT
-
-
-def protect(start: int, length: int, access: int) -> None:
-    """mprotect(2)."""
-    call("mprotect", start, length, access)
-
-
-def guard(start: int) -> None:
-    """Put a guard in the place of a page: a marker, like poison."""
-    try:
-        call("madvise", start, PAGE, 102)  # MADV_GUARD_INSTALL
-    except OSError:
-        pytest.skip("this kernel has no MADV_GUARD_INSTALL")
-
-
 # -- the table ---------------------------------------------------------------------------------
 
 
@@ -172,7 +96,7 @@ def share(scene: Scene) -> Sharer:
 
 
 def pin(scene: Scene) -> None:
-    scene.stack.callback(Pin(scene.third[0]).end)
+    scene.stack.callback(Pins(scene.third[0]).end)
 
 
 ARGUMENTS: Final[dict[str, Callable[[Operation], Operation]]] = {

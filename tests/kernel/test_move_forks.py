@@ -12,9 +12,9 @@ import subprocess
 import pytest
 
 from tests.kernel.harness import kernel_test
+from tests.kernel.obstacles import BOTH_MODES, PROTECTED, Sharer, call
 from tests.kernel.support import PAGE, in_child, in_thread, next_event, wait_readable
 from tests.kernel.test_move_causes import fates, scene
-from tests.kernel.test_move_errnos import BOTH_MODES, PROTECTED, Sharer, call
 from uffdaemon import (
     Advice,
     Cause,

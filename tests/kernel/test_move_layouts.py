@@ -37,7 +37,7 @@ from tests.kernel.layouts import (
     layouts,
     terms,
 )
-from tests.kernel.moving import Pins, page_out
+from tests.kernel.obstacles import Pins, swap_out
 from tests.kernel.support import PAGE, Barrier, in_child
 from uffdaemon import (
     Advice,
@@ -236,7 +236,7 @@ class Built:
             if huge.source in SWAPPED:
                 swapped.append((HUGE.start, HUGE_PAGE_SIZE))
         for offset, length in swapped:
-            page_out(self.source.start + offset, length)
+            swap_out(self.source.start + offset, length)
 
     def _make(self, at: int, source: str) -> None:
         if source == "zero":
@@ -293,7 +293,7 @@ def built(uffd: Userfaultfd, layout: Layout, terms: Terms, let_go: Barrier) -> I
             assert in_child(lambda: None).result() is None
             made.make("own", "zero", "swapped", "pinned")
             _mark(uffd, made, terms)
-            stack.enter_context(Pins(made.pinned()))
+            stack.enter_context(Pins(*made.pinned()))
             found = look(made.src, layout.length)
             for n, (page, facts) in enumerate(zip(layout.pages, found, strict=True)):
                 assert facts.present == (page.source in PRESENT), (n, page, facts)

@@ -12,7 +12,8 @@ import pytest
 
 from tests.daemon.support import content
 from tests.kernel.harness import kernel_test
-from tests.kernel.moving import Pins, fates, there, two_sides
+from tests.kernel.moving import fates, there, two_sides
+from tests.kernel.obstacles import Pins
 from tests.kernel.support import (
     PAGE,
     in_child,
@@ -107,7 +108,7 @@ def test_moving_nothing_is_no_mistake() -> None:
 def test_every_triple_goes_as_far_as_it_can_and_says_what_stopped_it() -> None:
     with (
         two_sides(12, WP) as (uffd, source, target),
-        Pins([source.start + 8 * PAGE]),
+        Pins(source.start + 8 * PAGE),
     ):
         source.advise(Advice.DONTNEED, 5 * PAGE, PAGE)
         uffd.copy(target.start + 10 * PAGE, b"o" * PAGE)

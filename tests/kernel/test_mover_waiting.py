@@ -13,7 +13,8 @@ import trio.testing
 
 from tests.daemon.support import content
 from tests.kernel.harness import kernel_test
-from tests.kernel.moving import Pins, Watched, fates, there, two_sides
+from tests.kernel.moving import Watched, fates, there, two_sides
+from tests.kernel.obstacles import Pins
 from tests.kernel.support import (
     PAGE,
     Barrier,
@@ -65,13 +66,13 @@ def _at_one_side(source: Memory, target: Memory, data: bytes) -> list[int]:
 
 @kernel_test(features=Features.MOVE)
 def test_a_pin_that_ends_is_waited_for() -> None:
-    with two_sides(3) as (uffd, source, target), Pins([source.start + PAGE]) as pins:
+    with two_sides(3) as (uffd, source, target), Pins(source.start + PAGE) as pins:
         busy = count(1)
 
         def release_in_the_end(result: Result) -> None:
             # Tried as it is, and then made our own so many times: from here on it is waited for.
             if result.error == errno.EBUSY and next(busy) == 2 + ALONE:
-                pins.release()
+                pins.end()
 
         uffd.tell = release_in_the_end
         moved = move(uffd, target.start, source.start, 3 * PAGE, fallback=PATIENT, verify=True)
@@ -85,13 +86,13 @@ def test_a_pin_that_ends_is_waited_for() -> None:
 
 @kernel_test(features=Features.MOVE)
 async def test_trio_goes_on_while_a_pin_is_waited_for() -> None:
-    with two_sides(1) as (uffd, source, target), Pins([source.start]) as pins:
+    with two_sides(1) as (uffd, source, target), Pins(source.start) as pins:
         async with trio.open_nursery() as nursery:
 
             async def release() -> None:
                 # Long enough for all steps but the longest pauses between two attempts.
                 await trio.testing.wait_all_tasks_blocked(0.03)
-                pins.release()
+                pins.end()
 
             nursery.start_soon(release)
             moved = await move_in_trio(
@@ -142,7 +143,7 @@ async def test_cancelled_after_any_step_it_has_lost_nothing_and_can_be_resumed()
                     scope.cancel()
 
             uffd.tell = cancel
-            with Pins([source.start + 5 * PAGE]):
+            with Pins(source.start + 5 * PAGE):
                 with scope:
                     await move_in_trio(
                         uffd, target.start, source.start, 8 * PAGE, fallback=fallback
@@ -169,7 +170,7 @@ async def test_cancelled_after_any_step_it_has_lost_nothing_and_can_be_resumed()
 @kernel_test(features=Features.MOVE)
 async def test_cancelled_while_it_waits_for_a_pin_it_leaves_the_page_where_it_is() -> None:
     with two_sides(3) as (uffd, source, target):
-        with Pins([source.start + PAGE]):
+        with Pins(source.start + PAGE):
             async with trio.open_nursery() as nursery:
                 arguments = (uffd, target.start, source.start, 3 * PAGE)
 
