@@ -96,6 +96,10 @@ class Run(NamedTuple):
         return f"{where} {self.outcome.value}{why}"
 
 
+_TOLD: Final = 8
+"""Runs that a repr shows."""
+
+
 class Moved:
     """What a move came to, run by run, in the order in which it was asked for."""
 
@@ -103,7 +107,10 @@ class Moved:
         self.runs = runs
 
     def __repr__(self) -> str:
-        return f"<Moved: {'; '.join(run.explain() for run in self.runs) or 'nothing'}>"
+        told = [run.explain() for run in self.runs[:_TOLD]]
+        if len(self.runs) > _TOLD:
+            told.append(f"and {len(self.runs) - _TOLD} more runs")
+        return f"<Moved: {'; '.join(told) or 'nothing'}>"
 
     @property
     def complete(self) -> bool:
@@ -176,10 +183,12 @@ _CURES: Final = {
     "same access and lock flags, and the destination registered; a fallback copies exactly",
     Cause.OTHER_PROCESS: "MOVE works only from inside of the process; a fallback copies",
     Cause.NO_MOVE: "it takes Linux 6.8; a fallback copies exactly",
-    Cause.SOURCE_HOLE: "say allow_source_holes to leave holes as they are",
+    Cause.SOURCE_HOLE: "in a call, allow_source_holes leaves holes as they are; to a fault "
+    "something is due",
     Cause.SOURCE_MARKER: "release the source page to get rid of the marker",
     Cause.NOT_EMPTY: "whoever waits there can be woken; the source is as it was",
-    Cause.ALREADY_MOVED: "it was moved before, or just now while it was being swapped out",
+    Cause.ALREADY_MOVED: "moved before, perhaps, or just now while it was being swapped out; a "
+    "page that is known to have been there has arrived",
     Cause.NOT_REGISTERED: "register the destination with this userfaultfd first",
     Cause.EVENT: "somebody has to read the userfaultfd",
     Cause.UNPROTECTABLE: "register both sides MISSING and WP, or allow lose_writes",
@@ -191,10 +200,12 @@ def refusal(moved: Moved, run: Run) -> errors.MoveRefused:
     cause = run.cause or Cause.OTHER
     operation = Operation(Code.MOVE, run.dst, run.length, run.src)
     result = Result(operation, 0, 0, Status.FAILED, run.error)
-    reason = cause.value
-    if cause in _CURES:
-        reason += f"; {_CURES[cause]}"
-    return _CLASSES.get(cause, errors.MoveRefused)(run.error, result, cause, moved, reason)
+    reason, others = cause.value, len(moved.refused) - 1
+    if others > 0:
+        reason += f"; {others} more runs of pages were refused: see `moved`"
+    kind = _CLASSES.get(cause, errors.MoveRefused)
+    advice = _CURES.get(cause, "")
+    return kind(run.error, result, cause, moved, reason=reason, advice=advice)
 
 
 def error_of(result: Result) -> errors.OperationError:

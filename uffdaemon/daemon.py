@@ -249,6 +249,17 @@ class Daemon:
             book_moves(server.handler, ladder.moved)
         return finish(ladder.moved, verify=verify)
 
+    def book(self, uffd: Userfaultfd, moved: Moved) -> None:
+        """Keep the books of moves that were made without this daemon, by `Staging.fill` or `move`
+        say: what has arrived is there, and faults held there have ended.
+
+        Raises `NotServed`.
+        """
+        server = self._servers.get(uffd)
+        if server is None:
+            raise errors.NotServed(f"{uffd!r} is not served here")
+        book_moves(server.handler, moved)
+
     # -- clients -------------------------------------------------------------------------------
 
     def watch_client(self, uffd: Userfaultfd, pid: int) -> None:

@@ -154,7 +154,7 @@ class MemoryRefused(KernelRefusal):
 class OperationError(KernelRefusal):
     """An operation on a range failed; ``result`` holds how far it came before."""
 
-    def __init__(self, number: int, result: Result, *, reason: str = "") -> None:
+    def __init__(self, number: int, result: Result, *, reason: str = "", advice: str = "") -> None:
         self.result = result
         operation = result.operation
         super().__init__(
@@ -163,6 +163,7 @@ class OperationError(KernelRefusal):
             address=operation.dst + result.progress,
             length=operation.length - result.progress,
             reason=reason or operation.code.explain(number),
+            advice=advice,
         )
 
 
@@ -174,11 +175,18 @@ class MoveRefused(OperationError):
     """
 
     def __init__(
-        self, number: int, result: Result, cause: Cause, moved: Moved, reason: str = ""
+        self,
+        number: int,
+        result: Result,
+        cause: Cause,
+        moved: Moved,
+        *,
+        reason: str = "",
+        advice: str = "",
     ) -> None:
         self.cause = cause
         self.moved = moved
-        super().__init__(number, result, reason=reason)
+        super().__init__(number, result, reason=reason, advice=advice)
 
 
 class PageNotExclusive(MoveRefused):
@@ -223,8 +231,8 @@ class DestinationNotEmpty(MoveRefused):
 
 
 class AlreadyMoved(DestinationNotEmpty):
-    """The same, and the source is empty: the page was moved before, or right now, while it was
-    being swapped out, which Linux 6.18 reports so, too."""
+    """The same, and the source is empty: the page was moved before, perhaps, or right now, while it
+    was being swapped out, which Linux 6.18 reports so, too."""
 
 
 class NotRegistered(MoveRefused):

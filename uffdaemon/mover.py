@@ -313,7 +313,7 @@ def _flat(moves: Iterable[tuple[int, int, int]] | array[int]) -> array[int]:
                 "moves are triples of (dst, src, length), none of them negative"
             ) from error
     flat = cast("array[int]", moves)
-    if flat.typecode != "Q" or len(flat) % 3:
+    if flat.typecode not in "QL" or flat.itemsize != 8 or len(flat) % 3:  # noqa: PLR2004  # 64 bits
         raise errors.InvalidRange("moves are triples of (dst, src, length) in an array of type 'Q'")
     return flat
 

@@ -13,8 +13,10 @@ from uffdaemon.actions import Move, Unprotect, Wake
 from uffdaemon.causes import Cause, Moved, refusal
 from uffdaemon.errors import SourceNotEmpty
 from uffdaemon.events import FaultKind
+from uffdaemon.looking import look
 from uffdaemon.mover import check_empty
 from uffdaemon.outcomes import Outcome
+from uffdaemon.region import PAGE_SIZE
 
 if TYPE_CHECKING:
     from uffdaemon.handlers import Handler
@@ -106,10 +108,24 @@ def book_moves(handler: Handler, moved: Moved) -> None:
         if run.arrived:
             handler.counters.bytes_done[run.outcome] += run.length
             for segment in handler.regions.clip(run.dst, run.dst + run.length):
-                segment.region.pages.present.add_range(*_pages(segment))
+                _arrived(handler, segment)
             empty(handler, run.src, run.length)
     if handler.holds:
         handler.release_held()
+
+
+def _arrived(handler: Handler, segment: Segment) -> None:
+    first, end = _pages(segment)
+    present = segment.region.pages.present
+    if not handler.uffd.same_process:
+        present.add_range(first, end)
+        return
+    # Holes may have been left as they are: what is not there must not count as filled.
+    size = segment.region.page_size // PAGE_SIZE
+    there = [page.there for page in look(segment.start, segment.end - segment.start)]
+    for number in range(first, end):
+        if there[(number - first) * size]:
+            present.add(number)
 
 
 def empty(handler: Handler, src: int, length: int) -> None:

@@ -27,11 +27,13 @@ _PIECE = 4 * HUGE_PAGE_SIZE
 
 
 class Staging:
-    """`length` bytes of plain memory at `start`, empty again wherever pages were moved away.
+    """`length` bytes (rounded up to whole pages) of plain memory at `start`, empty again wherever
+    pages were moved away.
 
-    With `transparent_huge` it is made of huge pages where the kernel has them, and `length` is
-    rounded up to whole ones.  With `dont_fork` children do not get it: a page that a child shares
-    could not be moved.  Raises `InvalidRange`, `MemoryRefused`.
+    With `transparent_huge` it is made of huge pages where the kernel has them.  Writing a byte then
+    makes 2 MiB of zeros around it: whatever has not been decoded yet would arrive as zeros, not as
+    a `SourceHole`.  With `dont_fork` children do not get it: a page that a child shares could not
+    be moved.  Raises `InvalidRange`, `MemoryRefused`.
     """
 
     def __init__(
@@ -40,20 +42,17 @@ class Staging:
         unit = HUGE_PAGE_SIZE if transparent_huge else PAGE_SIZE
         if length <= 0:
             raise errors.InvalidRange(f"a staging of {length} bytes: at least 1 is needed")
+        self.length = length + -length % PAGE_SIZE
+        """Bytes."""
         self.memory = Memory.map(
             length + -length % unit, transparent_huge=transparent_huge, dont_fork=dont_fork
         )
-        """The memory itself."""
+        """The memory itself, which is made of whole huge pages."""
 
     @property
     def start(self) -> int:
         """Its address."""
         return self.memory.start
-
-    @property
-    def length(self) -> int:
-        """Bytes."""
-        return self.memory.length
 
     @property
     def page_size(self) -> int:
@@ -119,7 +118,7 @@ class Staging:
                 if split and unit == HUGE_PAGE_SIZE:
                     # The rest of a huge page of which a part has moved, or its page table alone,
                     # keeps the next one from being huge.
-                    self.memory.advise(Advice.DONTNEED, 0, self.length - self.length % unit)
+                    self.memory.advise(Advice.DONTNEED)
                 _read_pages(fd, file_offset + at, view[skew : skew + size])
                 done = move_at_once(uffd, dst + at, self.start + skew, size)
                 if done:

@@ -12,7 +12,8 @@ from uffdaemon.causes import AllMoved, Cause, Moved, Run, error_of, joined, refu
 from uffdaemon.outcomes import Code, Operation, Outcome, result_of
 
 PAGE = 4096
-MOVED = Run(0x10000, 0x50000, PAGE, Outcome.MOVED)
+DST, SRC = 0x10000, 0x50000
+MOVED = Run(DST, SRC, PAGE, Outcome.MOVED)
 SHARED = Run(0x11000, 0x51000, PAGE, Outcome.FAILED, Cause.SHARED, errno.EBUSY)
 
 
@@ -85,3 +86,22 @@ def test_ebusy_of_a_single_ioctl_says_how_far_it_came(done: int) -> None:
     assert error.cause is Cause.NOT_EXCLUSIVE
     assert error.moved.bytes(Outcome.MOVED) == done
     assert [run.length for run in error.moved.refused] == [3 * PAGE - done]
+
+
+def test_a_long_story_is_cut_short() -> None:
+    runs = [Run(DST + n * PAGE, SRC, PAGE, Outcome.FAILED, Cause.SHARED, 16) for n in range(12)]
+    moved = Moved(tuple(runs))
+    assert repr(moved).count("failed") == 8
+    assert repr(moved).endswith("and 4 more runs>")
+
+
+def test_a_refusal_says_that_it_is_not_the_only_one() -> None:
+    runs = [
+        Run(DST, SRC, PAGE, Outcome.FAILED, Cause.SOURCE_HOLE, 2),
+        Run(DST + PAGE, SRC + PAGE, PAGE, Outcome.MOVED),
+        Run(DST + 2 * PAGE, SRC + 2 * PAGE, PAGE, Outcome.FAILED, Cause.SHARED, 16),
+    ]
+    error = refusal(Moved(tuple(runs)), runs[0])
+    assert "1 more runs of pages were refused" in str(error)
+    assert error.advice in str(error)
+    assert "more runs" not in str(refusal(Moved(tuple(runs[:2])), runs[0]))
