@@ -380,8 +380,8 @@ async def measure(library: ctypes.CDLL, way: str, options: argparse.Namespace) -
             way,
             seconds,
             cpu,
-            percentile(histogram, 0.5),
-            percentile(histogram, 0.99),
+            min(percentile(histogram, 0.5), worst),
+            min(percentile(histogram, 0.99), worst),
             worst,
             sum(daemon.statistics().faults.values()),
             before,
@@ -404,6 +404,9 @@ def main() -> int:
     add("--json", type=Path, metavar="FILE", help="write all figures")
     add("--plot", type=Path, metavar="FILE", help="draw them (takes matplotlib)")
     options = parser.parse_args()
+    for path in (options.json, options.plot):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"{path.parent} is no folder")
     with tempfile.TemporaryDirectory() as folder:
         library = compile_heap(folder)
         rounds = [

@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Final
 
 MIB: Final = 1 << 20
+LEGEND: Final = """
+compaction: from the switch to new addresses until the old memory is unmapped
+cpu: of the compactor and the daemon in that time
+operation: from when one was due until it was done, meanwhile and a little longer
+faults: of mutators that came to a page before the compactor
+resident: of this process, before and after
+wrong: objects that lost a write
+Under 1, move is better:"""
 BUCKETS: Final = 48 * 16
 """Of the histogram in heap.h: 16 for each power of two."""
 
@@ -74,6 +82,7 @@ def print_table(ways: Sequence[str], rounds: list[list[Figures]]) -> None:
             f"{m['faults']:8.0f}{m['resident_before'] / MIB:6.0f} →{m['resident_after'] / MIB:4.0f}"
             f" MiB{sum(one['wrong'] for one in every):7}"
         )
+    print(LEGEND)
     for way in ways[1:]:
         ratio = {name: middle["move"][name] / middle[way][name] for name in ("seconds", "p99")}
         print(f"move / {way}: time {ratio['seconds']:.2f}, p99 {ratio['p99']:.2f}")
@@ -96,9 +105,12 @@ def draw(ways: Sequence[str], rounds: list[list[Figures]], path: Path) -> None:
         left.plot([bucket_end(bucket) for bucket in range(BUCKETS)], slower, label=way)
         right.bar(way, statistics.median(one.seconds * 1e3 for one in figures))
     left.set(xscale="log", yscale="log", xlim=(0.05, 1e6), ylim=(1e-6, 1))
-    left.set(xlabel="µs", ylabel="share of operations that took longer")
+    left.set(xlabel="µs", ylabel="share of operations that took longer than that")
     left.legend()
-    right.set(ylabel="compaction, ms", yscale="log")
+    left.set_title("mutators, while the heap is compacted")
+    right.set(ylabel="ms")
+    right.set_title("compaction")
     right.tick_params(axis="x", rotation=20)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+    print(f"drawn: {path}")
