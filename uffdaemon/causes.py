@@ -208,6 +208,16 @@ def refusal(moved: Moved, run: Run) -> errors.MoveRefused:
     return kind(run.error, result, cause, moved, reason=reason, advice=advice)
 
 
+def marker_in_the_way(result: Result) -> errors.MoveRefused:
+    """The error for a move whose destination holds a marker: poison, or write-protection."""
+    rest = result.rest
+    run = Run(rest.dst, rest.src, rest.length, Outcome.FAILED, Cause.NOT_EMPTY, errno.EEXIST)
+    reason = "a marker is at the destination: poison, a guard, or write-protection without a page"
+    return errors.DestinationNotEmpty(
+        errno.EEXIST, result, Cause.NOT_EMPTY, Moved((run,)), reason=reason
+    )
+
+
 def error_of(result: Result) -> errors.OperationError:
     """The error for the result of one ioctl that FAILED."""
     if result.operation.code is not Code.MOVE or result.error != errno.EBUSY:

@@ -21,6 +21,8 @@ class Copies:
     def __init__(self) -> None:
         self.any_yet = False
         """Whether there ever was one."""
+        self.marking = Lock()
+        """Held while a copy is entered, and by whoever must not be overtaken by one."""
         self._lock = Lock()
         self._ranges: list[tuple[int, int]] = []
         self._released: list[tuple[int, int]] = []
@@ -28,16 +30,23 @@ class Copies:
     @contextmanager
     def copying(self, start: int, length: int) -> Generator[None]:
         """While a copy has the range write-protected."""
-        self.any_yet = True
-        self._ranges.append((start, start + length))
+        with self.marking:
+            self.any_yet = True
+            self._ranges.append((start, start + length))
         try:
             yield
         finally:
             self._ranges.remove((start, start + length))
 
-    def covers(self, address: int) -> bool:
-        """Whether the page at `address` is being copied."""
-        return any(start <= address < end for start, end in list(self._ranges))
+    @property
+    def under_way(self) -> bool:
+        """Whether anything is being copied."""
+        return bool(self._ranges)
+
+    def overlap(self, start: int, length: int) -> bool:
+        """Whether a part of the range is being copied."""
+        end = start + length
+        return any(low < end and start < high for low, high in self._ranges.copy())
 
     def expect_release(self, start: int, length: int) -> None:
         """The release of a part of the range is going to send a REMOVE event."""

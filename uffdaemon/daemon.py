@@ -17,13 +17,14 @@ from uffdaemon.features import Features, RegisterMode
 from uffdaemon.filling import Fill, copy_of
 from uffdaemon.handlers import Handler
 from uffdaemon.loop import Server, Shutdown
-from uffdaemon.mover import climb_in_trio, finish, ladder_for
+from uffdaemon.mover import PIECE, climb_in_trio, finish, ladder_for
 from uffdaemon.moving import book_moves
 from uffdaemon.opening import supported_features
 from uffdaemon.outcomes import Code, Operation, Outcome
 from uffdaemon.policy import moves, policy_name
 from uffdaemon.region import (
     HOLD,
+    PAGE_SIZE,
     POLICY_TIMEOUT,
     RETRY,
     AfterRemove,
@@ -118,6 +119,8 @@ class Daemon:
             handler.regions.remove(region)
             raise
         server.rules_outdated()
+        for other in self._servers.values():
+            other.region_added()
         # Whoever waits there already, for nobody, may ask again.
         waiting = handler.ledger.inside(region.start, region.end)
         for fault in waiting:
@@ -226,6 +229,7 @@ class Daemon:
         foreign: bool = False,
         source_uffd: Userfaultfd | None = None,
         verify: bool = False,
+        piece: int = PIECE,
     ) -> Moved:
         """`uffdaemon.move` on a userfaultfd that is served here, with this daemon's books kept.
 
@@ -234,6 +238,7 @@ class Daemon:
         server = self._servers.get(uffd)
         if server is None:
             raise errors.NotServed(f"{uffd!r} is not served here")
+        region = server.handler.regions.find(dst)
         ladder = ladder_for(
             uffd,
             dst,
@@ -242,6 +247,8 @@ class Daemon:
             fallback=fallback,
             allow_source_holes=allow_source_holes,
             foreign=foreign,
+            page_size=PAGE_SIZE if region is None else region.page_size,
+            piece=piece,
         )
         try:
             await climb_in_trio(uffd, source_uffd, ladder)
@@ -349,6 +356,7 @@ class Daemon:
     ) -> Server:
         log = self._log.bind(userfaultfd=uffd.fileno())
         handler = Handler(uffd, self._hooks, log, regions)
+        handler.of_this_process = self._handlers_of_this_process
         server = Server(
             handler,
             sleeper=self._sleeper,
@@ -360,6 +368,9 @@ class Daemon:
         self._servers[uffd] = server
         self._nursery.start_soon(self._run, server)
         return server
+
+    def _handlers_of_this_process(self) -> list[Handler]:
+        return [s.handler for s in self._servers.values() if s.uffd.same_process]
 
     async def _run(self, server: Server) -> None:
         await server.run()

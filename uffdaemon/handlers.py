@@ -37,7 +37,7 @@ from uffdaemon.events import FaultKind, PageFault
 from uffdaemon.hooks import HookCalls, Resolved
 from uffdaemon.ledger import Ledger, Waiting
 from uffdaemon.memory import check_own
-from uffdaemon.moving import after_copy, empty, refused, verify
+from uffdaemon.moving import after_copy, empty, issue, refused, verify
 from uffdaemon.outcomes import (
     OUTCOME_OF_CODE,
     Code,
@@ -86,6 +86,8 @@ class Handler:
         self.slow: SlowWork
         self.forks: list[tuple[ForkEvent, RegionTable]] = []
         """Children whose userfaultfd is ours, with their regions, and not yet looked after."""
+        self.of_this_process: Callable[[], Iterable[Handler]] = lambda: (self,)
+        """The handlers of all userfaultfds of this process that the daemon serves."""
         self.client_gone = False
         self._steps: list[Step] = []
         self._apart: list[Step] = []
@@ -115,6 +117,15 @@ class Handler:
         entered = [fault for event in faults if (fault := self._enter(event, read_at)) is not None]
         for fault in entered:
             decide(self, fault)
+        self.flush()
+
+    def note(self, events: Iterable[Event], read_at: int) -> None:
+        """Take in what was read, and list the faults as open, without answering them."""
+        for event in sorted(events, key=lambda event: isinstance(event, PageFault)):
+            if isinstance(event, PageFault):
+                self._enter(event, read_at)
+            else:
+                apply_event(self, event)
         self.flush()
 
     def _enter(self, event: PageFault, read_at: int) -> Fault | None:
@@ -238,7 +249,7 @@ class Handler:
         """Issue all steps; what that makes necessary (narrower ones, say) as well."""
         while (self._steps or self._apart) and not self.client_gone:
             steps, self._steps, self._apart = merge(self._steps) + self._apart, [], []
-            results = self.uffd.execute([step.operation for step in steps])
+            steps, results = issue(self, steps)
             for step, result in zip(steps, results, strict=True):
                 self._settle(step, result)
         self._steps.clear()

@@ -24,6 +24,7 @@ from uffdaemon.region import PAGE_SIZE
 from uffdaemon.steps import (
     COPY,
     PROTECT,
+    RELEASE,
     UNPROTECT,
     Ask,
     CopyOver,
@@ -86,7 +87,8 @@ class Ladder:
         self._pause = _FIRST_PAUSE
         self._reach = HUGE
         """How much is made our own in one go."""
-        self._plain = False
+        self._plain_until = 0
+        """Up to where copies go without write-protection, since that is not to be had there."""
         self._odd = 0
         self._book(moved, Outcome.MOVED)
 
@@ -120,8 +122,7 @@ class Ladder:
         """All the way.  Ends when every page has a fate."""
         while self._at < self._length:
             if self._terms.impossible is not None:
-                error = errno.ENOTTY if self._terms.impossible is Cause.NO_MOVE else errno.EINVAL
-                yield from self._instead(self._length - self._at, self._terms.impossible, error)
+                yield from self._impossible(self._terms.impossible)
                 continue
             result = yield from self._move(min(self._end - self._at, LONGEST))
             self._book(result.done, Outcome.MOVED)
@@ -143,7 +144,7 @@ class Ladder:
         elif error == errno.EINVAL:
             yield from self._unfit()
         elif error == errno.ENOTTY:
-            yield from self._instead(self._end - self._at, Cause.NO_MOVE, error)
+            yield from self._impossible(Cause.NO_MOVE)
         elif error == errno.ENOENT:
             yield from self._nothing()
         elif error == errno.EEXIST:
@@ -177,6 +178,23 @@ class Ladder:
             yield from self._wait("an event is in flight (EAGAIN)")
         else:
             self._fail(length, Cause.EVENT, errno.EAGAIN)
+
+    def _impossible(self, cause: Cause) -> _Steps:
+        """No MOVE at all: copy each mapping by itself, as far as they can be seen."""
+        if cause is not Cause.OTHER_PROCESS and not self._parts and self._fallback is not None:
+            yield from self._divide()
+        error = errno.ENOTTY if cause is Cause.NO_MOVE else errno.EINVAL
+        yield from self._instead(self._end - self._at, cause, error)
+
+    def _divide(self) -> Generator[Ask, None, Divide]:
+        divide = Divide(self._dst + self._at, self._src + self._at, self._end - self._at)
+        yield divide
+        at = self._at
+        for part in divide.parts:
+            at += part
+            self._parts.append(at)
+        self._parts.sort()
+        return divide
 
     # -- EBUSY ---------------------------------------------------------------------------------
 
@@ -289,16 +307,11 @@ class Ladder:
 
     def _unfit(self) -> _Steps:
         """EINVAL: the range leaves a mapping, or the memory is of the wrong kind."""
-        rest = self._end - self._at
-        divide = Divide(self._dst + self._at, self._src + self._at, rest)
-        yield divide
+        divide = yield from self._divide()
         if len(divide.parts) > 1:
-            at = self._at
-            for part in divide.parts:
-                at += part
-                self._parts.append(at)
-            self._parts.sort()
-        elif not divide.registered:
+            return
+        rest = self._end - self._at
+        if not divide.registered:
             self._fail(rest, Cause.NOT_REGISTERED, errno.EINVAL)
         else:
             yield from self._instead(rest, Cause.WRONG_MEMORY, errno.EINVAL)
@@ -342,9 +355,10 @@ class Ladder:
 
     def _copy(self, length: int, cause: Cause, outcome: Outcome) -> _Steps:
         stop = self._at + length
+        size = self._terms.page_size
+        piece = max(self._terms.piece // size, 1) * size
         while self._at < stop:
-            size = self._terms.page_size
-            pages = yield from self._look(min(stop - self._at, max(self._terms.piece, size)))
+            pages = yield from self._look(min(stop - self._at, piece))
             first = pages[0]
             kind = first.there, first.marker
             run = PAGE_SIZE * next(
@@ -360,9 +374,10 @@ class Ladder:
                 self._fail(run, Cause.SOURCE_HOLE, errno.ENOENT)
 
     def _copy_run(self, length: int, stop: int, cause: Cause, outcome: Outcome) -> _Steps:
-        copy = CopyOver(self._dst + self._at, self._src + self._at, length, not self._plain)
+        plain = self._at < self._plain_until
+        copy = CopyOver(self._dst + self._at, self._src + self._at, length, not plain)
         yield copy
-        if self._plain and outcome is Outcome.EXACTLY_COPIED:
+        if plain and outcome is Outcome.EXACTLY_COPIED:
             outcome = Outcome.COPIED
         error = copy.error
         if copy.stage == UNPROTECT:
@@ -376,13 +391,15 @@ class Ladder:
         if copy.exact and refused and error in _UNPROTECTABLE[copy.stage]:
             # Not registered for it, or this kernel cannot protect memory of this kind.
             if self._fallback is not None and self._fallback.lose_writes:
-                self._plain = True
+                self._plain_until = self._end
             else:
                 self._fail(stop - self._at, Cause.UNPROTECTABLE, error)
         elif error == errno.EAGAIN:
             yield from self._event(stop - self._at)
         elif error in (errno.EEXIST, errno.EFAULT) and copy.stage == COPY:
             self._fail(self._terms.page_size, CAUSE_OF_ERRNO[error], error)
+        elif copy.stage == RELEASE:
+            self._fail(stop - self._at, Cause.OTHER, error)
         elif error == errno.ENOENT:
             self._fail(stop - self._at, Cause.NOT_REGISTERED, error)
         else:

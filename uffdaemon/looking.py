@@ -53,9 +53,10 @@ def look(start: int, length: int) -> list[PageFacts]:
     finally:
         os.close(pagemap)
     merged = _merged(entries, zero)
+    cached = _cached(start, entries)
     return [
         PageFacts(
-            there=bool(entry & (_PRESENT | _SWAPPED)),
+            there=bool(entry & (_PRESENT | _SWAPPED)) or page in cached,
             exclusive=bool(entry & _EXCLUSIVE),
             merged=page in merged,
             zero=page in zero,
@@ -65,6 +66,24 @@ def look(start: int, length: int) -> list[PageFacts]:
         )
         for page, entry in enumerate(entries)
     ]
+
+
+def _cached(start: int, entries: list[int]) -> set[int]:
+    """Which of the pages are a shared file's, and in memory without being mapped here.  One that is
+    swapped out as well is not seen by anybody."""
+    holes = [page for page, entry in enumerate(entries) if not entry & (_PRESENT | _SWAPPED)]
+    if not holes:
+        return set()
+    resident = native.in_memory(start, len(entries), PAGE_SIZE)
+    found = {page for page in holes if resident and resident[page] & 1}
+    if not found:
+        return found
+    shared: set[int] = set()
+    for mapping in mappings(start, len(entries) * PAGE_SIZE):
+        if mapping.shared:
+            low, high = ((edge - start) // PAGE_SIZE for edge in (mapping.start, mapping.end))
+            shared.update(range(max(low, 0), min(high, len(entries))))
+    return found & shared
 
 
 def _scan(pagemap: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:
@@ -118,6 +137,11 @@ class Mapping(NamedTuple):
     """``rwxp``; the last letter is ``s`` for shared memory."""
     file: bool
     """Whether there is a file, a memory file included, behind it."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether its pages are a file's, for everybody who maps it."""
+        return self.access.endswith("s")
 
     @property
     def movable(self) -> bool:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
 
+_COPY_PAUSE: Final = 0.001
+"""Seconds between two looks whether the copies that are left have ended, or sent an event."""
 _PATIENCE: Final = 1.0
 """Seconds that async hooks have to hear of the last faults, when the client is gone."""
 
@@ -104,12 +106,17 @@ class Server:
         try:
             with trio.CancelScope(shield=True):
                 async with AsyncHooks.open(self.handler.hooks) as hooks:
-                    async with trio.open_nursery() as nursery:
-                        self.handler.slow = SlowWork(self.handler, nursery, self._fetch_limit)
-                        self._begun.set()
-                        await self._loop()
-                        self._last_turn()
-                        nursery.cancel_scope.cancel()
+                    async with trio.open_nursery() as reading:
+                        async with trio.open_nursery() as nursery:
+                            self.handler.slow = SlowWork(self.handler, nursery, self._fetch_limit)
+                            self._begun.set()
+                            await self._loop()
+                            self._last_turn()
+                            reading.start_soon(self._go_on_reading)
+                            nursery.cancel_scope.cancel()
+                        while self.uffd.copies.under_way and not self.uffd.closed:  # noqa: ASYNC110  # set by threads
+                            await trio.sleep(_COPY_PAUSE)
+                        reading.cancel_scope.cancel()
                     await hooks.finish(self._patience)
         finally:
             self.let_go()
@@ -125,6 +132,13 @@ class Server:
             else:
                 await self._sleep()
                 begun = trio.current_time()
+
+    async def _go_on_reading(self) -> None:
+        """Answer nothing any more; but threads that copy may wait for their events to be read, and
+        cannot be cancelled."""
+        while not self.uffd.closed:
+            self.handler.note(self.uffd.read_events(), _clock())
+            await trio.sleep(_COPY_PAUSE)
 
     def _over(self) -> bool:
         return self._stopping or self.handler.client_gone
@@ -249,6 +263,11 @@ class Server:
         """There are regions that have no rules yet: have them made, many at a time."""
         self._rules_outdated = True
         self.wake()
+
+    def region_added(self) -> None:
+        """Somewhere in this daemon: perhaps where this one moves from, so that books are kept."""
+        if self._rulebook.moves:
+            self.rules_outdated()
 
     def update_rules(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""

@@ -90,7 +90,7 @@ def _disown(start: int, end: int) -> None:
             if part[0] < part[1]
         ]
         _owned[:] = kept
-    for call in before_unmapping:
+    for call in before_unmapping.copy():
         call(start, end)
 
 

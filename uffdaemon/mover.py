@@ -158,8 +158,10 @@ def move_many(
             _check_triples(flat)
         if not left:
             return finish(AllMoved(flat[:]), verify=verify)
-    elif not foreign:
-        _check_sources(flat)
+    else:
+        _check_triples(flat)
+        if not foreign:
+            _check_sources(flat)
     terms = terms_of(uffd, fallback, allow_source_holes=allow_source_holes)
     runs: list[Run] = []
     for at, moved in enumerate(done or [0] * (len(flat) // 3)):
@@ -168,7 +170,6 @@ def move_many(
             runs.append(Run(dst, src, moved, Outcome.MOVED))
         if length > moved:
             dst, src, length = dst + moved, src + moved, length - moved
-            check_move(dst, src, length, PAGE_SIZE)
             runs += _climb(uffd, source_uffd, Ladder(dst, src, length, terms)).runs
     return finish(Moved(joined(runs)), verify=verify)
 
@@ -294,12 +295,17 @@ def finish(moved: Moved, *, verify: bool) -> Moved:
 def check_empty(src: int, length: int) -> None:
     """Prove that nothing is left at the source of a move.  Raises `SourceNotEmpty`."""
     left = scan_pages(src, length, any_of=PageCategory.PRESENT | PageCategory.SWAPPED)
-    if left:
+    found = [(left[0].start, left[0].length)] if left else []
+    if not left and any(mapping.shared for mapping in mappings(src, length)):
+        # Pages of a file may be there without being mapped here.
+        pages = enumerate(look(src, length))
+        found = [(src + n * PAGE_SIZE, PAGE_SIZE) for n, page in pages if page.there]
+    if found:
         raise errors.SourceNotEmpty(
             errno.EEXIST,
             "PAGEMAP_SCAN",
-            address=left[0].start,
-            length=left[0].length,
+            address=found[0][0],
+            length=found[0][1],
             reason="the source of a move holds pages: somebody touched it again",
         )
 
@@ -379,23 +385,29 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver
     if source_uffd is None:
         source_uffd = uffd
     sources = mappings(ask.src, ask.length)
-    if ask.exact and not _can_protect(source_uffd, sources, ask.src):
+    watched = _watches(source_uffd, sources, ask.src)
+    if ask.exact and not watched:
         ask.done, ask.error, ask.stage = 0, errno.ENOENT, native.STAGE_PROTECT
         return
     flags = native.EXACT if ask.exact else 0
     if not uffd.same_process:
         flags |= native.OTHER_PROCESS
-    shared = any(mapping.access.endswith("s") for mapping in sources)
+    elif any(mapping.shared for mapping in mappings(ask.dst, ask.length)):
+        flags |= native.SHARED
     # The pages of shared memory are the file's: only a hole in it empties the source.
+    shared = any(mapping.shared for mapping in sources)
     advice = Advice.REMOVE if shared else Advice.DONTNEED
     # Another one may wait for an event that nobody reads: that is not to be waited for, too.
     if not _one_copy_at_a_time.acquire(timeout=EVENT_PATIENCE):
         ask.done, ask.error, ask.stage = 0, errno.EAGAIN, native.STAGE_PROTECT
         return
     theirs = source_uffd.copies
+    ask.done = ask.error = ask.stage = 0
+    if watched and source_uffd.features & Features.EVENT_REMOVE:
+        theirs.expect_release(ask.src, ask.length)
+    if uffd.same_process and uffd.features & Features.EVENT_REMOVE:
+        uffd.copies.expect_release(ask.dst, ask.length)  # if the copy is taken back
     try:
-        if source_uffd.features & Features.EVENT_REMOVE:
-            theirs.expect_release(ask.src, ask.length)
         with uffd.copies.copying(ask.dst, ask.length), theirs.copying(ask.src, ask.length):
             ask.done, ask.error, ask.stage = native.copy_and_release(
                 (uffd.fileno(), source_uffd.fileno()),
@@ -405,13 +417,15 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver
                 flags=flags,
                 advice=int(advice),
             )
-        theirs.settle_release(ask.src, ask.length, ask.done)
     finally:
+        theirs.settle_release(ask.src, ask.length, ask.done)
+        if ask.stage != native.STAGE_RELEASE:
+            uffd.copies.settle_release(ask.dst, ask.length, 0)
         _one_copy_at_a_time.release()
 
 
-def _can_protect(uffd: Userfaultfd, sources: list[Mapping], src: int) -> bool:
-    """Whether protecting the source by `uffd` would work, and wake those that it kept waiting."""
+def _watches(uffd: Userfaultfd, sources: list[Mapping], src: int) -> bool:
+    """Whether it is `uffd` that watches the source, as far as that can be seen."""
     # One that watches addresses of another process is of no use for ours; with one that is not
     # the source's the kernel protects as well, but its waiters would hear of nothing.
     return uffd.same_process and bool(sources) and watches(uffd, sources[0], src)

@@ -10,12 +10,12 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from uffdaemon.actions import Move, Unprotect, Wake
-from uffdaemon.causes import Cause, Moved, refusal
+from uffdaemon.causes import Cause, Moved, marker_in_the_way, refusal
 from uffdaemon.errors import SourceNotEmpty
 from uffdaemon.events import FaultKind
 from uffdaemon.looking import look
 from uffdaemon.mover import check_empty
-from uffdaemon.outcomes import Outcome
+from uffdaemon.outcomes import Code, Outcome
 from uffdaemon.region import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ after_copy: Final = Unprotect()
 
 def refused(handler: Handler, fault: Fault, action: Move, result: Result) -> None:
     """See to a fault whose page (one page, nothing around it) did not move."""
-    if _is_there(fault, result.error):
+    if result.error == errno.EEXIST and _is_marker(handler, fault):
+        handler.fail(fault, marker_in_the_way(result))
+    elif _is_there(fault, result.error):
         handler.carry_out(fault, Wake())
     else:
         handler.slow.climb(fault, action, result.operation.dst, result.operation.src)
@@ -42,6 +44,11 @@ def _is_there(fault: Fault, error: int) -> bool:
     if error == errno.EEXIST:
         return True
     return error == errno.ENOENT and fault.page in fault.region.pages.present
+
+
+def _is_marker(handler: Handler, fault: Fault) -> bool:
+    """Whether there is no page at the destination, so that a thread woken would come back."""
+    return handler.uffd.same_process and look(fault.address, PAGE_SIZE)[0].marker
 
 
 def climbed(handler: Handler, fault: Fault, action: Move, moved: Moved) -> None:
@@ -93,13 +100,38 @@ def _what_is_left(src: int, length: int) -> SourceNotEmpty | None:
 def waits_for_copy(handler: Handler, fault: Fault) -> bool:
     """Whether a write has to wait because an exact copy of its page is under way, whose end lets
     it go; answering it earlier would lose it."""
-    if fault.kind is not FaultKind.WP or not handler.uffd.copies.covers(fault.address):
+    if fault.kind is not FaultKind.WP or not handler.uffd.copies.overlap(fault.address, 1):
         return False
+    wait_for_copy(handler, fault)
+    return True
+
+
+def issue(handler: Handler, steps: list[Step]) -> tuple[list[Step], list[Result]]:
+    """Carry the steps out, but for those that would lift the write-protection of an exact copy:
+    their faults wait.  Returns what was carried out, with the results."""
+    copies = handler.uffd.copies
+    if not any(step.operation.code is Code.WRITEPROTECT for step in steps):
+        return steps, handler.uffd.execute([step.operation for step in steps])
+    late: list[Step] = []
+    kept: list[Step] = []
+    with copies.marking:  # none begins meanwhile
+        for step in steps:
+            _, start, length, *_ = operation = step.operation
+            lifts = operation.code is Code.WRITEPROTECT and copies.overlap(start, length)
+            (late if lifts else kept).append(step)
+        results = handler.uffd.execute([step.operation for step in kept])
+    for step in late:
+        for fault in step.faults:
+            wait_for_copy(handler, fault)
+    return kept, results
+
+
+def wait_for_copy(handler: Handler, fault: Fault) -> None:
+    """Ask again what to do about the fault when its page is not being copied any more."""
     handler.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
     now = time.perf_counter_ns()
     handler.ledger.defer(fault, after_copy, now, "its page is being copied exactly")
     handler.wake()
-    return True
 
 
 def book_moves(handler: Handler, moved: Moved) -> None:
@@ -130,8 +162,9 @@ def _arrived(handler: Handler, segment: Segment) -> None:
 
 def empty(handler: Handler, src: int, length: int) -> None:
     """Note that a move has left nothing at its source, if that is served, too."""
-    for segment in handler.regions.clip(src, src + length):
-        segment.region.pages.present.discard_range(*_pages(segment))
+    for each in handler.of_this_process():
+        for segment in each.regions.clip(src, src + length):
+            segment.region.pages.present.discard_range(*_pages(segment))
 
 
 def _pages(segment: Segment) -> tuple[int, int]:

@@ -45,6 +45,11 @@ class Rulebook:
         if self._unmapping in before_unmapping:
             before_unmapping.remove(self._unmapping)
 
+    @property
+    def moves(self) -> bool:
+        """Whether anything is moved, or would be but for its source."""
+        return any(any(map(_is_move, rules)) for rules, _ in self._rules.values())
+
     def update(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""
         if not self._lowered:
@@ -59,6 +64,10 @@ class Rulebook:
             self._write()
 
     def _write(self) -> None:
+        # Where a source lies may have changed: what was written down of moves is asked for anew.
+        moves = [key for key, (rules, _) in self._rules.items() if any(map(_is_move, rules))]
+        for key in moves:
+            del self._rules[key]
         rules = [rule for segment in self._handler.regions for rule in self._native(segment)]
         rules.sort(key=lambda rule: (rule.kind, rule.start))
         self._sources = [
@@ -78,7 +87,6 @@ class Rulebook:
         self._unmappings += 1
         if any(low < end and start < high for low, high in list(self._sources)):
             self._port.drop_rules()
-            self._rules.clear()
             self._outdated()
 
     def _native(self, segment: Segment) -> list[NativeRule]:
@@ -105,7 +113,7 @@ class Rulebook:
             for rule in rules
             if rule.start < high and low < rule.end
             for part in (rule.cut(max(rule.start, low), min(rule.end, high)),)
-            if part.code is not Code.MOVE or self._moves(part)
+            if not _is_move(part) or self._moves(part)
         ]
 
     def _moves(self, rule: Rule) -> bool:
@@ -115,5 +123,12 @@ class Rulebook:
         return (
             self._handler.uffd.same_process
             and (rule.foreign or check_own(rule.source, length))
-            and not any(self._handler.regions.clip(rule.source, rule.source + length))
+            and not any(
+                handler.regions.clip(rule.source, rule.source + length)
+                for handler in self._handler.of_this_process()
+            )
         )
+
+
+def _is_move(rule: Rule) -> bool:
+    return rule.code is Code.MOVE

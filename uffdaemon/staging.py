@@ -99,7 +99,8 @@ class Staging:
         """Fill `length` bytes at `dst` with those of a file from `file_offset` on: read a piece,
         move it, and so on.  Whole huge pages arrive unsplit where `dst` is aligned to them.
 
-        The first piece ends where `dst` is aligned, and `piece` (bytes) is cut to what fits here.
+        What else is in here is lost.  The first piece ends where `dst` is aligned, and `piece`
+        (bytes) is cut to what fits here.
         Bytes behind the end of the file in its last page are zeros.  Pages that are there already
         stay, and are ``refused`` in what is returned.  Raises `SourceTooShort` when the file lacks
         whole pages, `MoveRefused` for any other refusal, OSError.

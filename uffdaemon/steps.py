@@ -96,5 +96,5 @@ class Wait:
 
 
 Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
-PROTECT, COPY, UNPROTECT = 1, 2, 4
+PROTECT, COPY, RELEASE, UNPROTECT = 1, 2, 3, 4
 """Stages of a copy; in the first two nothing has happened to the source yet."""

@@ -211,8 +211,8 @@ def test_writers_wait_at_both_sides_of_an_exact_copy_and_lose_nothing() -> None:
             verify=True,
         )
         wait_readable(theirs)
-        assert uffd.copies.covers(target.start)
-        assert theirs.copies.covers(source.start)
+        assert uffd.copies.overlap(target.start, 1)
+        assert theirs.copies.overlap(source.start, 1)
         assert source.read(0, 2 * PAGE) == target.read(0, 2 * PAGE) == content(2)
         old = in_thread(source.write, 0, b"old")
         new = in_thread(target.write, PAGE, b"new")
@@ -308,5 +308,5 @@ def test_the_event_of_an_exact_copy_is_known_for_its_own() -> None:
         assert uffd.copies.take_release(source.start, source.end)
         assert not uffd.copies.take_release(source.start, source.end)
         assert fates(copying.result()) == [(4, Outcome.EXACTLY_COPIED, Cause.ASKED_FOR)]
-        assert not uffd.copies.covers(source.start)
+        assert not uffd.copies.overlap(source.start, 1)
         assert target.read(0, 4 * PAGE) == content(4)

@@ -8,7 +8,16 @@ from array import array
 import pytest
 
 from uffdaemon import errors
-from uffdaemon.causes import AllMoved, Cause, Moved, Run, error_of, joined, refusal
+from uffdaemon.causes import (
+    AllMoved,
+    Cause,
+    Moved,
+    Run,
+    error_of,
+    joined,
+    marker_in_the_way,
+    refusal,
+)
 from uffdaemon.outcomes import Code, Operation, Outcome, result_of
 
 PAGE = 4096
@@ -105,3 +114,12 @@ def test_a_refusal_says_that_it_is_not_the_only_one() -> None:
     assert "1 more runs of pages were refused" in str(error)
     assert error.advice in str(error)
     assert "more runs" not in str(refusal(Moved(tuple(runs[:2])), runs[0]))
+
+
+def test_a_marker_at_the_destination_is_named() -> None:
+    operation = Operation(Code.MOVE, DST, 2 * PAGE, SRC)
+    error = marker_in_the_way(result_of(operation, errno.EEXIST, PAGE, 0))
+    assert type(error) is errors.DestinationNotEmpty
+    assert error.cause is Cause.NOT_EMPTY
+    assert [(run.dst, run.length) for run in error.moved.runs] == [(DST + PAGE, PAGE)]
+    assert "a marker" in str(error)

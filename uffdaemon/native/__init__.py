@@ -131,7 +131,7 @@ def move(fd: int, dst: int, src: int, length: int, mode: int) -> int:
     return done
 
 
-EXACT, OTHER_PROCESS = 1, 2
+EXACT, OTHER_PROCESS, SHARED = 1, 2, 4
 
 
 def copy_and_release(
@@ -205,6 +205,14 @@ def protect_memory(start: int, length: int) -> int:
 
 def remap_memory(start: int, length: int, target: int) -> int:
     return int(lib.uffdaemon_remap(start, length, target))
+
+
+def in_memory(start: int, pages: int, page_size: int) -> bytes:
+    """mincore(2): a byte for each page, odd where it is in memory, mapped or not; b"" if the range
+    is not mapped."""
+    vector = bytearray(pages)
+    buffer = ffi.from_buffer("unsigned char[]", vector)
+    return b"" if lib.uffdaemon_mincore(start, pages * page_size, buffer) else bytes(vector)
 
 
 def advise(start: int, length: int, advice: int) -> int:

@@ -72,6 +72,7 @@ ffibuilder.cdef(
     int uffdaemon_protect(uint64_t start, uint64_t length);
     int uffdaemon_remap(uint64_t start, uint64_t length, uint64_t target);
     int uffdaemon_advise(uint64_t start, uint64_t length, int advice);
+    int uffdaemon_mincore(uint64_t start, uint64_t length, unsigned char *vector);
     void uffdaemon_copy_memory(void *dst, const void *src, size_t length);
     void uffdaemon_touch(uint64_t start, uint64_t length, uint64_t step, int write);
     long uffdaemon_scan(int pagemap, struct pm_scan_arg *argument);

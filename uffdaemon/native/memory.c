@@ -67,6 +67,12 @@ int uffdaemon_advise(uint64_t start, uint64_t length, int advice)
     return madvise((void *)(uintptr_t)start, length, advice) ? -errno : 0;
 }
 
+/* Sets vector[n] to 1 for each page that is in memory, mapped or not. */
+int uffdaemon_mincore(uint64_t start, uint64_t length, unsigned char *vector)
+{
+    return mincore((void *)(uintptr_t)start, length, vector) ? -errno : 0;
+}
+
 void uffdaemon_copy_memory(void *dst, const void *src, size_t length)
 {
     memcpy(dst, src, length);

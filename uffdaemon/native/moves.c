@@ -171,18 +171,18 @@ void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
     if (copy->done) {
         error = release(copy->src, copy->done, (int)copy->advice);
         fail(copy, UFFDAEMON_RELEASE, error);
+        /* Take the copy back, or there would be two of each page. */
+        if (error && !(copy->flags & UFFDAEMON_OTHER_PROCESS))
+            release(copy->dst, copy->done,
+                    copy->flags & UFFDAEMON_SHARED ? MADV_REMOVE : MADV_DONTNEED);
         if (error)
             copy->done = 0;
-        if (error && !(copy->flags & UFFDAEMON_OTHER_PROCESS) &&
-            release(copy->dst, operation.done, MADV_DONTNEED) == 0)
-            operation.done = 0; /* the copy is gone again: the source may be written */
     }
     if (!exact)
         return;
     /* Also where nothing is left: it wakes those who wanted to write there, and takes the markers
      * away that shared memory keeps. */
-    if (operation.done == copy->done)
-        fail(copy, UFFDAEMON_UNPROTECT, unprotect(src_fd, copy->src, copy->length));
-    if (copy->done)
-        fail(copy, UFFDAEMON_UNPROTECT, unprotect(fd, copy->dst, copy->done));
+    fail(copy, UFFDAEMON_UNPROTECT, unprotect(src_fd, copy->src, copy->length));
+    if (operation.done)
+        fail(copy, UFFDAEMON_UNPROTECT, unprotect(fd, copy->dst, operation.done));
 }

@@ -64,6 +64,7 @@ struct uffdaemon_copy {
 };
 #define UFFDAEMON_EXACT 1         /* write-protect meanwhile: both are registered MISSING | WP */
 #define UFFDAEMON_OTHER_PROCESS 2 /* the destination is not in our memory */
+#define UFFDAEMON_SHARED 4        /* the pages of the destination are a file's */
 
 #define UFFDAEMON_PROTECT 1
 #define UFFDAEMON_COPY 2
@@ -143,6 +144,7 @@ int uffdaemon_unmap(uint64_t start, uint64_t length);
 int uffdaemon_protect(uint64_t start, uint64_t length);
 int uffdaemon_remap(uint64_t start, uint64_t length, uint64_t target);
 int uffdaemon_advise(uint64_t start, uint64_t length, int advice);
+int uffdaemon_mincore(uint64_t start, uint64_t length, unsigned char *vector);
 void uffdaemon_copy_memory(void *dst, const void *src, size_t length);
 void uffdaemon_touch(uint64_t start, uint64_t length, uint64_t step, int write);
 long uffdaemon_scan(int pagemap, struct pm_scan_arg *argument);

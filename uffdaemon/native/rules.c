@@ -156,7 +156,8 @@ void uffdaemon_answer(struct uffdaemon_port *port, struct uffdaemon_record *reco
         operation.src = rule->src ? rule->src + (from - rule->start) : 0;
         operation.length = to - from;
         operation.mode = rule->mode;
-        operation.page_size = rule->page_size;
+        /* What is in the way of a MOVE may be a marker, which no wake-up helps against: Python's. */
+        operation.page_size = rule->code == _UFFDIO_MOVE ? 0 : rule->page_size;
         uffdaemon_carry_out(port->fd, &operation, &records[first], end - first);
         book(port, rule, &operation, &records[first], end - first, read_at);
         first = end;
