@@ -141,7 +141,12 @@ def test_every_triple_goes_as_far_as_it_can_and_says_what_stopped_it() -> None:
 def test_what_is_no_list_of_triples_moves_nothing() -> None:
     with two_sides(4) as (uffd, source, target):
         good = (target.start, source.start, PAGE)
-        arrays = [array("Q", good[:2]), array("Q", [*good, 0]), array("L", good), array("d", good)]
+        arrays = [
+            array("Q", good[:2]),
+            array("Q", [*good, 0]),
+            array("I", [1, 2, 3]),
+            array("d", good),
+        ]
         lists = [[good[:2]], [good[:2]] * 3, [(*good, 0)], [good, (-PAGE, source.start, PAGE)]]
         for moves in (*arrays, *lists):
             with pytest.raises(errors.InvalidRange):
