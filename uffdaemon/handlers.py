@@ -270,8 +270,9 @@ class Handler:
         if result.status is Status.CLIENT_GONE:
             self.lose_client()
         elif result.status is Status.RETRY:
+            now = _clock()  # one time for all, so that they are tried again together
             for fault, action in beyond:
-                self.defer(fault, action)
+                self.defer(fault, action, now)
         elif len(step.faults) > 1 or step.operation.length > step.region.page_size:
             # What goes wrong may be a neighbour: each page by itself decides.
             for fault, action in beyond:
@@ -353,10 +354,10 @@ class Handler:
 
     # -- out -----------------------------------------------------------------------------------
 
-    def defer(self, fault: Fault, action: Action) -> None:
+    def defer(self, fault: Fault, action: Action, now: int) -> None:
         """An event is in flight: try again when its thread has had time to run."""
         self.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
-        self.ledger.defer(fault, action, _clock(), "an event is in flight (EAGAIN)")
+        self.ledger.defer(fault, action, now, "an event is in flight (EAGAIN)")
         self.wake()
 
     def resolve(self, fault: Fault, outcome: Outcome, done: int = 0) -> None:

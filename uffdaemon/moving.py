@@ -66,7 +66,7 @@ def climbed(handler: Handler, fault: Fault, action: Move, moved: Moved) -> None:
     elif run.cause is Cause.CLIENT_GONE:
         handler.lose_client()
     elif run.cause is Cause.EVENT:
-        handler.defer(fault, action)
+        handler.defer(fault, action, time.perf_counter_ns())
     elif _is_there(fault, run.error):
         handler.carry_out(fault, Wake())
     else:

@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import resource
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -30,6 +31,8 @@ _OUTLIVED = 30.0  # seconds after which a child whose parent died ends by itself
 def main() -> None:
     what, report, deadline = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     os.set_inheritable(report, False)
+    # Whoever runs the tests in the background of a shell has it ignored, which is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.dump_traceback_later(deadline + _OUTLIVED, exit=True)
     _keep_memory_on_failure()
