@@ -19,6 +19,7 @@ from uffdaemon.errors import (
 from uffdaemon.events import Event, FaultKind, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
 from uffdaemon.features import Features, IoctlSet, RegisterMode
 from uffdaemon.foretelling import can_move
+from uffdaemon.guarded import GuardedRegion
 from uffdaemon.hooks import Hooks, Resolved, Veto
 from uffdaemon.ledger import OpenFault
 from uffdaemon.loop import Shutdown
@@ -27,6 +28,7 @@ from uffdaemon.mover import copy_exactly, move, move_in_trio, move_many
 from uffdaemon.opening import supported_features
 from uffdaemon.outcomes import Code, Operation, Outcome, Result, Status
 from uffdaemon.pagemap import PageCategory, PageRange, scan_pages
+from uffdaemon.placement import Placement, Resolver, Watchdog
 from uffdaemon.policy import (
     ByKind,
     ByRange,
@@ -72,6 +74,7 @@ __all__ = [
     "FileSource",
     "FirstOf",
     "ForkEvent",
+    "GuardedRegion",
     "Hold",
     "Hooks",
     "IoctlSet",
@@ -90,6 +93,7 @@ __all__ = [
     "PageRange",
     "Perform",
     "PermissionRefused",
+    "Placement",
     "PlacementRefused",
     "Poison",
     "Policy",
@@ -98,6 +102,7 @@ __all__ = [
     "RemapEvent",
     "RemoveEvent",
     "Resolved",
+    "Resolver",
     "Result",
     "Retry",
     "Run",
@@ -114,6 +119,7 @@ __all__ = [
     "UsageError",
     "Userfaultfd",
     "Veto",
+    "Watchdog",
     "ZeroPage",
     "actions",
     "can_move",

@@ -49,7 +49,7 @@ def apply_event(handler: Handler, event: Change) -> None:
             _gone(handler, source, source + length)
         case ForkEvent():
             # Copied now: what the parent does next is not the child's.
-            handler.forks.append((event, handler.regions.fork()))
+            handler.forks.append((event, handler.regions.fork(known=handler.carry_out_all is None)))
         case UnknownEvent(message):
             handler.log.warning("unknown event", message=message.hex())
     handler.counters.events[name] += 1
@@ -70,7 +70,6 @@ def _removed(handler: Handler, start: int, end: int) -> None:
         first = (segment.start - region.start) // region.page_size
         last = (segment.end - region.start + region.page_size - 1) // region.page_size
         region.pages.remove(first, last)
-        _stale(handler, [segment])
     handler.repeats.removed(start, end)
     for fault in handler.ledger.inside(start, end):
         # Whatever it waits for, the data is void now.
@@ -81,6 +80,6 @@ def _removed(handler: Handler, start: int, end: int) -> None:
 def _gone(handler: Handler, start: int, end: int) -> None:
     """There is no memory at these addresses any more; who waits there has to find that out."""
     if start < end:
-        handler.uffd.execute([Operation(Code.WAKE, start, end - start)])
+        handler.execute([Operation(Code.WAKE, start, end - start)])
     for fault in handler.ledger.inside(start, end):
         handler.resolve(fault, Outcome.UNMAPPED)

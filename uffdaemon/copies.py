@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
 
 class Copies:
@@ -21,6 +21,8 @@ class Copies:
     def __init__(self) -> None:
         self.any_yet = False
         """Whether there ever was one."""
+        self.before_release: list[Callable[[], None]] = []
+        """Called, from any thread, before a release sends its event."""
         self.marking = Lock()
         """Held while a copy is entered, and by whoever must not be overtaken by one."""
         self._lock = Lock()
@@ -50,6 +52,8 @@ class Copies:
 
     def expect_release(self, start: int, length: int) -> None:
         """The release of a part of the range is going to send a REMOVE event."""
+        for call in self.before_release.copy():
+            call()
         with self._lock:
             self._released.append((start, start + length))
 

@@ -15,12 +15,14 @@ from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Source
 from uffdaemon.features import Features, RegisterMode
 from uffdaemon.filling import Fill, copy_of
+from uffdaemon.guarded import GuardedRegion
+from uffdaemon.guarding import prepare, why_unsafe
 from uffdaemon.handlers import Handler
 from uffdaemon.loop import Server, Shutdown
 from uffdaemon.mover import PIECE, climb_in_trio, finish, ladder_for
 from uffdaemon.moving import book_moves
-from uffdaemon.opening import supported_features
 from uffdaemon.outcomes import Code, Operation, Outcome
+from uffdaemon.placement import Placement, PlacementName, Resolver, ResolverName
 from uffdaemon.policy import moves, policy_name
 from uffdaemon.region import (
     HOLD,
@@ -33,6 +35,7 @@ from uffdaemon.region import (
     Retry,
 )
 from uffdaemon.removing import Missing, remove
+from uffdaemon.resolving import Resolving
 from uffdaemon.sleeping import Sleeper
 from uffdaemon.statistics import Counters, Statistics
 from uffdaemon.uffd import Userfaultfd
@@ -78,6 +81,7 @@ class Daemon:
         self._past = Counters()
         self._memories: dict[Region, Memory] = {}
         self._sleeper: Sleeper | None = None
+        self._resolving = Resolving()
         self._closing = False
         self.orphans: list[Userfaultfd] = []
         """After the end: descriptors of forked children that live and lack pages.  They are left
@@ -92,11 +96,14 @@ class Daemon:
         region: Region,
         *,
         register: RegisterMode | None = RegisterMode.MISSING,
+        resolver: Resolver | ResolverName = Resolver.LOOP,
     ) -> Region:
         """Serve a region of the process that `uffd` belongs to, from now on.
 
         The range is registered in the mode given; None: its owner has done that.  The userfaultfd
-        stays the caller's, to be closed after the daemon has ended or the region was removed.
+        stays the caller's, to be closed after the daemon has ended or the region was removed.  With
+        ``resolver="thread"``, rules are carried out by a thread of their own, also while trio is
+        busy; the first region of a userfaultfd decides for all.
 
         Raises `InvalidRange` when it overlaps another region, `PlacementRefused` when the policy
         moves pages of another process, `DaemonClosed`, and what `Userfaultfd.register` raises.
@@ -109,7 +116,8 @@ class Daemon:
                 "process's: the kernel moves pages only from inside of the process whose memory "
                 "it is.  Serve it in that process, or copy."
             )
-        server = self._servers.get(uffd) or self._start(uffd)
+        server = self._servers.get(uffd) or self._start(uffd, Resolver(resolver))
+        server.catch_up()  # where the region lies, another one may have been unmapped
         handler = server.handler
         handler.regions.add(region)
         try:
@@ -118,15 +126,19 @@ class Daemon:
         except BaseException:
             handler.regions.remove(region)
             raise
-        server.rules_outdated()
+        if server.resolver is Resolver.LOOP:
+            server.rules_outdated()  # many at a time
+        else:
+            server.publish_rules()
         for other in self._servers.values():
-            other.region_added()
+            if other is not server:
+                other.region_added()
         # Whoever waits there already, for nobody, may ask again.
         waiting = handler.ledger.inside(region.start, region.end)
         for fault in waiting:
             handler.resolve(fault, Outcome.WOKEN)
         if waiting or register is None:
-            uffd.execute([Operation(Code.WAKE, region.start, region.length)])
+            handler.execute([Operation(Code.WAKE, region.start, region.length)])
         return region
 
     def guard(
@@ -134,6 +146,8 @@ class Daemon:
         memory: Memory,
         policy: Policy,
         *,
+        placement: Placement | PlacementName = Placement.NATIVE,
+        resolver: Resolver | ResolverName = Resolver.THREAD,
         features: Features = Features.THREAD_ID,
         user_mode_only: bool | None = None,
         register: RegisterMode = RegisterMode.MISSING,
@@ -142,21 +156,30 @@ class Daemon:
         policy_timeout: float = POLICY_TIMEOUT,
         after_remove: AfterRemove = "zero",
         name: str = "",
-    ) -> Region:
+    ) -> GuardedRegion:
         """Guard memory of this process: open a userfaultfd, register, serve.
 
-        The userfaultfd is closed with the memory, never before.  Faults must come from threads
-        that do not hold the GIL, such as `Memory.read` in a worker thread; a plain access from
-        Python would stop the interpreter that has to answer.  In this very thread, `Memory.read`
-        and its like raise `PlacementRefused` where pages are missing.
+        `placement` says who answers.  With "native" (the default), rules are carried out without
+        the interpreter, by a thread or, with ``resolver="in-thread"``, by the thread that faults;
+        what no rule covers is this loop's, and must then be touched by threads that do not hold the
+        GIL only.  With "in_process", that holds for all faults.  docs/placement.md helps to choose.
+
+        The userfaultfd is closed with the memory, never before.  Children get the memory guarded
+        where EVENT_FORK may be used, and otherwise (but with "in_process") not at all: SIGSEGV,
+        never zeros.  In this very thread, `Memory.read` and its like raise `PlacementRefused` where
+        pages are missing that this loop would have to answer.
 
         `features` that this kernel lacks are left out.  With `user_mode_only`, system calls that
         touch a missing page fail with EFAULT; None is as this user may.  The last five are those
-        of `Region`.  Raises what `Userfaultfd.open` and `add_region` raise.
+        of `Region`.  Raises `PlacementRefused` for what the placement cannot do, and what
+        `Userfaultfd.open` and `add_region` raise.
         """
         if memory.start == 0:
             raise errors.InvalidRange("this memory has been unmapped")
-        region = Region(
+        placement, resolver = Placement(placement), Resolver(resolver)
+        if placement is Placement.IN_PROCESS:
+            resolver = Resolver.LOOP
+        region = GuardedRegion(
             memory.start,
             memory.length,
             policy,
@@ -166,13 +189,17 @@ class Daemon:
             policy_timeout=policy_timeout,
             after_remove=after_remove,
             name=name,
+            memory=memory,
+            placement=placement,
         )
-        if memory.userfaultfd is None:
-            memory.userfaultfd = _open_own(features & supported_features(), user_mode_only)
-        self.add_region(memory.userfaultfd, region, register=register)
-        # This runs in the loop's thread, which must not wait for itself.
-        memory.refuse_in_thread(threading.get_ident(), region.pages)
-        self._servers[memory.userfaultfd].on_end.append(memory.allow_in_thread)
+        uffd = prepare(memory, features, user_mode_only, register, resolver)
+        self.add_region(uffd, region, register=register, resolver=resolver)
+        server = self._servers[uffd]
+        region.why_unsafe = lambda: why_unsafe(server, region, register)
+        if region.why_unsafe():
+            # This runs in the loop's thread, which must not wait for itself.
+            memory.refuse_in_thread(threading.get_ident(), region.pages)
+            server.on_end.append(memory.allow_in_thread)
         self._memories[region] = memory
         return region
 
@@ -352,7 +379,12 @@ class Daemon:
         raise errors.NotServed(f"region {region.label} is not served here")
 
     def _start(
-        self, uffd: Userfaultfd, regions: RegionTable | None = None, *, owns_fd: bool = False
+        self,
+        uffd: Userfaultfd,
+        resolver: Resolver,
+        regions: RegionTable | None = None,
+        *,
+        owns_fd: bool = False,
     ) -> Server:
         log = self._log.bind(userfaultfd=uffd.fileno())
         handler = Handler(uffd, self._hooks, log, regions)
@@ -360,6 +392,8 @@ class Daemon:
         server = Server(
             handler,
             sleeper=self._sleeper,
+            resolving=self._resolving,
+            resolver=resolver,
             rereads=self._rereads,
             fetch_limit=self._fetch_limit,
             owns_fd=owns_fd,
@@ -393,7 +427,7 @@ class Daemon:
             return
         self._reap()
         child = Userfaultfd.adopt(event.fd)
-        server = self._start(child, regions, owns_fd=True)
+        server = self._start(child, parent.resolver, regions, owns_fd=True)
         server.rules_outdated()
 
     def _reap(self) -> None:
@@ -423,6 +457,7 @@ class Daemon:
         finally:
             if self._sleeper is not None:
                 self._sleeper.leave(self._wake)
+            self._resolving.close()
         self.orphans = [s.uffd for s in self._servers.values() if s.is_orphan()]
         for orphan in self.orphans:
             self._log.warning("child left with missing pages", userfaultfd=orphan.fileno())
@@ -437,13 +472,3 @@ class Daemon:
         while True:
             await trio.sleep(interval)
             self._log_aggregates()
-
-
-def _open_own(features: Features, user_mode_only: bool | None) -> Userfaultfd:  # noqa: FBT001
-    """Open a userfaultfd for this process, as `Daemon.guard` is told."""
-    try:
-        return Userfaultfd.open(features, user_mode_only=bool(user_mode_only))
-    except errors.PermissionRefused:
-        if user_mode_only is not None:
-            raise
-    return Userfaultfd.open(features, user_mode_only=True)

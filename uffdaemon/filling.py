@@ -141,7 +141,7 @@ class Fill:
         if address is None:
             raise errors.SourceFailed(f"{copy.source!r} moved its bytes out of memory")
         step = operation(copy, region, region.start + offset, length, address)
-        [result] = handler.uffd.execute([step])
+        [result] = handler.execute([step])
         handler.book(region, result)
         if result.status is Status.CLIENT_GONE:
             handler.lose_client()
@@ -168,7 +168,7 @@ def poison_absent(handler: Handler, region: Region, start: int, end: int) -> Non
         _, stop = region.pages.fillable(page, page, limit)
         length = (stop - page) * size
         step = Operation(Code.POISON, region.start + page * size, length, 0, 0, size)
-        [result] = handler.uffd.execute([step])
+        [result] = handler.execute([step])
         handler.book(region, result)
         if result.status is not Status.DONE:
             raise errors.OperationError(result.error or errno.EAGAIN, result)

@@ -12,9 +12,9 @@ issuing an operation and booking its result, happens without a checkpoint.
 from __future__ import annotations
 
 import errno
+import os
 import time
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from uffdaemon import errors
@@ -51,7 +51,7 @@ from uffdaemon.policy import Fault, policy_name
 from uffdaemon.region import PAGE_SIZE, Region
 from uffdaemon.regions import RegionTable
 from uffdaemon.repeats import MAX_CLAIMS, MAX_REPEATS, Repeats
-from uffdaemon.sources import BytesSource
+from uffdaemon.sources import zeros
 from uffdaemon.statistics import Counters
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from uffdaemon.events import Event, ForkEvent
     from uffdaemon.hooks import Hooks
     from uffdaemon.slow import SlowWork
-    from uffdaemon.uffd import Userfaultfd
+    from uffdaemon.uffd import CarryOut, Userfaultfd
 
 _clock = time.perf_counter_ns
 
@@ -96,10 +96,16 @@ class Handler:
         self.repeats = Repeats()
         self.stale: set[int] = set()
         """Which page maps (by id) have changed so that rules made from them no longer hold."""
+        self.carry_out_all: CarryOut | None = None
+        """How operations are carried out where events may be known to C before they are here."""
         self.wake: Callable[[], None] = lambda: None
         """Called when whoever sleeps for this handler has something new to look at."""
         self.catch_up: Callable[[], object] = lambda: None
         """To be called by tasks before they act: events may have been read and not applied."""
+
+    def execute(self, operations: Sequence[Operation]) -> list[Result]:
+        """Carry operations out as whoever serves the userfaultfd has it done."""
+        return self.uffd.execute(operations, self.carry_out_all)
 
     # -- in ------------------------------------------------------------------------------------
 
@@ -188,7 +194,7 @@ class Handler:
         filled: Fill = action
         if isinstance(action, Zero) and region.page_size != PAGE_SIZE:
             # Hugetlb has no zero page; a copy of zeros is the same.
-            filled = Copy(_zeros(region.page_size), -fault.offset)
+            filled = Copy(zeros(region.page_size), -fault.offset)
         start, length = self.regions.around(fault.address, *target(fault, filled))
         src = 0
         if isinstance(filled, Copy):
@@ -378,7 +384,7 @@ class Handler:
         """Somebody's work has answered the fault: wake its thread, and see that it stays away."""
         if self._comes_back(fault, MAX_CLAIMS):
             return
-        [result] = self.uffd.execute([wake_operation(fault)])
+        [result] = self.execute([wake_operation(fault)])
         if result.status is Status.CLIENT_GONE:
             self.lose_client()
         elif result.status is Status.FAILED:
@@ -409,6 +415,20 @@ class Handler:
         # What was to be done about the failure may fail itself: then nobody knows.
         action = Hold() if key in self._failing else declared_action(self.hooks, fault, error)
         self._failing.add(key)
+        self._log_failure(fault, error, type(action).__name__.lower())
+        if isinstance(action, Hold):
+            self.hold(fault, f"{type(error).__name__}: {error}")
+        else:
+            self.carry_out(fault, action)
+
+    def refused_in_c(self, fault: Fault, number: int) -> None:
+        """A rule could not bring a page, and has done at once what the region declares for that."""
+        error = errors.SourceFailed(f"{os.strerror(number)}: what is due there cannot be had")
+        self.counters.failures[type(error).__name__] += 1
+        self.hooks.failed(fault, error)
+        self._log_failure(fault, error, "poison")
+
+    def _log_failure(self, fault: Fault, error: Exception, then: str) -> None:
         self.log.error(
             "fault failed",
             region=fault.region.label,
@@ -418,13 +438,9 @@ class Handler:
             thread=fault.thread,
             error=str(error),
             error_type=type(error).__name__,
-            then=type(action).__name__.lower(),
+            then=then,
             exc_info=error.__cause__ if isinstance(error, errors.PolicyRaised) else None,
         )
-        if isinstance(action, Hold):
-            self.hold(fault, f"{type(error).__name__}: {error}")
-        else:
-            self.carry_out(fault, action)
 
     def lose_client(self) -> None:
         """The process is gone: so are its faults."""
@@ -446,8 +462,3 @@ def alone(action: Fill | Wake) -> Fill | Wake:
 def wake_operation(fault: Fault) -> Operation:
     """Let whoever waits for the fault's page try again."""
     return Operation(Code.WAKE, fault.address, fault.region.page_size)
-
-
-@lru_cache
-def _zeros(page_size: int) -> BytesSource:
-    return BytesSource(bytes(page_size))

@@ -19,6 +19,7 @@ from uffdaemon.hooks import Resolved
 from uffdaemon.ledger import Waiting
 from uffdaemon.native.ports import MESSAGE_BATCH, Port
 from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Status
+from uffdaemon.placement import Resolver
 from uffdaemon.policy import Fault
 from uffdaemon.region import PAGE_SIZE
 from uffdaemon.rulebook import Rulebook
@@ -30,12 +31,17 @@ if TYPE_CHECKING:
     from uffdaemon.events import ForkEvent
     from uffdaemon.handlers import Handler
     from uffdaemon.native.ports import Record
+    from uffdaemon.region import Region
     from uffdaemon.regions import RegionTable, Segment
+    from uffdaemon.resolving import Resolving
     from uffdaemon.sleeping import Sleeper
     from uffdaemon.statistics import Counters
 
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
+
+_PUBLISHING: Final = 100
+"""How often rules are written anew while events keep coming in."""
 
 _COPY_PAUSE: Final = 0.001
 """Seconds between two looks whether the copies that are left have ended, or sent an event."""
@@ -66,6 +72,8 @@ class Server:
         handler: Handler,
         *,
         sleeper: Sleeper | None,
+        resolving: Resolving,
+        resolver: Resolver,
         rereads: int,
         fetch_limit: int,
         owns_fd: bool,
@@ -78,10 +86,20 @@ class Server:
         self.on_end: list[Callable[[], None]] = []
         """Called once nothing is served any more."""
         self._fd = handler.uffd.fileno()
-        self._port = Port(self._fd, rereads)
+        self.resolver = resolver
+        """How rules are carried out."""
+        native = resolver is not Resolver.LOOP
+        self._port = Port(self._fd, rereads, told=native)
         self._port.record_all = handler.hooks.see_endings
-        self._rulebook = Rulebook(handler, self._port, self._rules_outdated_soon)
-        self._sleeper = sleeper
+        self._rulebook = Rulebook(
+            handler,
+            self._port,
+            self._rules_outdated_soon,
+            native=native,
+            mark=resolver is Resolver.IN_THREAD,
+        )
+        self._sleeper = None if native else sleeper
+        self._resolving = resolving if native else None
         self._fetch_limit = fetch_limit
         self._on_fork = on_fork
         self._token = trio.lowlevel.current_trio_token()
@@ -96,8 +114,12 @@ class Server:
         handler.wake = self.wake
         handler.catch_up = self.take
         self.uffd.on_close.append(self.let_go)
-        if sleeper is not None:
-            sleeper.add(self._fd, self._port)
+        if self._sleeper is not None:
+            self._sleeper.add(self._fd, self._port)
+        if self._resolving is not None:
+            handler.carry_out_all = self._port.execute
+            self.uffd.copies.before_release.append(self._port.leave_events)
+            self._resolving.add(self._port, resolver)
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -153,10 +175,16 @@ class Server:
     def turn(self) -> bool:
         """Read and answer once; whether anything came."""
         self._awake = False
-        if self._rules_outdated:
-            self.update_rules()
-        self._port.serve()
-        worked = self.take()
+        worked = False
+        if self._resolving is None:
+            if self._rules_outdated:
+                self.update_rules()
+            self._port.serve()
+            worked = self.take()
+        else:
+            worked = self.take()
+            if self._rules_outdated:
+                self.update_rules()
         if self.handler.ledger.next_due() is not None:
             self.handler.retry_due()
         self._port.record_all = self.handler.hooks.see_endings or self.handler.holds
@@ -170,12 +198,12 @@ class Server:
         records = [] if self.uffd.closed else self._port.take()
         if not records:
             return False
-        read_at = _clock()
+        now = _clock()
         forwarded = [record.message for record in records if not record.code]
-        if self.handler.hooks.see_endings:
-            for record in records:
-                if record.code:
-                    self._tell(record, read_at)
+        read_at = min((record.latency for record in records if not record.code), default=now)
+        for record in records:
+            if record.code and (record.error or self.handler.hooks.see_endings):
+                self._tell(record, now)
         if self.handler.holds:
             self._end_held([record.message for record in records if record.code])
         if forwarded:
@@ -187,7 +215,7 @@ class Server:
     def _answer(self, forwarded: list[bytes], read_at: int) -> None:
         """Have Python answer what C left."""
         events = parse(b"".join(forwarded))
-        if len(forwarded) >= MESSAGE_BATCH:
+        if len(forwarded) >= MESSAGE_BATCH and self._resolving is None:
             # The buffer was full: an event that came before these faults may still be unread.
             events += self.uffd.read_events()
         self.handler.answer(events, read_at)
@@ -223,6 +251,8 @@ class Server:
         )
         code = Code(record.code)
         outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[code]
+        if record.error:
+            self.handler.refused_in_c(fault, record.error)
         self.handler.hooks.after(Resolved(fault, outcome, record.latency, record.done))
 
     def _read_failed(self, number: int) -> None:
@@ -240,7 +270,7 @@ class Server:
                 await trio.sleep_forever()
             else:
                 with suppress(trio.ClosedResourceError):
-                    await trio.lowlevel.wait_readable(self._fd)
+                    await trio.lowlevel.wait_readable(max(self._port.notify, self._fd))
         self._scope = None
 
     def wake(self) -> None:
@@ -266,13 +296,32 @@ class Server:
 
     def region_added(self) -> None:
         """Somewhere in this daemon: perhaps where this one moves from, so that books are kept."""
-        if self._rulebook.moves:
+        if self._rulebook.moves or self._resolving is not None:
             self.rules_outdated()
 
     def update_rules(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""
-        self._rules_outdated = False
-        self._rulebook.update()
+        self._rules_outdated = not self._rulebook.update()
+        if self._rules_outdated:
+            self.wake()  # what came in between has to be taken first
+
+    def publish_rules(self) -> None:
+        """The same at once: whoever asks for it may touch the memory next, in this very thread."""
+        for _ in range(_PUBLISHING):
+            self.catch_up()
+            self.update_rules()
+            if not self._rules_outdated:
+                return
+
+    def catch_up(self) -> None:
+        """Take in everything that has been read by now."""
+        if self._resolving is not None:
+            self._port.settle()
+        self.take()
+
+    def gap(self, region: Region, kind: FaultKind) -> int | None:
+        """The first offset at which C does not answer faults of `kind` without Python."""
+        return 0 if self._resolving is None else self._rulebook.gap(region, kind)
 
     def forget_rules(self, segments: list[Segment]) -> None:
         """These regions are served no more."""
@@ -317,7 +366,7 @@ class Server:
             if fault.kind is FaultKind.WP:
                 continue  # there is a page, and a page cannot be poisoned
             page_size = fault.region.page_size
-            [result] = self.uffd.execute(
+            [result] = self.handler.execute(
                 [Operation(Code.POISON, fault.address, page_size, 0, 0, page_size)]
             )
             if result.complete:
@@ -344,6 +393,7 @@ class Server:
 
     def woken(self, start: int, end: int) -> None:
         """The kernel has woken everybody in a range that is watched no more."""
+        self._port.release(start, end - start)
         for fault in self.handler.ledger.inside(start, end):
             self.handler.resolve(fault, Outcome.WOKEN)
 
@@ -364,6 +414,16 @@ class Server:
         self._rulebook.close()
         if self._sleeper is not None:
             self._sleeper.remove(fd)
+        if self._resolving is not None:
+            self._resolving.remove(self._port, self.resolver)
+            if not self.uffd.closed:
+                # Who waits by now is listed, although nobody is going to answer.
+                left = b"".join(record.message for record in self._port.take() if not record.code)
+                self.handler.note(parse(left), _clock())
+            self.uffd.copies.before_release.remove(self._port.leave_events)
+            self.handler.carry_out_all = None
+            trio.lowlevel.notify_closing(self._port.notify)
+            self._port.close()
         trio.lowlevel.notify_closing(fd)
         self._stopping = True
         self.wake()

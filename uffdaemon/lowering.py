@@ -33,9 +33,6 @@ from uffdaemon.region import PAGE_SIZE
 if TYPE_CHECKING:
     from uffdaemon.region import Region
 
-MAX_RULES: Final = 4096
-"""A region with more rules than this (its owner has discarded pages here and there) is Python's."""
-
 _KINDS: Final = (FaultKind.MISSING, FaultKind.MINOR)
 _FLAGS: Final = {FaultKind.MISSING: 0, FaultKind.MINOR: int(FaultFlags.MINOR)}
 
@@ -70,19 +67,24 @@ class Rule(NamedTuple):
 
 
 def rules_of(region: Region) -> list[Rule]:
-    """The rules that stand for the region's policy, without those pages that its owner discarded.
+    """The rules that stand for the region's policy.
 
     [] when nothing can be lowered.  What no rule covers is to be asked in Python.
     """
     found: list[Rule] = []
     for kind in _KINDS:
         found += _lower(region.policy, region, kind, 0, region.length) or []
-    if region.pages.any_removed:
-        runs = region.pages.removed.runs()
-        found = [part for rule in found for part in _without(rule, region.page_size, runs)]
-    if len(found) > MAX_RULES:
-        return []
     return sorted(found, key=lambda rule: (rule.flags, rule.start))
+
+
+def gap(region: Region, rules: list[Rule], kind: FaultKind) -> int | None:
+    """The first offset (bytes) in the region that none of its rules covers for faults of `kind`;
+    None: they cover all of it."""
+    at = 0
+    for rule in rules:
+        if rule.kind is kind and rule.start <= at:
+            at = max(at, rule.end)
+    return None if at >= region.length else at
 
 
 def _lower(
@@ -205,19 +207,3 @@ def _lower_ranges(
         else:
             found += rules
     return None if unknown and not found else found
-
-
-def _without(rule: Rule, page_size: int, runs: list[tuple[int, int]]) -> list[Rule]:
-    """The rule without the pages of `runs`."""
-    parts: list[Rule] = []
-    at = rule.start
-    for first, end in runs:
-        low, high = first * page_size, end * page_size
-        if high <= at or low >= rule.end:
-            continue
-        if low > at:
-            parts.append(rule.cut(at, low))
-        at = max(at, high)
-    if at < rule.end:
-        parts.append(rule.cut(at, rule.end))
-    return parts

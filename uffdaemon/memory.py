@@ -126,6 +126,7 @@ class Memory:
         """Bytes; what faults, registration and advice are counted in."""
         self.fd = fd
         """The memory file behind it, -1 for anonymous memory."""
+        self._exports = 0
         self._thread = 0
         self._guarded: PageMap | None = None
         self.userfaultfd: Userfaultfd | None = None
@@ -234,9 +235,36 @@ class Memory:
                 )
         return start, length
 
+    def export(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """A writable view of the memory itself, for plain Python accesses.
+
+        As long as it, or anything made from it, is alive, the memory stays where it is: `close`,
+        `unmap` and `remap` raise BufferError.  `GuardedRegion.buffer` knows where it is safe.
+        """
+        start, length = self._range(offset, length)
+        self._exports += 1
+        return native.export_memory(start, length, self._returned)
+
+    def _returned(self) -> None:
+        self._exports -= 1
+
+    def _check_exports(self, what: str) -> None:
+        if self._exports:
+            raise BufferError(
+                f"{self!r} cannot be {what}: {self._exports} buffers of it are alive; delete them, "
+                "and arrays made from them, first"
+            )
+
     def read(self, offset: int, length: int) -> bytes:
         """Copy bytes out.  Blocks this thread, and no other, while pages are missing."""
         return native.read_memory(*self._access(offset, length))
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        """Copy bytes out into a writable buffer, as many as it holds; returns how many."""
+        with memoryview(buffer) as view:
+            start, length = self._access(offset, view.nbytes)
+            native.read_memory_into(start, view)
+        return length
 
     def write(self, offset: int, data: Buffer) -> None:
         """Copy bytes in.  Blocks this thread, and no other, while pages are missing."""
@@ -263,6 +291,7 @@ class Memory:
 
     def remap(self) -> None:
         """mremap(2) to another address of the same length; `start` changes."""
+        self._check_exports("moved")
         old, length = self._range(0, None)
         _disown(old, old + length)
         number, target = native.map_memory(-1, length, 0, self.page_size)
@@ -278,6 +307,7 @@ class Memory:
 
     def unmap(self, offset: int, length: int) -> None:
         """munmap(2) a part; what is left can be used as before."""
+        self._check_exports("unmapped")
         start, length = self._range(offset, length)
         _disown(start, start + length)
         number = native.unmap_memory(start, length)
@@ -287,7 +317,8 @@ class Memory:
 
     def close(self) -> None:
         """Unmap, then close the memory file and the userfaultfd that guarded it.  Threads that
-        still use the memory get SIGSEGV."""
+        still use the memory get SIGSEGV.  Raises BufferError while it is exported."""
+        self._check_exports("closed")
         if self.start:
             start, self.start = self.start, 0
             _disown(start, start + self.length)

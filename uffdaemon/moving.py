@@ -111,7 +111,7 @@ def issue(handler: Handler, steps: list[Step]) -> tuple[list[Step], list[Result]
     their faults wait.  Returns what was carried out, with the results."""
     copies = handler.uffd.copies
     if not any(step.operation.code is Code.WRITEPROTECT for step in steps):
-        return steps, handler.uffd.execute([step.operation for step in steps])
+        return steps, handler.execute([step.operation for step in steps])
     late: list[Step] = []
     kept: list[Step] = []
     with copies.marking:  # none begins meanwhile
@@ -119,7 +119,7 @@ def issue(handler: Handler, steps: list[Step]) -> tuple[list[Step], list[Result]
             _, start, length, *_ = operation = step.operation
             lifts = operation.code is Code.WRITEPROTECT and copies.overlap(start, length)
             (late if lifts else kept).append(step)
-        results = handler.uffd.execute([step.operation for step in kept])
+        results = handler.execute([step.operation for step in kept])
     for step in late:
         for fault in step.faults:
             wait_for_copy(handler, fault)

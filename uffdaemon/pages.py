@@ -15,19 +15,27 @@ kernel brings into being where bits are set: an untouched region costs nothing.
 from __future__ import annotations
 
 import mmap
-from typing import Final
+from typing import Final, Protocol
 
 _SMALL: Final = 4096
 _STRIDE: Final = 8192  # pages looked at in one go
 
 
+class Change(Protocol):
+    """Changes a bitmap such that no other thread's change is lost."""
+
+    def __call__(self, buffer: bytearray | mmap.mmap, first: int, end: int, *, value: bool) -> None:
+        """Set or clear the bits `first` to `end`, exclusive."""
+
+
 class Bitmap:
     """A set of page numbers below `pages`, one bit each."""
 
-    __slots__ = ("buffer", "pages")
+    __slots__ = ("_change", "buffer", "pages")
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
+        self._change: Change | None = None
         size = (pages + 7) >> 3
         self.buffer: bytearray | mmap.mmap = (
             bytearray(size)
@@ -35,17 +43,27 @@ class Bitmap:
             else mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         )
 
+    def share(self, change: Change) -> None:
+        """Have bits changed by `change` from now on, since another thread changes some as well."""
+        self._change = change
+
     def __contains__(self, page: int) -> bool:
         return self.buffer[page >> 3] >> (page & 7) & 1 == 1
 
     def add(self, page: int) -> None:
         """Put one page into the set."""
+        if self._change is not None:
+            self._change(self.buffer, page, page + 1, value=True)
+            return
         self.buffer[page >> 3] |= 1 << (page & 7)
 
     def add_range(self, first: int, end: int) -> None:
         """Put the pages from `first` up to, not including, `end` into the set."""
         if end == first + 1:
             self.add(first)
+            return
+        if self._change is not None:
+            self._change(self.buffer, first, end, value=True)
             return
         while first < end:
             stop = min(end, first + _STRIDE)
@@ -54,6 +72,9 @@ class Bitmap:
 
     def discard_range(self, first: int, end: int) -> None:
         """Take the pages from `first` up to, not including, `end` out of the set."""
+        if self._change is not None:
+            self._change(self.buffer, first, end, value=False)
+            return
         while first < end:
             stop = min(end, first + _STRIDE)
             bits = self._load(first, stop)

@@ -128,10 +128,17 @@ class RegionTable:
         self._set([*self._segments, *moved])
         return moved
 
-    def fork(self) -> RegionTable:
-        """The same for a child: its pages are the parent's of now, and its own from here on."""
+    def fork(self, *, known: bool = True) -> RegionTable:
+        """The same for a child: its pages are the parent's of now, and its own from here on.
+
+        Unless `known`, the parent may have got pages since: of the child's none is taken to be
+        there.
+        """
         child = RegionTable()
         maps = {id(s.region.pages): s.region.pages.copy() for s in self._segments}
+        if not known:
+            for pages in maps.values():
+                pages.present.discard_range(0, pages.pages)
         segments: list[Segment] = []
         for segment in self._segments:
             region = copy(segment.region)

@@ -6,34 +6,62 @@ checked against what a pure module cannot know, and handed to the port.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from uffdaemon.lowering import Rule, rules_of
+from uffdaemon.actions import Poison
+from uffdaemon.events import FaultKind
+from uffdaemon.lowering import Rule, gap, rules_of
 from uffdaemon.memory import before_unmapping, check_own
-from uffdaemon.native.ports import NativeRule, Port, pin
+from uffdaemon.native.ports import ZEROPAGE, NativeRule, Port, pin, set_bits
 from uffdaemon.outcomes import Code
+from uffdaemon.pages import Bitmap
+from uffdaemon.region import PAGE_SIZE
+from uffdaemon.sources import zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uffdaemon.handlers import Handler
     from uffdaemon.native import PinnedBuffer
+    from uffdaemon.region import Region
     from uffdaemon.regions import Segment
+
+
+class _Lowered(NamedTuple):
+    """What stands for one region's policy, and the bitmaps of its pages."""
+
+    rules: list[Rule] | None
+    """None: to be asked for."""
+    pages: PinnedBuffer
+    removed: PinnedBuffer
+    zeros: int
 
 
 class Rulebook:
     """Keeps the rules of `port` in step with the regions of `handler`.
 
-    `outdated` is called, from any thread, when they have to be written anew.
+    `outdated` is called, from any thread, when they have to be written anew.  With `native`, the
+    port is not served by the event loop: C keeps its own note of discarded pages then, because it
+    knows of events before Python does.  With `mark`, it gets told of addresses that are Python's.
     """
 
-    def __init__(self, handler: Handler, port: Port, outdated: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        port: Port,
+        outdated: Callable[[], None],
+        *,
+        native: bool = False,
+        mark: bool = False,
+    ) -> None:
         self._handler = handler
         self._port = port
         self._outdated = outdated
+        self._native_port = native
+        self._mark = mark
         # Hooks that are asked before an action have to be asked in Python.
         self._lowered = not handler.hooks.before
-        self._rules: dict[int, tuple[list[Rule], PinnedBuffer]] = {}
+        self._known: dict[int, _Lowered] = {}
         self._sources: list[tuple[int, int]] = []
         """(start, end) of what rules move from."""
         self._unmappings = 0
@@ -48,85 +76,136 @@ class Rulebook:
     @property
     def moves(self) -> bool:
         """Whether anything is moved, or would be but for its source."""
-        return any(any(map(_is_move, rules)) for rules, _ in self._rules.values())
+        return any(any(map(_is_move, each.rules or ())) for each in self._known.values())
 
-    def update(self) -> None:
-        """Write the regions' policies down for C, as far as they can be."""
-        if not self._lowered:
-            return
-        for stale in self._handler.stale:
-            self._rules.pop(stale, None)
+    def update(self) -> bool:
+        """Write the regions' policies down for C, as far as they can be.  False: events have come
+        that have to be taken first; what was written before holds until then."""
         self._handler.stale.clear()
         known = -1
         while known != self._unmappings:
             # Another thread may unmap what has just been found to be there.
             known = self._unmappings
-            self._write()
+            if not self._write():
+                return False
+        return True
 
-    def _write(self) -> None:
+    def gap(self, region: Region, kind: FaultKind) -> int | None:
+        """The first offset at which C does not answer faults of `kind`; None: it answers all."""
+        known = self._known.get(id(region.pages))
+        if known is None or not self._lowered:
+            return 0
+        rules = [rule for rule in known.rules or () if self._allowed(rule)]
+        return gap(region, rules, kind)
+
+    def _write(self) -> bool:
+        served = {id(segment.region.pages) for segment in self._handler.regions}
+        self._known = {key: known for key, known in self._known.items() if key in served}
         # Where a source lies may have changed: what was written down of moves is asked for anew.
-        moves = [key for key, (rules, _) in self._rules.items() if any(map(_is_move, rules))]
-        for key in moves:
-            del self._rules[key]
-        rules = [rule for segment in self._handler.regions for rule in self._native(segment)]
+        for key, known in self._known.items():
+            if any(map(_is_move, known.rules or ())):
+                self._known[key] = known._replace(rules=None)
+        rules: list[NativeRule] = []
+        for segment in self._handler.regions:
+            rules += self._of(segment)
         rules.sort(key=lambda rule: (rule.kind, rule.start))
         self._sources = [
             (rule.source, rule.source + rule.end - rule.start)
             for rule in rules
             if rule.code == Code.MOVE
         ]
-        self._port.set_rules(rules)
+        return self._port.publish(rules)
 
     def forget(self, segments: list[Segment]) -> None:
         """These regions are served no more."""
         for segment in segments:
-            self._rules.pop(id(segment.region.pages), None)
+            self._known.pop(id(segment.region.pages), None)
 
     def _unmapping(self, start: int, end: int) -> None:
         """Nothing may be moved from there any more: something else may be mapped there next."""
         self._unmappings += 1
         if any(low < end and start < high for low, high in list(self._sources)):
-            self._port.drop_rules()
+            self._port.withdraw()
             self._outdated()
 
-    def _native(self, segment: Segment) -> list[NativeRule]:
-        region = segment.region
-        known = self._rules.get(id(region.pages))
+    def _lower(self, region: Region) -> _Lowered:
+        known = self._known.get(id(region.pages))
         if known is None:
-            known = rules_of(region), pin(region.pages.present.buffer)
-            self._rules[id(region.pages)] = known
-        rules, pages = known
+            pages = region.pages
+            removed = pages.removed
+            if self._native_port:
+                pages.present.share(set_bits)
+                removed = Bitmap(pages.pages)
+                for first, end in pages.removed.runs():
+                    removed.add_range(first, end)
+            due = 0
+            if region.after_remove == "zero":
+                size = region.page_size
+                due = ZEROPAGE if size == PAGE_SIZE else zeros(size).address(0, size) or 0
+            known = _Lowered(None, pin(pages.present.buffer), pin(removed.buffer), due)
+        if known.rules is None:
+            known = known._replace(rules=rules_of(region) if self._lowered else [])
+        self._known[id(region.pages)] = known
+        return known
+
+    def _of(self, segment: Segment) -> list[NativeRule]:
+        region = segment.region
+        known = self._lower(region)
         low, high = segment.offset, segment.end - region.start
-        return [
-            NativeRule(
+        poisons = self._native_port and isinstance(region.on_failure, Poison)
+
+        def native(part: Rule, code: int) -> NativeRule:
+            return NativeRule(
                 part.flags,
                 region.start + part.start,
                 region.start + part.end,
-                part.code,
+                code,
                 part.mode,
                 part.source,
                 region.start % (1 << 64),  # a part that was moved down may begin "before" 0
                 region.page_size,
                 max(part.window, region.page_size),
-                pages,
+                known.pages,
+                known.removed,
+                known.zeros,
+                Code.POISON if poisons and code and not _is_move(part) else 0,
             )
-            for rule in rules
+
+        found = [
+            native(part, part.code)
+            for rule in known.rules or ()
             if rule.start < high and low < rule.end
             for part in (rule.cut(max(rule.start, low), min(rule.end, high)),)
-            if not _is_move(part) or self._moves(part)
+            if self._allowed(part)
         ]
+        if self._mark:
+            at = segment.start
+            missing = [rule for rule in found if rule.kind == 0]
+            for start, end in [*((r.start, r.end) for r in missing), (segment.end, segment.end)]:
+                if at < start:
+                    low, high = at - region.start, start - region.start
+                    found.append(native(Rule(FaultKind.MISSING, low, high, Code.WAKE), 0))
+                at = max(at, end)
+        return found
 
-    def _moves(self, rule: Rule) -> bool:
-        """Whether C may move by the rule: from memory that is ours to give, and of whose pages
-        nobody here keeps books."""
-        length = rule.end - rule.start
+    def _allowed(self, rule: Rule) -> bool:
+        """Whether C may carry the rule out: moving from memory that is ours to give, and of whose
+        pages nobody here keeps books; copying by a thread that does not have to wait for itself."""
+        if rule.code is Code.COPY and self._native_port:
+            return not self._served(rule)
+        if rule.code is not Code.MOVE:
+            return True
         return (
             self._handler.uffd.same_process
-            and (rule.foreign or check_own(rule.source, length))
-            and not any(
-                handler.regions.clip(rule.source, rule.source + length)
-                for handler in self._handler.of_this_process()
-            )
+            and (rule.foreign or check_own(rule.source, rule.end - rule.start))
+            and not self._served(rule)
+        )
+
+    def _served(self, rule: Rule) -> bool:
+        """Whether a part of the source is guarded itself."""
+        return any(
+            handler.regions.clip(rule.source, rule.source + rule.end - rule.start)
+            for handler in self._handler.of_this_process()
         )
 
 

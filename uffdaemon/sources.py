@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import trio
@@ -50,6 +51,12 @@ class BytesSource:
     async def fetch(self, offset: int, length: int) -> Buffer:
         """Never needed: `address` always answers."""
         raise NotImplementedError
+
+
+@lru_cache
+def zeros(page_size: int) -> BytesSource:
+    """One page of zeros (`page_size` bytes), for memory that has no zero page: hugetlb."""
+    return BytesSource(mmap.mmap(-1, page_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class FileSource:

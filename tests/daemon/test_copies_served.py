@@ -116,7 +116,12 @@ async def test_another_userfaultfd_of_the_daemon_hears_that_its_page_has_gone(by
         policy = ZeroPage() if by == "call" else StrictMove(source)
         guarded = daemon.guard(memory, policy, features=Features.MOVE)
         await trio.lowlevel.checkpoint()
-        region = daemon.guard(source, CopyFrom(BytesSource(content(2))), features=Features.MOVE)
+        region = daemon.guard(
+            source,
+            CopyFrom(BytesSource(content(2))),
+            placement="in_process",
+            features=Features.MOVE,
+        )
         await trio.to_thread.run_sync(source.touch)
         assert region.pages.filled() == 2
         if by == "call":

@@ -99,7 +99,7 @@ async def test_the_thread_that_would_have_to_answer_is_not_let_wait(native_sleep
     data = content(4)
     with Memory.map(len(data)) as memory:
         async with open_daemon(native_sleep=native_sleep) as daemon:
-            region = daemon.guard(memory, CopyFrom(BytesSource(data)))
+            region = daemon.guard(memory, CopyFrom(BytesSource(data)), placement="in_process")
             for access in (
                 lambda: memory.read(0, PAGE),
                 lambda: memory.write(PAGE, b"x"),
@@ -113,7 +113,7 @@ async def test_the_thread_that_would_have_to_answer_is_not_let_wait(native_sleep
             assert memory.read(0, len(data)) == data
         with Memory.map(PAGE) as other:
             async with open_daemon(native_sleep=native_sleep) as daemon:
-                removed = daemon.guard(other, CopyFrom(BytesSource(data)))
+                removed = daemon.guard(other, CopyFrom(BytesSource(data)), placement="in_process")
                 daemon.remove_region(removed, missing="release")
                 assert other.read(0, 1) == b"\0"
 

@@ -32,6 +32,7 @@ from uffdaemon import (
     open_daemon,
     scan_pages,
 )
+from uffdaemon.uffd import CarryOut
 
 PAGES = 64
 
@@ -43,9 +44,11 @@ class Issued:
         self.codes: list[Code] = []
         execute = Userfaultfd.execute
 
-        def noting(uffd: Userfaultfd, operations: list[Operation]) -> list[Result]:
+        def noting(
+            uffd: Userfaultfd, operations: list[Operation], carry_out: CarryOut | None = None
+        ) -> list[Result]:
             self.codes += [operation.code for operation in operations]
-            return execute(uffd, operations)
+            return execute(uffd, operations, carry_out)
 
         monkeypatch.setattr(Userfaultfd, "execute", noting)
 

@@ -83,7 +83,7 @@ class FakeUserfaultfd(Userfaultfd):
             os.close(self.pipe)
             self.pipe = -1
 
-    def execute(self, operations: Sequence[Operation]) -> list[Result]:
+    def execute(self, operations: Sequence[Operation], carry_out: object = None) -> list[Result]:
         self.fileno()
         self.batches.append(list(operations))
         self.issued += operations

@@ -32,6 +32,7 @@ PURE = (
     "repeats",
     "hooks",
     "statistics",
+    "placement",
 )
 """From the bottom up: each may import those before it, the standard library, and nothing else."""
 
@@ -54,9 +55,12 @@ SHELL = (
     "slow",
     "filling",
     "sleeping",
+    "resolving",
     "rulebook",
     "loop",
     "removing",
+    "guarded",
+    "guarding",
     "daemon",
     "serving",
     "__init__",

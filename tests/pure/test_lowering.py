@@ -24,7 +24,7 @@ from tests.pure.policies import (
 from uffdaemon.actions import Action, Copy, Fill, Move
 from uffdaemon.errors import SourceTooShort
 from uffdaemon.events import FaultFlags
-from uffdaemon.lowering import MAX_RULES, Rule, rules_of
+from uffdaemon.lowering import Rule, gap, rules_of
 from uffdaemon.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code
 from uffdaemon.plan import operation, target
 from uffdaemon.policy import (
@@ -87,6 +87,9 @@ def in_c(region: Region, page: int, rule: Rule) -> tuple[int, int, tuple[int, ..
     offset = page * region.page_size
     low = max(offset - offset % rule.window, rule.start)
     high = min(offset - offset % rule.window + rule.window, rule.end)
+    removed, size = region.pages.removed, region.page_size
+    low = max([low, *(n * size + size for n in range(page) if n in removed)])
+    high = min([high, *(n * size for n in range(page + 1, PAGES) if n in removed)])
     return low, high, (rule.code, rule.mode, rule.source - rule.start if rule.source else 0)
 
 
@@ -116,7 +119,8 @@ def test_rules_do_what_the_policy_says(
     by_page = {kind: answers(region.policy, region, kind) for kind in (MISSING, MINOR)}
     for rule in rules:
         for page in range(rule.start // page_size, rule.end // page_size):
-            assert page not in region.pages.removed
+            if page in region.pages.removed:
+                continue  # zeros, or the policy once more, alone
             action = by_page[rule.kind][page]
             assert alone(region.policy(a_fault(region, page, rule.kind))) == action
             low, high, issued = in_c(region, page, rule)
@@ -331,32 +335,32 @@ def test_a_source_that_answers_nonsense_is_left_to_python_to_complain_about(answ
     ]
 
 
-# -- pages that their owner discarded ----------------------------------------------------------
+# -- what C answers by itself -------------------------------------------------------------------
 
 
-def test_discarded_pages_are_cut_out() -> None:
+def test_discarded_pages_are_cs_to_know() -> None:
     region = a_region(CopyFrom(SOURCE), PAGES)
-    for first, end in ((0, 2), (5, 6), (20, PAGES)):
-        region.pages.remove(first, end)
-    assert rules_of(region) == [
-        Rule(MISSING, 2 * PAGE, 5 * PAGE, Code.COPY, 0, BASE + 2 * PAGE),
-        Rule(MISSING, 6 * PAGE, 20 * PAGE, Code.COPY, 0, BASE + 6 * PAGE),
+    before = rules_of(region)
+    region.pages.remove(0, 2)
+    assert rules_of(region) == before
+
+
+@pytest.mark.parametrize(
+    ("ranges", "first"),
+    [
+        ([(0, WHOLE)], None),
+        ([(0, 8), (8, WHOLE // PAGE)], None),
+        ([(1, WHOLE // PAGE)], 0),
+        ([(0, 8), (9, 16)], 8 * PAGE),
+        ([(0, 8)], 8 * PAGE),
+        ([], 0),
+    ],
+)
+def test_where_python_is_needed_first(ranges: list[tuple[int, int]], first: int | None) -> None:
+    policies = [
+        (low * PAGE, min(high * PAGE, WHOLE) - low * PAGE, ZeroPage()) for low, high in ranges
     ]
-    region.pages.remove(0, PAGES)
-    assert rules_of(region) == []
-
-
-def test_runs_outside_of_a_rule_do_not_touch_it() -> None:
-    region = a_region(ByRange([(8 * PAGE, 8 * PAGE, ZeroPage())]), PAGES)
-    region.pages.remove(0, 4)
-    region.pages.remove(6, 9)
-    region.pages.remove(18, 20)
-    assert rules_of(region) == [Rule(MISSING, 9 * PAGE, 16 * PAGE, Code.ZEROPAGE)]
-
-
-@pytest.mark.parametrize(("holes", "rules"), [(MAX_RULES - 1, MAX_RULES), (MAX_RULES, 0)])
-def test_too_many_rules_are_none(holes: int, rules: int) -> None:
-    region = a_region(ZeroPage(), 2 * holes + 1)
-    for hole in range(holes):
-        region.pages.remove(2 * hole + 1, 2 * hole + 2)
-    assert len(rules_of(region)) == rules
+    region = a_region(ByRange(policies), PAGES)
+    rules = rules_of(region)
+    assert gap(region, rules, MISSING) == first
+    assert gap(region, rules, MINOR) == 0

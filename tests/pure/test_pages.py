@@ -148,3 +148,19 @@ def test_next_fillable_steps_over_both() -> None:
     assert pages.next_fillable(0, 2 * STRIDE + 1) is None
     pages.remove(2 * STRIDE, pages.pages)
     assert pages.next_fillable(0, pages.pages) is None
+
+
+def test_bits_that_others_change_as_well_are_changed_as_they_say() -> None:
+    changes: list[tuple[int, int, bool]] = []
+    bitmap = Bitmap(100)
+
+    def change(buffer: bytearray | mmap.mmap, first: int, end: int, *, value: bool) -> None:
+        assert buffer is bitmap.buffer
+        changes.append((first, end, value))
+
+    bitmap.share(change)
+    bitmap.add(3)
+    bitmap.add_range(4, 20)
+    bitmap.discard_range(5, 7)
+    assert changes == [(3, 4, True), (4, 20, True), (5, 7, False)]
+    assert bitmap.count() == 0

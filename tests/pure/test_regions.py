@@ -116,6 +116,16 @@ def test_a_move_of_nothing_that_is_ours_still_unmaps_its_target() -> None:
     assert [(segment.start, segment.end) for segment in table] == [(at(0), at(1)), (at(2), at(4))]
 
 
+def test_of_a_child_nothing_may_be_known_to_be_there() -> None:
+    region = a_region(pages=8)
+    region.pages.present.add(1)
+    region.pages.remove(4, 5)
+    child = table_of(region).fork(known=False).find(at(0))
+    assert child is not None
+    assert (child.pages.present.runs(), child.pages.removed.runs()) == ([], [(4, 5)])
+    assert region.pages.present.runs() == [(1, 2)]
+
+
 def test_a_child_has_the_same_pages_until_either_changes() -> None:
     region = a_region(pages=8)
     region.pages.present.add(1)

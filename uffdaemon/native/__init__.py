@@ -42,17 +42,17 @@ class OperationArray:
     ``buffer`` is packed before and unpacked after ``execute``; it is the owner's alone.
     """
 
-    __slots__ = ("_execute", "_pointer", "buffer", "capacity")
+    __slots__ = ("_execute", "buffer", "capacity", "pointer")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.buffer = bytearray(OPERATION.size * capacity)
-        self._pointer: Any = ffi.from_buffer("struct uffdaemon_operation[]", self.buffer)
+        self.pointer: Any = ffi.from_buffer("struct uffdaemon_operation[]", self.buffer)
         self._execute: Callable[[int, Any, int], None] = lib.uffdaemon_execute
 
     def execute(self, fd: int, count: int) -> None:
         """Carry out the first `count` operations on the userfaultfd `fd`."""
-        self._execute(fd, self._pointer, count)
+        self._execute(fd, self.pointer, count)
 
 
 class MessageArray:
@@ -149,6 +149,12 @@ def view_memory(start: int, length: int) -> memoryview:
     return memoryview(ffi.buffer(ffi.cast("char *", start), length))
 
 
+def export_memory(start: int, length: int, returned: Callable[[], None]) -> memoryview:
+    """The same; `returned` is called when nothing uses the view any more."""
+    pointer = ffi.gc(ffi.cast("char *", start), lambda _: returned())
+    return memoryview(ffi.buffer(pointer, length))
+
+
 def open_syscall(*, user_mode_only: bool) -> int:
     return int(lib.uffdaemon_open_syscall(user_mode_only))
 
@@ -228,6 +234,12 @@ def read_memory(start: int, length: int) -> bytes:
     copied = bytearray(length)
     lib.uffdaemon_copy_memory(ffi.from_buffer(copied), ffi.cast("void *", start), length)
     return bytes(copied)
+
+
+def read_memory_into(start: int, buffer: Buffer) -> None:
+    """Copy as many bytes as `buffer` holds, out of this process's memory, without the GIL."""
+    copied = ffi.from_buffer(buffer, require_writable=True)
+    lib.uffdaemon_copy_memory(copied, ffi.cast("void *", start), len(copied))
 
 
 def write_memory(start: int, data: Buffer) -> None:

@@ -14,8 +14,15 @@ SOURCES = (
     "moves.c",
     "messages.c",
     "memory.c",
+    "table.c",
     "rules.c",
+    "changes.c",
+    "queue.c",
     "serve.c",
+    "port.c",
+    "waiting.c",
+    "resolver.c",
+    "signal.c",
 )
 
 ffibuilder = FFI()
@@ -30,21 +37,49 @@ ffibuilder.cdef(
         uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
         uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
     };
+    struct uffdaemon_queue {
+        uint64_t count, forwarded, since;
+        ...;
+    };
     struct uffdaemon_port {
         int32_t fd, error;
-        uint32_t rule_count, record_all, capacity, count, forwarded;
-        uint32_t reread_limit, rereads, misses;
-        uint64_t rules, records, last, reads, empty_reads;
+        uint32_t record_all, applies, rereads;
+        uint64_t reads, empty_reads, events;
         uint64_t counts[8][16];
         uint64_t latencies[64];
         uint64_t bytes[16];
+        struct uffdaemon_queue queue;
         ...;
     };
+    struct uffdaemon_record { ...; };
+    struct uffdaemon_rule { ...; };
+    struct uffdaemon_resolver;
+    struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify);
+    void uffdaemon_port_free(struct uffdaemon_port *port);
+    long uffdaemon_port_take(struct uffdaemon_port *port, struct uffdaemon_record *records,
+                             size_t capacity);
+    int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
+                               size_t count, uint64_t events);
+    void uffdaemon_port_withdraw(struct uffdaemon_port *port);
+    void uffdaemon_port_settle(struct uffdaemon_port *port);
+    void uffdaemon_port_execute(struct uffdaemon_port *port,
+                               struct uffdaemon_operation *operations, size_t count,
+                               uint64_t events);
     int uffdaemon_serve(struct uffdaemon_port *port);
     int uffdaemon_wait_open(void);
     int uffdaemon_wait_add(int epoll, int fd, uint64_t port);
     int uffdaemon_wait_remove(int epoll, int fd);
-    int uffdaemon_wait(int epoll, int64_t timeout);
+    int uffdaemon_wait(int epoll, int64_t timeout, struct uffdaemon_port **hot);
+    struct uffdaemon_resolver *uffdaemon_resolver_start(int *error);
+    int uffdaemon_resolver_add(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port);
+    void uffdaemon_resolver_remove(struct uffdaemon_resolver *resolver,
+                                   struct uffdaemon_port *port);
+    void uffdaemon_resolver_stop(struct uffdaemon_resolver *resolver);
+    int uffdaemon_resolver_thread(const struct uffdaemon_resolver *resolver);
+    int uffdaemon_signal_add(struct uffdaemon_port *port);
+    void uffdaemon_signal_remove(struct uffdaemon_port *port);
+    void uffdaemon_signal_release(struct uffdaemon_port *port, uint64_t start, uint64_t length);
+    void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value);
     void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);
     struct uffdaemon_copy {
         uint64_t dst, src, length;
@@ -84,6 +119,6 @@ ffibuilder.set_source(
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     depends=[str(HERE / "native.h"), str(HERE / "uapi.h")],
-    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
+    extra_compile_args=["-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"],
     py_limited_api=True,
 )

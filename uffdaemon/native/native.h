@@ -2,12 +2,14 @@
  * What the C side offers to Python.
  *
  * Conventions: a function returns 0 or a count, or -errno; progress comes back in out-parameters or
- * in the structures handed in.  No globals, no Python.h, no allocation.  Every descriptor and every
- * address belongs to the caller, before and after the call.  cffi releases the GIL around each call.
+ * in the structures handed in.  No Python.h; no globals but those that a signal handler needs.  Every
+ * descriptor and every address belongs to the caller, before and after the call.  cffi releases the
+ * GIL around each call, and nothing here ever waits for it.
  */
 #ifndef UFFDAEMON_NATIVE_H
 #define UFFDAEMON_NATIVE_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,29 +29,40 @@ struct uffdaemon_operation {
 };
 _Static_assert(sizeof(struct uffdaemon_operation) == 64, "uffdaemon_operation");
 
-/* A policy for a range that C can carry out by itself.  80 bytes, packed by Python's struct. */
+/* A policy for a range that C can carry out by itself.  104 bytes, packed by Python's struct. */
 struct uffdaemon_rule {
     uint64_t kind;      /* the fault flags WP and MINOR that it answers; rules are sorted by it, */
     uint64_t start;     /* then by this (bytes) */
     uint64_t end;       /* bytes, exclusive */
-    uint64_t code;      /* _UFFDIO_COPY, _UFFDIO_ZEROPAGE, ... */
+    uint64_t code;      /* _UFFDIO_COPY, _UFFDIO_ZEROPAGE, ...; 0: these addresses are Python's */
     uint64_t mode;      /* the ioctl's mode bits */
     uint64_t src;       /* bytes; where the data for `start` lies, 0 for operations without */
     uint64_t origin;    /* bytes; the region's start: windows are aligned from it */
     uint64_t page_size; /* bytes, a power of two */
     uint64_t window;    /* bytes to fill around a fault, at least page_size */
     uint64_t pages;     /* address of the region's bitmap of present pages, one bit each */
+    uint64_t removed;   /* the same of pages whose owner discarded them */
+    uint64_t zeros;     /* what is due there: 0: the same as before; 1: zeros by ZEROPAGE; else by
+                           COPY from this address, where a page of zeros lies */
+    uint64_t refusal;   /* what to do about a page that it cannot bring: 0: ask Python; else this
+                           operation, _UFFDIO_POISON */
 };
-_Static_assert(sizeof(struct uffdaemon_rule) == 80, "uffdaemon_rule");
+_Static_assert(sizeof(struct uffdaemon_rule) == 104, "uffdaemon_rule");
+
+/* The rules in force, read without locks and replaced as a whole (table.c). */
+struct uffdaemon_table {
+    uint64_t count;
+    struct uffdaemon_rule rules[];
+};
 
 /* A message, and what C did about it.  64 bytes, read by Python's struct. */
 struct uffdaemon_record {
     struct uffd_msg message;
     uint32_t code;    /* 0: nothing was done, it is Python's; else the operation that answered */
-    uint32_t present; /* whether the page had been there before */
-    uint64_t latency; /* nanoseconds from reading to having answered */
+    uint32_t present; /* whether the page had been there before; of events: applied already */
+    uint64_t latency; /* when it was read, CLOCK_MONOTONIC ns; once answered: ns until it was */
     uint64_t done;    /* bytes that the operation brought about, in the first record that it answers */
-    uint64_t reserved;
+    uint64_t error;   /* errno that kept a rule from answering, 0: none */
 };
 _Static_assert(sizeof(struct uffdaemon_record) == 64, "uffdaemon_record");
 
@@ -76,28 +89,66 @@ struct uffdaemon_copy {
 #define UFFDAEMON_BUCKETS 64  /* latencies: bucket n counts those below 2^n nanoseconds */
 #define UFFDAEMON_MESSAGES 128
 
-/* One userfaultfd that is served: its rules, and what has come of them.  The arrays belong to the
- * caller and stay where they are as long as the port is in use; only one thread uses a port. */
+/* Records on their way to Python: a queue that grows, so that nobody has to wait for Python before
+ * a message is read (queue.c). */
+struct uffdaemon_chunk;
+struct uffdaemon_queue {
+    struct uffdaemon_chunk *head, *tail, *spare;
+    uint64_t count;     /* records in it */
+    uint64_t forwarded; /* how many of them C did nothing about */
+    uint64_t since;     /* when the first of those came, CLOCK_MONOTONIC ns; 0: there is none */
+    struct uffd_msg first;  /* that one */
+    uint32_t lock, lost;    /* lost: records dropped because there was no memory for them */
+};
+
+/* Who uses a port's rules.  The numbers are those of table.c. */
+struct uffdaemon_readers {
+    uint64_t epoch, inside[2];
+};
+
+/* A thread that waits in its signal handler until its page is there (signal.c). */
+struct uffdaemon_waiter {
+    struct uffdaemon_waiter *next;
+    uint64_t page, since; /* bytes; CLOCK_MONOTONIC ns */
+    uint32_t woken;       /* the futex */
+    int32_t thread;
+};
+
+/* One userfaultfd that is served: its rules, and what has come of them.  Made and freed by port.c;
+ * whoever serves it is one thread at a time, but for signal handlers. */
 struct uffdaemon_port {
     int32_t fd;
     int32_t error;           /* out: errno of a failed read(2); the descriptor serves no more */
-    uint32_t rule_count;
     uint32_t record_all;     /* whether answered faults are to be recorded as well */
-    uint32_t capacity;       /* records there is room for */
-    uint32_t count;          /* in and out: records written */
-    uint32_t forwarded;      /* in and out: how many of them C did nothing about */
+    uint32_t applies;        /* whether events change the rules here; else rules rest until Python
+                                has taken the event */
+    uint32_t closing;        /* to be left alone */
+    int32_t notify;          /* an eventfd that is written when there are records, or -1 */
+    uint32_t notified;       /* whether it has been, since Python last took any */
     uint32_t reread_limit;   /* the most reads to try again before going to sleep */
-    uint32_t rereads;        /* in and out: the same, as the load has it; 0 when idle */
-    uint32_t misses;         /* in and out: how often in a row trying again was in vain */
-    uint32_t quick, penalty; /* in and out: faults in quick succession, and how many it takes */
-    uint64_t rules, records; /* addresses of the arrays */
-    uint64_t shun, shunned;  /* in and out: how long, and until when, reading again is given up, ns */
-    uint64_t last;           /* in and out: when something was last answered, CLOCK_MONOTONIC ns */
+    uint32_t rereads;        /* the same, as the load has it; 0 when idle */
+    uint32_t misses;         /* how often in a row trying again was in vain */
+    uint32_t quick, penalty; /* faults in quick succession, and how many it takes */
+    uint64_t shun, shunned;  /* how long, and until when, reading again is given up, ns */
+    uint64_t last;           /* when something was last answered, CLOCK_MONOTONIC ns */
     uint64_t reads, empty_reads; /* out: read(2) calls, and those that found nothing */
+    uint64_t events;         /* out: events applied */
+    uint64_t low, high;      /* signal.c: between these lie all rules */
     uint64_t counts[UFFDAEMON_KINDS][UFFDAEMON_CODES]; /* out: faults answered */
     uint64_t latencies[UFFDAEMON_BUCKETS];             /* out */
     uint64_t bytes[UFFDAEMON_CODES];                   /* out: bytes by operation */
-    struct uffd_msg messages[UFFDAEMON_MESSAGES];      /* scratch */
+    struct uffdaemon_table *table;
+    struct uffdaemon_readers readers;
+    struct uffdaemon_queue queue;
+    pthread_mutex_t change; /* held while messages are read and events applied, rules replaced */
+    struct uffdaemon_port *next;      /* signal.c: those whose faulting threads answer */
+    struct uffdaemon_waiter *waiters; /* signal.c: under `waiting` */
+    uint32_t waiting, inside;         /* a spin lock; how many wait */
+    uint32_t postponed;               /* how many of the following wait for an event to be over */
+    uint64_t postponed_since;
+    struct uffdaemon_record later[UFFDAEMON_MESSAGES];
+    struct uffd_msg messages[UFFDAEMON_MESSAGES];   /* scratch */
+    struct uffdaemon_record fresh[UFFDAEMON_MESSAGES]; /* scratch */
 };
 
 /* operations.c */
@@ -114,17 +165,69 @@ void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
 /* messages.c */
 long uffdaemon_read(int fd, void *messages, size_t bytes, unsigned rereads);
 
+/* port.c */
+struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify);
+void uffdaemon_port_free(struct uffdaemon_port *port);
+long uffdaemon_port_take(struct uffdaemon_port *port, struct uffdaemon_record *records,
+                         size_t capacity);
+int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
+                           size_t count, uint64_t events);
+void uffdaemon_port_withdraw(struct uffdaemon_port *port);
+void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
+                            size_t count, uint64_t events);
+void uffdaemon_port_settle(struct uffdaemon_port *port);
+int uffdaemon_port_lock(struct uffdaemon_port *port);
+
+/* queue.c */
+void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
+                          uint64_t now);
+long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
+                          size_t capacity);
+void uffdaemon_queue_free(struct uffdaemon_queue *queue);
+
+/* table.c */
+void uffdaemon_lock(uint32_t *lock);
+void uffdaemon_unlock(uint32_t *lock);
+unsigned uffdaemon_enter(struct uffdaemon_readers *readers);
+void uffdaemon_leave(struct uffdaemon_readers *readers, unsigned ticket);
+void uffdaemon_wait_for_readers(struct uffdaemon_readers *readers);
+struct uffdaemon_table *uffdaemon_table_new(size_t count);
+struct uffdaemon_table *uffdaemon_table_of(struct uffdaemon_port *port);
+void uffdaemon_replace(struct uffdaemon_port *port, struct uffdaemon_table *table);
+
+/* changes.c */
+void uffdaemon_change(struct uffdaemon_port *port, const struct uffd_msg *message);
+
 /* rules.c */
-void uffdaemon_answer(struct uffdaemon_port *port, struct uffdaemon_record *records, size_t count,
-                      uint64_t read_at);
+const struct uffdaemon_rule *uffdaemon_find(const struct uffdaemon_table *table, uint64_t kind,
+                                            uint64_t address);
+void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value);
+void uffdaemon_answer(struct uffdaemon_port *port, const struct uffdaemon_table *table,
+                      struct uffdaemon_record *records, size_t count);
 
 /* serve.c */
 uint64_t uffdaemon_now(void);
 int uffdaemon_serve(struct uffdaemon_port *port);
+void uffdaemon_notify(struct uffdaemon_port *port);
+
+/* waiting.c */
 int uffdaemon_wait_open(void);
 int uffdaemon_wait_add(int epoll, int fd, uint64_t port);
 int uffdaemon_wait_remove(int epoll, int fd);
-int uffdaemon_wait(int epoll, int64_t timeout);
+int uffdaemon_wait(int epoll, int64_t timeout, struct uffdaemon_port **hot);
+
+/* resolver.c */
+struct uffdaemon_resolver;
+struct uffdaemon_resolver *uffdaemon_resolver_start(int *error);
+int uffdaemon_resolver_add(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port);
+void uffdaemon_resolver_remove(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port);
+void uffdaemon_resolver_stop(struct uffdaemon_resolver *resolver);
+int uffdaemon_resolver_thread(const struct uffdaemon_resolver *resolver);
+
+/* signal.c */
+int uffdaemon_signal_add(struct uffdaemon_port *port);
+void uffdaemon_signal_remove(struct uffdaemon_port *port);
+void uffdaemon_signal_release(struct uffdaemon_port *port, uint64_t start, uint64_t length);
 
 /* descriptor.c */
 int uffdaemon_open_syscall(int user_mode_only);

@@ -6,7 +6,10 @@ ports by their rules meanwhile.  Both are used by the event loop's thread alone.
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from uffdaemon.native import PinnedBuffer
@@ -16,11 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from mmap import mmap
 
-_RULE: Final = struct.Struct("=10Q")
-_RECORD: Final = struct.Struct("=32sIIQQ8x")
+    from uffdaemon.native import OperationArray
+
+_RULE: Final = struct.Struct("=13Q")
+_RECORD: Final = struct.Struct("=32sIIQQQ")
 MESSAGE_BATCH: Final = 128
 """Messages that C reads in one go; fewer mean that no more were pending."""
 _CAPACITY: Final = 4 * MESSAGE_BATCH
+_PAGEFAULT: Final = 0x12
 
 KINDS: Final = 8
 CODES: Final = 16
@@ -30,6 +36,9 @@ LOOP: Final = (1 << 64) - 1
 WAIT_TIME, WAIT_LOOP, WAIT_PYTHON = 0, 1, 2
 """Why a `Waiter` came back: time or signal; the loop has something to do; a port has."""
 
+ZEROPAGE: Final = 1
+"""In the place of `NativeRule.zeros`: what was discarded becomes the zero page."""
+
 
 class NativeRule(NamedTuple):
     """``struct uffdaemon_rule``, its fields in order."""
@@ -38,6 +47,7 @@ class NativeRule(NamedTuple):
     start: int
     end: int
     code: int
+    """0: these addresses are guarded, and Python's."""
     mode: int
     source: int
     origin: int
@@ -45,6 +55,12 @@ class NativeRule(NamedTuple):
     window: int
     pages: PinnedBuffer
     """The region's bitmap of present pages, which the rule keeps alive."""
+    removed: PinnedBuffer
+    """The same of pages whose owner discarded them."""
+    zeros: int
+    """What is due there: 0, what was due before; `ZEROPAGE`; or the address of a page of zeros."""
+    refusal: int
+    """The operation for a page that it cannot bring; 0: Python is asked."""
 
 
 class Record(NamedTuple):
@@ -56,28 +72,48 @@ class Record(NamedTuple):
     present: int
     """Not 0: the page had been there before."""
     latency: int
-    """Nanoseconds."""
+    """Nanoseconds; where it is Python's, the time at which it was read."""
     done: int
     """Bytes that the operation brought about; 0 in all but the first record it answered."""
+    error: int
+    """The errno that kept a rule from answering; 0: none did."""
 
 
 class Port:
-    """One userfaultfd as C serves it."""
+    """One userfaultfd as C serves it.
 
-    def __init__(self, fd: int, reread_limit: int) -> None:
+    With ``told`` there is an eventfd, `notify`, that becomes readable when there are records: it is
+    not the event loop who serves then, and events change the rules without Python.
+    """
+
+    def __init__(self, fd: int, reread_limit: int, *, told: bool = False) -> None:
+        self.notify = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if told else -1
         self._records = bytearray(_RECORD.size * _CAPACITY)
+        self._pinned_records: Any = ffi.from_buffer("struct uffdaemon_record[]", self._records)
         self._keep: list[Any] = []
-        self._port: Any = ffi.new("struct uffdaemon_port *")
-        self._port.fd = fd
-        self._port.capacity = _CAPACITY
-        self._port.reread_limit = reread_limit
-        self._pinned_records: Any = ffi.from_buffer(self._records)
-        self._port.records = int(ffi.cast("uintptr_t", self._pinned_records))
+        self._withdrawn = False
+        made = lib.uffdaemon_port_new(fd, reread_limit, self.notify)
+        if made == ffi.NULL:
+            raise MemoryError
+        self._port: Any = ffi.gc(made, lib.uffdaemon_port_free)
+        self.events = 0
+        """How many events have been taken that C had applied."""
+
+    def close(self) -> None:
+        """Nobody serves it any more, and nobody is told."""
+        if self.notify >= 0:
+            fd, self.notify = self.notify, -1
+            os.close(fd)
 
     @property
     def address(self) -> int:
         """Where C finds it."""
         return int(ffi.cast("uintptr_t", self._port))
+
+    @property
+    def pointer(self) -> Any:  # noqa: ANN401  # cffi's, for `Resolver`
+        """The same for cffi."""
+        return self._port
 
     @property
     def error(self) -> int:
@@ -87,7 +123,7 @@ class Port:
     @property
     def has_records(self) -> bool:
         """Whether `take` would return anything."""
-        return bool(self._port.count)
+        return bool(self._port.queue.count)
 
     @property
     def rereads(self) -> int:
@@ -103,36 +139,72 @@ class Port:
     def record_all(self, value: bool) -> None:
         self._port.record_all = value
 
-    def set_rules(self, rules: list[NativeRule]) -> None:
-        """Replace all rules; they must be sorted by (kind, start) and not overlap."""
+    def leave_events(self) -> None:
+        """Have events change nothing in C from now on: rules rest until Python has taken them."""
+        self._port.applies = 0
+
+    def publish(self, rules: list[NativeRule]) -> bool:
+        """Replace all rules; they must be sorted by (kind, start) and not overlap.
+
+        False: events have come that may void them; `take` those first.  Raises MemoryError.
+        """
         packed = bytearray(_RULE.size * len(rules))
         for index, rule in enumerate(rules):
-            _RULE.pack_into(packed, index * _RULE.size, *rule[:9], rule.pages.address)
-        pinned = ffi.from_buffer(packed)
-        self._port.rule_count = 0
-        self._keep = [pinned, [rule.pages for rule in rules]]
-        self._port.rules = int(ffi.cast("uintptr_t", pinned))
-        self._port.rule_count = len(rules)
+            addresses = rule.pages.address, rule.removed.address
+            _RULE.pack_into(packed, index * _RULE.size, *rule[:9], *addresses, *rule[11:])
+        pinned = ffi.from_buffer("struct uffdaemon_rule[]", packed)
+        number = lib.uffdaemon_port_publish(self._port, pinned, len(rules), self.events)
+        if number == -errno.EAGAIN:
+            return False
+        if number < 0:
+            raise MemoryError
+        self._keep = [(rule.pages, rule.removed) for rule in rules]
+        return True
 
-    def drop_rules(self) -> None:
+    def withdraw(self) -> None:
         """Have C answer nothing any more, until there are new rules.  From any thread."""
-        self._port.rule_count = 0
+        lib.uffdaemon_port_withdraw(self._port)
+
+    def settle(self) -> None:
+        """Wait until no event is half applied: what was read by then can be taken."""
+        lib.uffdaemon_port_settle(self._port)
+
+    def execute(self, operations: OperationArray, count: int) -> None:
+        """Carry out the first `count` operations, unless an event has come that Python does not
+        know of: then all end with EAGAIN."""
+        lib.uffdaemon_port_execute(self._port, operations.pointer, count, self.events)
 
     def serve(self) -> None:
         """Read and answer by rules whatever is pending.  Never sleeps."""
         lib.uffdaemon_serve(self._port)
 
+    def answer_in_thread(self) -> int:
+        """Have faulting threads answer by the rules, in a signal handler: 0 or -errno."""
+        return int(lib.uffdaemon_signal_add(self._port))
+
+    def leave_threads(self) -> None:
+        """Undo `answer_in_thread`."""
+        lib.uffdaemon_signal_remove(self._port)
+
+    def release(self, start: int, length: int) -> None:
+        """Let threads that wait in the signal handler for a page of the range try again."""
+        lib.uffdaemon_signal_release(self._port, start, length)
+
     def take(self) -> list[Record]:
         """The records since the last time."""
-        count = int(self._port.count)
-        if not count:
-            return []
-        size = _RECORD.size
-        found = [
-            Record(*_RECORD.unpack_from(self._records, index * size)) for index in range(count)
-        ]
-        self._port.count = 0
-        self._port.forwarded = 0
+        if self.notify >= 0:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.notify)
+        found: list[Record] = []
+        count = _CAPACITY
+        while count == _CAPACITY:
+            count = int(lib.uffdaemon_port_take(self._port, self._pinned_records, _CAPACITY))
+            size = _RECORD.size
+            for index in range(count):
+                record = Record(*_RECORD.unpack_from(self._records, index * size))
+                found.append(record)
+                if record.present and record.message[0] != _PAGEFAULT:
+                    self.events += 1
         return found
 
     def counts(self) -> Iterable[tuple[int, int, int]]:
@@ -177,7 +249,41 @@ class Waiter:
 
     def wait(self, timeout: int) -> int:
         """Sleep and serve for at most `timeout` nanoseconds; ``WAIT_*`` or -errno."""
-        return int(lib.uffdaemon_wait(self.fd, timeout))
+        return int(lib.uffdaemon_wait(self.fd, timeout, ffi.NULL))
+
+
+class ResolverThread:
+    """A thread that never needs the interpreter, and serves ports."""
+
+    def __init__(self) -> None:
+        number = ffi.new("int *")
+        self._resolver: Any = lib.uffdaemon_resolver_start(number)
+        if self._resolver == ffi.NULL:
+            raise OSError(int(number[0]), "starting the resolver's thread")
+
+    @property
+    def thread(self) -> int:
+        """Its thread id."""
+        return int(lib.uffdaemon_resolver_thread(self._resolver))
+
+    def add(self, port: Port) -> int:
+        """Serve a port, which has been made with ``told``: 0 or -errno."""
+        return int(lib.uffdaemon_resolver_add(self._resolver, port.pointer))
+
+    def remove(self, port: Port) -> None:
+        """Serve it no more; what was pending is in its records."""
+        lib.uffdaemon_resolver_remove(self._resolver, port.pointer)
+
+    def stop(self) -> None:
+        """End the thread.  It must serve nothing any more."""
+        resolver, self._resolver = self._resolver, ffi.NULL
+        if resolver != ffi.NULL:
+            lib.uffdaemon_resolver_stop(resolver)
+
+
+def set_bits(buffer: bytearray | mmap, first: int, end: int, *, value: bool) -> None:
+    """Set or clear bits of a bitmap that C changes at the same time."""
+    lib.uffdaemon_set_bits(ffi.from_buffer(buffer), first, end, value)
 
 
 def pin(buffer: bytearray | mmap) -> PinnedBuffer:

@@ -4,6 +4,8 @@
  * A batch of faults is sorted by address; neighbours under one rule are merged into one operation.
  * What no rule covers, and what a rule could not do, is left to Python: its record keeps code 0.
  */
+#include <errno.h>
+
 #include "native.h"
 
 #define MAX_MERGED (2ULL << 20)
@@ -24,12 +26,11 @@ static uint64_t kind_of(const struct uffdaemon_record *record)
 }
 
 /* The rule for a fault, or NULL: a binary search by (kind, start). */
-static const struct uffdaemon_rule *find(const struct uffdaemon_port *port,
-                                   const struct uffdaemon_record *record)
+const struct uffdaemon_rule *uffdaemon_find(const struct uffdaemon_table *table, uint64_t kind,
+                                            uint64_t address)
 {
-    const struct uffdaemon_rule *rules = (const void *)(uintptr_t)port->rules;
-    uint64_t kind = kind_of(record), address = address_of(record);
-    size_t low = 0, high = port->rule_count;
+    const struct uffdaemon_rule *rules = table->rules;
+    size_t low = 0, high = table->count;
 
     while (low < high) {
         size_t middle = low + (high - low) / 2;
@@ -44,20 +45,66 @@ static const struct uffdaemon_rule *find(const struct uffdaemon_port *port,
     return &rules[low - 1];
 }
 
-static int present(const struct uffdaemon_rule *rule, uint64_t page)
+static const struct uffdaemon_rule *rule_of(const struct uffdaemon_table *table,
+                                            const struct uffdaemon_record *record)
 {
-    const unsigned char *bits = (const void *)(uintptr_t)rule->pages;
-    return bits[page >> 3] >> (page & 7) & 1;
+    const struct uffdaemon_rule *rule =
+        uffdaemon_find(table, kind_of(record), address_of(record));
+    return rule && rule->code ? rule : NULL;
+}
+
+/* Bits are set and looked at by several threads at once. */
+static int bit(uint64_t bitmap, uint64_t page)
+{
+    const unsigned char *bits = (const void *)(uintptr_t)bitmap;
+    return __atomic_load_n(&bits[page >> 3], __ATOMIC_RELAXED) >> (page & 7) & 1;
+}
+
+static void set_byte(unsigned char *byte, unsigned char mask, int value)
+{
+    if (value)
+        __atomic_fetch_or(byte, mask, __ATOMIC_RELAXED);
+    else if (__atomic_load_n(byte, __ATOMIC_RELAXED) & mask)
+        __atomic_fetch_and(byte, (unsigned char)~mask, __ATOMIC_RELAXED); /* zeros stay unwritten */
+}
+
+/* Sets or clears the bits `first` to `end`, exclusive. */
+void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value)
+{
+    unsigned char *bits = bitmap;
+
+    while (first < end) {
+        uint64_t byte = first >> 3, stop = (byte + 1) << 3;
+        unsigned mask = 0xffu << (first & 7);
+
+        if (stop > end) {
+            mask &= 0xffu >> (stop - end);
+            stop = end;
+        }
+        set_byte(&bits[byte], (unsigned char)mask, value);
+        first = stop;
+    }
 }
 
 static void mark_present(const struct uffdaemon_rule *rule, uint64_t start, uint64_t length)
 {
-    unsigned char *bits = (void *)(uintptr_t)rule->pages;
     uint64_t page = (start - rule->origin) / rule->page_size;
-    uint64_t end = page + length / rule->page_size;
 
-    for (; page < end; page++)
-        bits[page >> 3] |= (unsigned char)(1u << (page & 7));
+    uffdaemon_set_bits((void *)(uintptr_t)rule->pages, page, page + length / rule->page_size, 1);
+}
+
+/* Whether zeros are due there, since the page was discarded. */
+static int discarded(const struct uffdaemon_rule *rule, uint64_t page)
+{
+    return rule->zeros && rule->kind == 0 && rule->code != _UFFDIO_POISON &&
+           bit(rule->removed, page);
+}
+
+/* Whether a page may be filled because a neighbour is: it is neither there nor was it discarded. */
+static int fillable(const struct uffdaemon_rule *rule, uint64_t address)
+{
+    uint64_t page = (address - rule->origin) / rule->page_size;
+    return !bit(rule->pages, page) && !bit(rule->removed, page);
 }
 
 /* What to fill for one fault: the aligned window around it, cut to the rule and to the run of
@@ -77,9 +124,11 @@ static void window(const struct uffdaemon_rule *rule, uint64_t address, uint64_t
         high = rule->end;
     *from = page;
     *to = page + size;
-    while (*from > low && !present(rule, (*from - size - rule->origin) / size))
+    if (bit(rule->removed, offset / size))
+        return; /* alone, whatever is due there */
+    while (*from > low && fillable(rule, *from - size))
         *from -= size;
-    while (*to < high && !present(rule, (*to - rule->origin) / size))
+    while (*to < high && fillable(rule, *to))
         *to += size;
 }
 
@@ -99,67 +148,124 @@ static unsigned bucket(uint64_t latency)
     return latency ? 64u - (unsigned)__builtin_clzll(latency) : 0;
 }
 
-/* Books one operation that answered `count` faults, as far as it came. */
+static void count(uint64_t *counter, uint64_t by)
+{
+    __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+}
+
+/* Books one operation that answered `number` faults, as far as it came. */
 static void book(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
                  const struct uffdaemon_operation *operation, struct uffdaemon_record *records,
-                 size_t count, uint64_t read_at)
+                 size_t number)
 {
     uint64_t reached = operation->dst + operation->done + operation->present;
-    uint64_t latency = uffdaemon_now() - read_at;
+    uint64_t now = uffdaemon_now();
     uint64_t done = operation->done;
 
     mark_present(rule, operation->dst, operation->done + operation->present);
-    port->bytes[operation->code] += done;
-    for (size_t index = 0; index < count; index++) {
+    if (done)
+        count(&port->bytes[operation->code], done);
+    for (size_t index = 0; index < number; index++) {
         struct uffdaemon_record *record = &records[index];
         unsigned flags = message_of(record)->arg.pagefault.flags & (UFFDAEMON_KINDS - 1);
 
-        if (address_of(record) >= reached)
+        if (address_of(record) >= reached) {
+            record->error = operation->error;
             continue;
+        }
         record->code = operation->code;
-        record->latency = latency;
+        record->latency = now - record->latency;
         record->done = done;
         done = 0;
-        port->counts[flags][record->present ? 0 : operation->code]++;
-        port->latencies[bucket(latency) & (UFFDAEMON_BUCKETS - 1)]++;
+        count(&port->counts[flags][record->present ? 0 : operation->code], 1);
+        count(&port->latencies[bucket(record->latency) & (UFFDAEMON_BUCKETS - 1)], 1);
     }
 }
 
-/* Answers what rules cover of `count` page faults, and sets the code of those records.  They come
+/* The operation that the rule has for a range. */
+static void plan(const struct uffdaemon_rule *rule, uint64_t from, uint64_t to,
+                 struct uffdaemon_operation *operation)
+{
+    operation->dst = from;
+    operation->length = to - from;
+    operation->page_size = rule->page_size;
+    if (discarded(rule, (from - rule->origin) / rule->page_size)) {
+        operation->code = rule->zeros == 1 ? _UFFDIO_ZEROPAGE : _UFFDIO_COPY;
+        operation->src = rule->zeros == 1 ? 0 : rule->zeros;
+        return;
+    }
+    operation->code = (uint32_t)rule->code;
+    operation->src = rule->src ? rule->src + (from - rule->start) : 0;
+    operation->mode = rule->mode;
+    /* What is in the way of a MOVE may be a marker, which no wake-up helps against: Python's. */
+    if (rule->code == _UFFDIO_MOVE)
+        operation->page_size = 0;
+}
+
+/* Does what the rule says about a page that it cannot bring, once it is the page itself that fails,
+ * and not a neighbour or an event in flight.  The error stays in the record. */
+static void refuse(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
+                   struct uffdaemon_record *record)
+{
+    struct uffdaemon_operation operation = {0};
+    uint64_t page = address_of(record) & ~(rule->page_size - 1);
+    uint64_t error;
+
+    plan(rule, page, page + rule->page_size, &operation);
+    uffdaemon_carry_out(port->fd, &operation, record, 1);
+    if (operation.error) {
+        error = operation.error;
+        if (error == EAGAIN || error == ESRCH) {
+            record->error = error;
+            return;
+        }
+        operation.code = (uint32_t)rule->refusal;
+        operation.src = operation.mode = 0;
+        uffdaemon_carry_out(port->fd, &operation, record, 1);
+        book(port, rule, &operation, record, 1);
+        record->error = error;
+        return;
+    }
+    book(port, rule, &operation, record, 1);
+}
+
+/* Answers what rules cover of `number` page faults, and sets the code of those records.  They come
  * back in the order of their addresses. */
-void uffdaemon_answer(struct uffdaemon_port *port, struct uffdaemon_record *records, size_t count,
-                      uint64_t read_at)
+void uffdaemon_answer(struct uffdaemon_port *port, const struct uffdaemon_table *table,
+                      struct uffdaemon_record *records, size_t number)
 {
     size_t first = 0;
 
-    sort(records, count);
-    while (first < count) {
-        const struct uffdaemon_rule *rule = find(port, &records[first]);
+    sort(records, number);
+    while (first < number) {
+        const struct uffdaemon_rule *rule = rule_of(table, &records[first]);
         struct uffdaemon_operation operation = {0};
         uint64_t from, to, next_from, next_to;
         size_t end = first + 1;
+        int zeros;
 
         if (!rule) {
             first++;
             continue;
         }
         window(rule, address_of(&records[first]), &from, &to);
-        for (; end < count && find(port, &records[end]) == rule; end++) {
+        zeros = discarded(rule, (from - rule->origin) / rule->page_size);
+        for (; end < number && rule_of(table, &records[end]) == rule; end++) {
             window(rule, address_of(&records[end]), &next_from, &next_to);
             if (next_from > to || next_to - from > MAX_MERGED)
+                break;
+            /* A page of zeros is filled alone: those who wait for the same one share it. */
+            if (next_from != from &&
+                (zeros || discarded(rule, (next_from - rule->origin) / rule->page_size)))
                 break;
             if (next_to > to)
                 to = next_to;
         }
-        operation.code = (uint32_t)rule->code;
-        operation.dst = from;
-        operation.src = rule->src ? rule->src + (from - rule->start) : 0;
-        operation.length = to - from;
-        operation.mode = rule->mode;
-        /* What is in the way of a MOVE may be a marker, which no wake-up helps against: Python's. */
-        operation.page_size = rule->code == _UFFDIO_MOVE ? 0 : rule->page_size;
+        plan(rule, from, to, &operation);
         uffdaemon_carry_out(port->fd, &operation, &records[first], end - first);
-        book(port, rule, &operation, &records[first], end - first, read_at);
-        first = end;
+        book(port, rule, &operation, &records[first], end - first);
+        for (; first < end; first++)
+            if (!records[first].code && rule->refusal)
+                refuse(port, rule, &records[first]);
     }
 }

@@ -1,14 +1,10 @@
 /*
- * Serving userfaultfds while the event loop sleeps.
- *
- * `uffdaemon_wait` takes the place of the loop's own sleep: it waits for the userfaultfds and for
- * the loop's epoll descriptor together, answers by rules whatever can be answered so, and returns
- * once the loop has something to do, its timer runs out, or a message needs Python.
+ * Serving one userfaultfd: reading what is pending, answering it by rules, and trying again for a
+ * while, since who has just been answered is likely to fault again.
  */
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,7 +17,9 @@
 #define CONTENDED_NS 300000    /* a yield that takes so long: somebody else wants the core */
 #define SHUN_NS 4000000        /* for so long, at first, reading again is given up then */
 #define MAX_SHUN_NS 1280000000
-#define LOOP UINT64_MAX /* epoll data of the event loop's descriptor */
+#define ENOUGH 384             /* records after which Python is to have its turn */
+#define POSTPONE_NS 30000      /* between two tries while an event is in flight */
+#define MAX_POSTPONED_NS 200000000 /* after this, it is Python's to say why a thread waits */
 
 uint64_t uffdaemon_now(void)
 {
@@ -30,34 +28,88 @@ uint64_t uffdaemon_now(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Takes what was read into records.  A batch with an event in it is Python's as a whole: a range
- * that was removed must be known before the faults in it are answered.  So is one that filled the
- * buffer, since more may be pending. */
-static void take(struct uffdaemon_port *port, size_t count, uint64_t now)
+/* Says that there are records, once until Python has taken some. */
+void uffdaemon_notify(struct uffdaemon_port *port)
 {
-    struct uffdaemon_record *records = (void *)(uintptr_t)port->records;
-    struct uffdaemon_record *fresh = records + port->count;
-    int lowered = port->rule_count && count < UFFDAEMON_MESSAGES;
-    size_t kept = 0;
+    uint64_t one = 1;
+
+    if (port->notify >= 0 && !__atomic_exchange_n(&port->notified, 1, __ATOMIC_SEQ_CST))
+        while (write(port->notify, &one, sizeof(one)) < 0 && errno == EINTR)
+            ;
+}
+
+/* Keeps a fault to be tried again here: an event is in flight, which is over as soon as the thread
+ * that caused it has run.  Returns whether it did. */
+static int postpone(struct uffdaemon_port *port, const struct uffdaemon_record *record,
+                    uint64_t now)
+{
+    if (!port->applies || record->error != EAGAIN || port->postponed == UFFDAEMON_MESSAGES)
+        return 0;
+    if (!port->postponed)
+        port->postponed_since = now;
+    else if (now - port->postponed_since > MAX_POSTPONED_NS)
+        return 0;
+    port->later[port->postponed++] = *record;
+    port->later[port->postponed - 1].error = 0;
+    return 1;
+}
+
+/* Hands on what has been looked at: to Python, or to a later try. */
+static void hand_on(struct uffdaemon_port *port, size_t count, uint64_t now)
+{
+    int forwarded = 0;
 
     for (size_t index = 0; index < count; index++) {
-        memset(&fresh[index], 0, sizeof(fresh[index]));
-        fresh[index].message = port->messages[index];
-        if (port->messages[index].event != UFFD_EVENT_PAGEFAULT)
-            lowered = 0;
-    }
-    if (lowered)
-        uffdaemon_answer(port, fresh, count, now);
-    for (size_t index = 0; index < count; index++) {
-        if (fresh[index].code && !port->record_all)
+        const struct uffdaemon_record *record = &port->fresh[index];
+
+        if (record->code ? !port->record_all && !record->error : postpone(port, record, now))
             continue;
-        if (!fresh[index].code)
-            port->forwarded++;
-        if (kept != index)
-            fresh[kept] = fresh[index];
-        kept++;
+        forwarded |= !record->code;
+        uffdaemon_queue_push(&port->queue, record, now);
     }
-    port->count += (uint32_t)kept;
+    if (forwarded)
+        uffdaemon_notify(port);
+}
+
+static void answer(struct uffdaemon_port *port, size_t count, uint64_t now)
+{
+    unsigned ticket = uffdaemon_enter(&port->readers);
+    const struct uffdaemon_table *table = uffdaemon_table_of(port);
+
+    if (table)
+        uffdaemon_answer(port, table, port->fresh, count);
+    uffdaemon_leave(&port->readers, ticket);
+    hand_on(port, count, now);
+}
+
+/* Deals with a batch.  Events come first: what they changed must be known before faults are answered,
+ * and the kernel hands out faults before older events.  Where events are not applied here, a batch
+ * with one in it is Python's as a whole, and so is one that filled the buffer, since more may be
+ * pending. */
+static void take(struct uffdaemon_port *port, size_t count, uint64_t now)
+{
+    int rest = !port->applies && count == UFFDAEMON_MESSAGES;
+    size_t faults = 0;
+
+    for (size_t index = 0; index < count; index++) {
+        const struct uffd_msg *message = &port->messages[index];
+        struct uffdaemon_record record = {.message = *message, .latency = now};
+
+        if (message->event == UFFD_EVENT_PAGEFAULT) {
+            port->fresh[faults++] = record;
+            continue;
+        }
+        rest |= !port->applies;
+        record.present = port->applies;
+        if (port->applies)
+            uffdaemon_change(port, message);
+        uffdaemon_queue_push(&port->queue, &record, now);
+        uffdaemon_notify(port);
+    }
+    if (rest)
+        hand_on(port, faults, now);
+    else
+        answer(port, faults, now);
 }
 
 /* Adapts the number of reads to the load.  `gap` is the time (ns) since the last answer, `tries` how
@@ -101,27 +153,84 @@ static void shun(struct uffdaemon_port *port, uint64_t now)
     port->rereads = port->quick = port->misses = 0;
 }
 
+/* Reads and answers once.  Returns the bytes read, or -errno.  Where events are applied, nobody may
+ * act on what they void between their being read and being applied. */
+static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
+{
+    ssize_t bytes;
+    uint64_t now;
+    int locked = port->applies && uffdaemon_port_lock(port) == 0;
+
+    bytes = read(port->fd, port->messages, sizeof(port->messages));
+    port->reads++;
+    if (bytes > 0) {
+        now = uffdaemon_now();
+        busy(port, now - port->last, tries);
+        take(port, (size_t)bytes / sizeof(struct uffd_msg), now);
+        port->last = now;
+    } else {
+        bytes = bytes ? -errno : -EIO;
+    }
+    if (locked)
+        pthread_mutex_unlock(&port->change);
+    return bytes;
+}
+
+/* Tries once more what had to wait for an event to be over. */
+static void try_postponed(struct uffdaemon_port *port)
+{
+    struct timespec pause = {0, POSTPONE_NS};
+    uint64_t since = port->postponed_since, now;
+    size_t count = port->postponed;
+
+    nanosleep(&pause, NULL);
+    now = uffdaemon_now();
+    memcpy(port->fresh, port->later, count * sizeof(port->later[0]));
+    port->postponed = 0;
+    answer(port, count, now);
+    if (port->postponed) {
+        port->postponed_since = since;
+        if (now - since > MAX_POSTPONED_NS) {
+            memcpy(port->fresh, port->later, port->postponed * sizeof(port->later[0]));
+            count = port->postponed;
+            port->postponed = 0;
+            for (size_t index = 0; index < count; index++)
+                uffdaemon_queue_push(&port->queue, &port->fresh[index], now);
+            uffdaemon_notify(port);
+        }
+    }
+}
+
 /* Reads and answers until nothing is pending after the re-reads, a message is for Python, there is
- * no room for another batch, or the turn is over.  Never sleeps.
+ * enough for it to look at, or the turn is over.  Never sleeps.
  * Returns whether only its turn has ended, and more is likely to come at once. */
 int uffdaemon_serve(struct uffdaemon_port *port)
 {
+    struct timespec pause = {0, POSTPONE_NS};
     uint64_t now = uffdaemon_now(), begun = now, before;
     unsigned tries = 0;
 
-    /* An event that Python has not seen yet may void the rules: nothing is answered by them now. */
-    if (port->forwarded)
-        return 0;
-    while (port->count + UFFDAEMON_MESSAGES <= port->capacity) {
-        ssize_t bytes = read(port->fd, port->messages, sizeof(port->messages));
+    while (!__atomic_load_n(&port->closing, __ATOMIC_RELAXED)) {
+        long bytes;
 
-        port->reads++;
-        if (bytes <= 0) {
-            if (bytes == 0 || (errno != EAGAIN && errno != EINTR)) {
-                port->error = bytes ? errno : EIO;
+        /* An event that Python has not seen yet may void the rules: nothing is answered by them. */
+        if (!port->applies && (port->queue.forwarded || port->queue.count >= ENOUGH)) {
+            if (port->notify >= 0)
+                nanosleep(&pause, NULL); /* what is not read stays ready */
+            return 0;
+        }
+        bytes = read_and_answer(port, tries);
+        if (bytes < 0) {
+            if (bytes != -EAGAIN && bytes != -EINTR) {
+                port->error = (int32_t)-bytes;
+                uffdaemon_notify(port);
                 return 0;
             }
             port->empty_reads++;
+            if (port->postponed) {
+                try_postponed(port);
+                return port->postponed > 0;
+            }
             if (tries++ >= port->rereads) {
                 idle(port);
                 return 0;
@@ -133,82 +242,10 @@ int uffdaemon_serve(struct uffdaemon_port *port)
                 shun(port, now);
             continue;
         }
-        now = uffdaemon_now();
-        busy(port, now - port->last, tries);
+        now = port->last;
         tries = 0;
-        take(port, (size_t)bytes / sizeof(struct uffd_msg), now);
-        port->last = now;
-        if (port->forwarded)
-            return 0;
         if (now - begun > TURN_NS)
             return port->rereads > 0;
     }
     return 0;
-}
-
-/* An epoll descriptor to wait on, which the caller closes; or -errno. */
-int uffdaemon_wait_open(void)
-{
-    int epoll = epoll_create1(EPOLL_CLOEXEC);
-    return epoll < 0 ? -errno : epoll;
-}
-
-/* Waits for `fd` as well: the userfaultfd of the port at address `port`, or with UINT64_MAX the
- * event loop's descriptor. */
-int uffdaemon_wait_add(int epoll, int fd, uint64_t port)
-{
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = port};
-    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
-}
-
-int uffdaemon_wait_remove(int epoll, int fd)
-{
-    return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL) ? -errno : 0;
-}
-
-/* Serves one port; it is `hot` if its turn ended while it was busy.  Returns whether Python has to
- * look at it. */
-static int attend(struct uffdaemon_port *port, struct uffdaemon_port **hot)
-{
-    if (!port->error && uffdaemon_serve(port))
-        *hot = port;
-    return port->error || port->count;
-}
-
-/* Waits and serves for at most `timeout` ns.  Returns 0 when the time is over or a signal came, 1
- * when the event loop has something to do, 2 when a port has something for Python; or -errno. */
-int uffdaemon_wait(int epoll, int64_t timeout)
-{
-    uint64_t end = uffdaemon_now() + (uint64_t)timeout;
-    struct uffdaemon_port *hot = NULL; /* not to be slept over */
-
-    for (;;) {
-        struct epoll_event events[32];
-        struct uffdaemon_port *again = hot;
-        uint64_t now = uffdaemon_now();
-        /* Rounded up, as the event loop itself does: never woken for a timer not yet due. */
-        uint64_t rest = now < end && !hot ? (end - now + 999999) / 1000000 : 0;
-        int count = epoll_wait(epoll, events, 32, rest > 3600000 ? 3600000 : (int)rest);
-        int loop = 0, python = 0;
-
-        if (count < 0)
-            return errno == EINTR ? 0 : -errno;
-        hot = NULL;
-        if (again)
-            python |= attend(again, &hot);
-        for (int index = 0; index < count; index++) {
-            struct uffdaemon_port *port = (void *)(uintptr_t)events[index].data.u64;
-
-            if (events[index].data.u64 == LOOP)
-                loop = 1;
-            else if (port != again)
-                python |= attend(port, &hot);
-        }
-        if (python)
-            return 2;
-        if (loop)
-            return 1;
-        if (uffdaemon_now() >= end)
-            return 0;
-    }
 }

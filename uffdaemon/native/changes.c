@@ -1,0 +1,122 @@
+/*
+ * What events change about rules and page maps, without Python.
+ *
+ * The thread that caused an event goes on as soon as the message has been read, and may touch its
+ * memory at once, with the GIL held.  So what it did is applied before anything else is answered;
+ * Python hears of the event as well, later, and keeps its own books in its own time.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "native.h"
+
+static int by_kind_and_start(const void *left, const void *right)
+{
+    const struct uffdaemon_rule *a = left, *b = right;
+
+    if (a->kind != b->kind)
+        return a->kind < b->kind ? -1 : 1;
+    return a->start < b->start ? -1 : a->start > b->start;
+}
+
+/* The pages from `start` to `end` were discarded. */
+static void removed(const struct uffdaemon_table *table, uint64_t start, uint64_t end)
+{
+    for (size_t index = 0; table && index < table->count; index++) {
+        const struct uffdaemon_rule *rule = &table->rules[index];
+        uint64_t low = start > rule->start ? start : rule->start;
+        uint64_t high = end < rule->end ? end : rule->end;
+
+        if (low >= high || !rule->pages)
+            continue;
+        low = (low - rule->origin) / rule->page_size;
+        high = (high - rule->origin + rule->page_size - 1) / rule->page_size;
+        uffdaemon_set_bits((void *)(uintptr_t)rule->pages, low, high, 0);
+        if (rule->removed)
+            uffdaemon_set_bits((void *)(uintptr_t)rule->removed, low, high, 1);
+    }
+}
+
+static void put(struct uffdaemon_table *table, const struct uffdaemon_rule *rule, uint64_t start,
+                uint64_t end, uint64_t shift)
+{
+    struct uffdaemon_rule *part = &table->rules[table->count];
+
+    if (start >= end)
+        return;
+    *part = *rule;
+    if (part->src)
+        part->src += start - rule->start;
+    part->start = start + shift;
+    part->end = end + shift;
+    part->origin += shift;
+    table->count++;
+}
+
+/* The range went away, or with `moves` is `shift` bytes further up now: the rules follow. */
+static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int moves,
+                  uint64_t shift)
+{
+    struct uffdaemon_table *old = port->table, *kept, *both;
+    uint64_t target = start + shift, target_end = end + shift;
+
+    if (!old)
+        return;
+    both = uffdaemon_table_new(3 * old->count);
+    kept = uffdaemon_table_new(6 * old->count);
+    if (!both || !kept) {
+        /* Without rules, everything is Python's. */
+        free(both);
+        free(kept);
+        uffdaemon_replace(port, NULL);
+        return;
+    }
+    both->count = 0;
+    for (size_t index = 0; index < old->count; index++) {
+        const struct uffdaemon_rule *rule = &old->rules[index];
+
+        put(both, rule, rule->start, rule->end < start ? rule->end : start, 0);
+        put(both, rule, rule->start > end ? rule->start : end, rule->end, 0);
+    }
+    kept->count = 0;
+    for (size_t index = 0; index < both->count; index++) {
+        const struct uffdaemon_rule *rule = &both->rules[index];
+
+        if (!moves) {
+            put(kept, rule, rule->start, rule->end, 0);
+            continue;
+        }
+        /* mremap(2) has unmapped whatever was at the target. */
+        put(kept, rule, rule->start, rule->end < target ? rule->end : target, 0);
+        put(kept, rule, rule->start > target_end ? rule->start : target_end, rule->end, 0);
+    }
+    for (size_t index = 0; moves && index < old->count; index++) {
+        const struct uffdaemon_rule *rule = &old->rules[index];
+
+        put(kept, rule, rule->start > start ? rule->start : start,
+            rule->end < end ? rule->end : end, shift);
+    }
+    free(both);
+    qsort(kept->rules, kept->count, sizeof(struct uffdaemon_rule), by_kind_and_start);
+    uffdaemon_replace(port, kept);
+}
+
+/* Applies one event.  Under `change`, and by a thread that does not read the table. */
+void uffdaemon_change(struct uffdaemon_port *port, const struct uffd_msg *message)
+{
+    switch (message->event) {
+    case UFFD_EVENT_REMOVE:
+        removed(port->table, message->arg.remove.start, message->arg.remove.end);
+        break;
+    case UFFD_EVENT_UNMAP:
+        moved(port, message->arg.remove.start, message->arg.remove.end, 0, 0);
+        break;
+    case UFFD_EVENT_REMAP:
+        moved(port, message->arg.remap.from, message->arg.remap.from + message->arg.remap.len, 1,
+              message->arg.remap.to - message->arg.remap.from);
+        break;
+    default:
+        break;
+    }
+    __atomic_fetch_add(&port->events, 1, __ATOMIC_RELEASE);
+}

@@ -1,0 +1,128 @@
+/*
+ * What Python does with a port: its rules, its records, and operations of its own.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "native.h"
+
+#define PATIENCE_NS 20000000
+
+/* A port for the userfaultfd `fd`, or NULL.  With an eventfd in `notify` (else -1), Python is told
+ * there of records, and events are applied without it. */
+struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify)
+{
+    struct uffdaemon_port *port = calloc(1, sizeof(*port));
+
+    if (!port)
+        return NULL;
+    port->fd = fd;
+    port->reread_limit = reread_limit;
+    port->notify = notify;
+    port->applies = notify >= 0;
+    pthread_mutex_init(&port->change, NULL);
+    return port;
+}
+
+/* Nobody may use it any more. */
+void uffdaemon_port_free(struct uffdaemon_port *port)
+{
+    uffdaemon_queue_free(&port->queue);
+    pthread_mutex_destroy(&port->change);
+    free(port->table);
+    free(port);
+}
+
+/* Locks `change`, or gives up after a while: whoever holds it may be copying from memory that the
+ * same thread guards, which has to answer then.  0, or an errno. */
+int uffdaemon_port_lock(struct uffdaemon_port *port)
+{
+    struct timespec until;
+
+    if (pthread_mutex_trylock(&port->change) == 0)
+        return 0;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += PATIENCE_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    return pthread_mutex_timedlock(&port->change, &until);
+}
+
+/* Takes at most `capacity` records, the oldest first; returns how many. */
+long uffdaemon_port_take(struct uffdaemon_port *port, struct uffdaemon_record *records,
+                         size_t capacity)
+{
+    __atomic_store_n(&port->notified, 0, __ATOMIC_SEQ_CST);
+    return uffdaemon_queue_take(&port->queue, records, capacity);
+}
+
+/* Replaces all rules by these, sorted by (kind, start) and without overlaps, made by somebody who
+ * knows of `events` events.  -EAGAIN: there have been more, which may void them. */
+int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
+                           size_t count, uint64_t events)
+{
+    struct uffdaemon_table *table = NULL;
+
+    if (count) {
+        table = uffdaemon_table_new(count);
+        if (!table)
+            return -ENOMEM;
+        memcpy(table->rules, rules, count * sizeof(*rules));
+    }
+    pthread_mutex_lock(&port->change);
+    if (port->events != events) {
+        pthread_mutex_unlock(&port->change);
+        free(table);
+        return -EAGAIN;
+    }
+    uffdaemon_replace(port, table);
+    pthread_mutex_unlock(&port->change);
+    return 0;
+}
+
+/* Has no rule answer any more, until others are published; none is at it when this returns. */
+void uffdaemon_port_withdraw(struct uffdaemon_port *port)
+{
+    pthread_mutex_lock(&port->change);
+    uffdaemon_replace(port, NULL);
+    pthread_mutex_unlock(&port->change);
+}
+
+/* Returns when no event is half applied: what was read by then is in the queue. */
+void uffdaemon_port_settle(struct uffdaemon_port *port)
+{
+    if (port->applies && uffdaemon_port_lock(port) == 0)
+        pthread_mutex_unlock(&port->change);
+}
+
+/* Carries out operations that were decided on by somebody who knows of `events` events.  If there have
+ * been more, nothing is done but waking, and all others end with EAGAIN. */
+void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
+                            size_t count, uint64_t events)
+{
+    int locked = port->applies && uffdaemon_port_lock(port) == 0;
+    int late = port->applies && __atomic_load_n(&port->events, __ATOMIC_ACQUIRE) != events;
+
+    for (size_t index = 0; index < count; index++) {
+        struct uffdaemon_operation *operation = &operations[index];
+
+        if (late && operation->code != _UFFDIO_WAKE) {
+            operation->error = EAGAIN;
+            operation->done = operation->present = 0;
+        } else {
+            uffdaemon_execute(port->fd, operation, 1);
+        }
+    }
+    if (locked)
+        pthread_mutex_unlock(&port->change);
+    for (size_t index = 0; index < count; index++) {
+        uint64_t length = operations[index].done + operations[index].present;
+
+        if (__atomic_load_n(&port->waiters, __ATOMIC_RELAXED) && length)
+            uffdaemon_signal_release(port, operations[index].dst, length);
+    }
+}

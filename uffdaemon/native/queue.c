@@ -1,0 +1,126 @@
+/*
+ * Records on their way to Python.
+ *
+ * Python may be late: it may even be waiting for the very page that the next message is about.  So
+ * whoever reads messages never waits for room; the queue grows, by whole chunks that the kernel
+ * gives, and shrinks again.  Signal handlers push as well: no malloc here.
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "native.h"
+
+#define CHUNK 65536
+#define PER_CHUNK ((CHUNK - 64) / sizeof(struct uffdaemon_record))
+
+struct uffdaemon_chunk {
+    struct uffdaemon_chunk *next;
+    uint32_t filled, taken;
+    uint64_t padding[6];
+    struct uffdaemon_record records[PER_CHUNK];
+};
+_Static_assert(sizeof(struct uffdaemon_chunk) <= CHUNK, "uffdaemon_chunk");
+
+static struct uffdaemon_chunk *chunk_new(struct uffdaemon_queue *queue)
+{
+    struct uffdaemon_chunk *chunk = queue->spare;
+
+    if (chunk) {
+        queue->spare = NULL;
+    } else {
+        void *mapped =
+            mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (mapped == MAP_FAILED)
+            return NULL;
+        chunk = mapped;
+    }
+    chunk->next = NULL;
+    chunk->filled = chunk->taken = 0;
+    return chunk;
+}
+
+static void chunk_free(struct uffdaemon_queue *queue, struct uffdaemon_chunk *chunk)
+{
+    if (queue->spare)
+        munmap(chunk, CHUNK);
+    else
+        queue->spare = chunk;
+}
+
+/* From any thread, and from signal handlers.  Without memory the record is counted as lost: a thread
+ * that waits for it asks again, or is seen to wait by the watchdog. */
+void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
+                          uint64_t now)
+{
+    struct uffdaemon_chunk *chunk;
+
+    uffdaemon_lock(&queue->lock);
+    chunk = queue->tail;
+    if (!chunk || chunk->filled == PER_CHUNK) {
+        chunk = chunk_new(queue);
+        if (!chunk) {
+            queue->lost++;
+            uffdaemon_unlock(&queue->lock);
+            return;
+        }
+        if (queue->tail)
+            queue->tail->next = chunk;
+        else
+            queue->head = chunk;
+        queue->tail = chunk;
+    }
+    chunk->records[chunk->filled++] = *record;
+    __atomic_store_n(&queue->count, queue->count + 1, __ATOMIC_RELAXED);
+    if (!record->code) {
+        if (!queue->forwarded) {
+            queue->first = record->message;
+            __atomic_store_n(&queue->since, now, __ATOMIC_RELAXED);
+        }
+        __atomic_store_n(&queue->forwarded, queue->forwarded + 1, __ATOMIC_RELAXED);
+    }
+    uffdaemon_unlock(&queue->lock);
+}
+
+/* Takes at most `capacity` records, the oldest first; returns how many.  From one thread at a time. */
+long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
+                          size_t capacity)
+{
+    size_t taken = 0, forwarded = 0;
+
+    uffdaemon_lock(&queue->lock);
+    while (taken < capacity && queue->head) {
+        struct uffdaemon_chunk *chunk = queue->head;
+
+        if (chunk->taken < chunk->filled) {
+            records[taken] = chunk->records[chunk->taken++];
+            forwarded += !records[taken].code;
+            taken++;
+        } else if (chunk->next) {
+            queue->head = chunk->next;
+            chunk_free(queue, chunk);
+        } else {
+            /* Empty: begun anew, so that it does not grow page by page. */
+            chunk->taken = chunk->filled = 0;
+            break;
+        }
+    }
+    __atomic_store_n(&queue->count, queue->count - taken, __ATOMIC_RELAXED);
+    __atomic_store_n(&queue->forwarded, queue->forwarded - forwarded, __ATOMIC_RELAXED);
+    if (!queue->forwarded)
+        __atomic_store_n(&queue->since, 0, __ATOMIC_RELAXED);
+    uffdaemon_unlock(&queue->lock);
+    return (long)taken;
+}
+
+void uffdaemon_queue_free(struct uffdaemon_queue *queue)
+{
+    while (queue->head) {
+        struct uffdaemon_chunk *chunk = queue->head;
+
+        queue->head = chunk->next;
+        munmap(chunk, CHUNK);
+    }
+    if (queue->spare)
+        munmap(queue->spare, CHUNK);
+    memset(queue, 0, sizeof(*queue));
+}

@@ -1,0 +1,139 @@
+/*
+ * The resolver: a thread that never needs the interpreter, and serves any number of ports.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "native.h"
+
+#define HOUR_NS 3600000000000
+
+struct uffdaemon_resolver {
+    int epoll;
+    int look;  /* an eventfd: readable while somebody wants the thread to look around */
+    int tid;
+    uint32_t stopping;
+    pid_t process;   /* whose thread it is: a forked child has none */
+    uint64_t rounds; /* how often it has looked around */
+    pthread_t thread;
+    pthread_mutex_t removing;
+};
+
+static void *run(void *argument)
+{
+    struct uffdaemon_resolver *resolver = argument;
+    struct uffdaemon_port *hot = NULL;
+
+    __atomic_store_n(&resolver->tid, (int)syscall(SYS_gettid), __ATOMIC_RELEASE);
+    while (!__atomic_load_n(&resolver->stopping, __ATOMIC_ACQUIRE)) {
+        uffdaemon_wait(resolver->epoll, HOUR_NS, &hot);
+        __atomic_fetch_add(&resolver->rounds, 1, __ATOMIC_SEQ_CST);
+    }
+    return NULL;
+}
+
+static void release(struct uffdaemon_resolver *resolver)
+{
+    if (resolver->look >= 0)
+        close(resolver->look);
+    if (resolver->epoll >= 0)
+        close(resolver->epoll);
+    pthread_mutex_destroy(&resolver->removing);
+    free(resolver);
+}
+
+/* Starts the thread.  NULL, and an errno in *error, if that cannot be. */
+struct uffdaemon_resolver *uffdaemon_resolver_start(int *error)
+{
+    struct uffdaemon_resolver *resolver = calloc(1, sizeof(*resolver));
+    sigset_t all, old;
+
+    if (!resolver) {
+        *error = ENOMEM;
+        return NULL;
+    }
+    pthread_mutex_init(&resolver->removing, NULL);
+    resolver->process = getpid();
+    resolver->epoll = uffdaemon_wait_open();
+    resolver->look = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    *error = resolver->epoll < 0 ? -resolver->epoll : resolver->look < 0 ? errno : 0;
+    if (!*error)
+        *error = -uffdaemon_wait_add(resolver->epoll, resolver->look, UINT64_MAX);
+    if (*error) {
+        release(resolver);
+        return NULL;
+    }
+    /* Signals are for the application's threads. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    *error = pthread_create(&resolver->thread, NULL, run, resolver);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (*error) {
+        release(resolver);
+        return NULL;
+    }
+    pthread_setname_np(resolver->thread, "uffd-resolver");
+    return resolver;
+}
+
+/* The thread's id, 0 before it runs. */
+int uffdaemon_resolver_thread(const struct uffdaemon_resolver *resolver)
+{
+    return __atomic_load_n(&resolver->tid, __ATOMIC_ACQUIRE);
+}
+
+int uffdaemon_resolver_add(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port)
+{
+    return uffdaemon_wait_add(resolver->epoll, port->fd, (uint64_t)(uintptr_t)port);
+}
+
+/* Returns when the thread has come round so often that it holds nothing from before the call: one
+ * round may be under way, and the next one may look at what the last kept. */
+static void let_it_look_around(struct uffdaemon_resolver *resolver)
+{
+    struct timespec pause = {0, 20000};
+    uint64_t one = 1, before = __atomic_load_n(&resolver->rounds, __ATOMIC_SEQ_CST);
+
+    while (write(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
+        ;
+    while (__atomic_load_n(&resolver->rounds, __ATOMIC_SEQ_CST) - before < 3)
+        nanosleep(&pause, NULL);
+    while (read(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
+        ;
+}
+
+/* Serves the port no more; the thread does not know of it when this returns. */
+void uffdaemon_resolver_remove(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port)
+{
+    __atomic_store_n(&port->closing, 1, __ATOMIC_SEQ_CST);
+    if (resolver->process != getpid())
+        return;
+    uffdaemon_wait_remove(resolver->epoll, port->fd);
+    /* One at a time: who is done makes the descriptor unreadable. */
+    pthread_mutex_lock(&resolver->removing);
+    let_it_look_around(resolver);
+    pthread_mutex_unlock(&resolver->removing);
+    /* What was to be tried again is Python's now. */
+    for (; port->postponed; port->postponed--)
+        uffdaemon_queue_push(&port->queue, &port->later[port->postponed - 1], uffdaemon_now());
+}
+
+/* Ends the thread and frees the resolver. */
+void uffdaemon_resolver_stop(struct uffdaemon_resolver *resolver)
+{
+    uint64_t one = 1;
+
+    if (resolver->process != getpid())
+        return;
+    __atomic_store_n(&resolver->stopping, 1, __ATOMIC_RELEASE);
+    while (write(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
+        ;
+    pthread_join(resolver->thread, NULL);
+    release(resolver);
+}
