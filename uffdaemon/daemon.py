@@ -22,8 +22,9 @@ from uffdaemon.loop import Server, Shutdown
 from uffdaemon.mover import PIECE, climb_in_trio, finish, ladder_for
 from uffdaemon.moving import book_moves
 from uffdaemon.outcomes import Code, Operation, Outcome
-from uffdaemon.placement import Placement, PlacementName, Resolver, ResolverName
+from uffdaemon.placement import Placement, PlacementName, Resolver, ResolverName, Watchdog
 from uffdaemon.policy import moves, policy_name
+from uffdaemon.post import Staff
 from uffdaemon.region import (
     HOLD,
     PAGE_SIZE,
@@ -67,6 +68,7 @@ class Daemon:
         hooks: Sequence[Hooks],
         *,
         on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision],
+        watchdog: Watchdog | None,
         rereads: int,
         fetch_limit: int,
         log_interval: float | None,
@@ -74,6 +76,7 @@ class Daemon:
         self._nursery = nursery
         self._hooks = tuple(hooks)
         self._on_fork = on_fork
+        self._watchdog = watchdog
         self._rereads = rereads
         self._fetch_limit = fetch_limit
         self._log_interval = log_interval
@@ -116,7 +119,7 @@ class Daemon:
                 "process's: the kernel moves pages only from inside of the process whose memory "
                 "it is.  Serve it in that process, or copy."
             )
-        server = self._servers.get(uffd) or self._start(uffd, Resolver(resolver))
+        server = self._servers.get(uffd) or self._start(uffd, Resolver(resolver), region.label)
         server.catch_up()  # where the region lies, another one may have been unmapped
         handler = server.handler
         handler.regions.add(region)
@@ -126,7 +129,7 @@ class Daemon:
         except BaseException:
             handler.regions.remove(region)
             raise
-        if server.resolver is Resolver.LOOP:
+        if not server.post.native:
             server.rules_outdated()  # many at a time
         else:
             server.publish_rules()
@@ -192,8 +195,12 @@ class Daemon:
             memory=memory,
             placement=placement,
         )
+        again = memory.userfaultfd is not None
         uffd = prepare(memory, features, user_mode_only, register, resolver)
         self.add_region(uffd, region, register=register, resolver=resolver)
+        if again:
+            # Whoever waits there since another daemon has ended asks again.
+            uffd.execute([Operation(Code.WAKE, region.start, region.length)])
         server = self._servers[uffd]
         region.why_unsafe = lambda: why_unsafe(server, region, register)
         if region.why_unsafe():
@@ -382,6 +389,7 @@ class Daemon:
         self,
         uffd: Userfaultfd,
         resolver: Resolver,
+        name: str,
         regions: RegionTable | None = None,
         *,
         owns_fd: bool = False,
@@ -391,10 +399,9 @@ class Daemon:
         handler.of_this_process = self._handlers_of_this_process
         server = Server(
             handler,
-            sleeper=self._sleeper,
-            resolving=self._resolving,
+            staff=Staff(self._sleeper, self._resolving, self._watchdog, self._rereads),
             resolver=resolver,
-            rereads=self._rereads,
+            name=name,
             fetch_limit=self._fetch_limit,
             owns_fd=owns_fd,
             on_fork=self._forked,
@@ -427,7 +434,7 @@ class Daemon:
             return
         self._reap()
         child = Userfaultfd.adopt(event.fd)
-        server = self._start(child, parent.resolver, regions, owns_fd=True)
+        server = self._start(child, parent.post.resolver, "a child", regions, owns_fd=True)
         server.rules_outdated()
 
     def _reap(self) -> None:

@@ -81,7 +81,7 @@ def _open(
 
 def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
     """Why a thread that holds the GIL must not touch the region; "" if it may."""
-    if server.resolver is Resolver.LOOP:
+    if not server.post.native:
         return f"its faults are {_TRIO} (placement='in_process')"
     if server.ended.is_set():
         return "the daemon that guarded it has ended"

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from uffdaemon.events import FaultKind, PageFault, parse
+from uffdaemon.guarded import GuardedRegion
 from uffdaemon.hooks import Resolved
 from uffdaemon.ledger import Waiting
-from uffdaemon.native.ports import MESSAGE_BATCH, Port
+from uffdaemon.native.ports import MESSAGE_BATCH
 from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Status
 from uffdaemon.placement import Resolver
 from uffdaemon.policy import Fault
+from uffdaemon.post import Post
 from uffdaemon.region import PAGE_SIZE
 from uffdaemon.rulebook import Rulebook
 from uffdaemon.slow import AsyncHooks, SlowWork
@@ -31,10 +33,9 @@ if TYPE_CHECKING:
     from uffdaemon.events import ForkEvent
     from uffdaemon.handlers import Handler
     from uffdaemon.native.ports import Record
+    from uffdaemon.post import Staff
     from uffdaemon.region import Region
     from uffdaemon.regions import RegionTable, Segment
-    from uffdaemon.resolving import Resolving
-    from uffdaemon.sleeping import Sleeper
     from uffdaemon.statistics import Counters
 
 _TURN: Final = 0.001
@@ -71,10 +72,9 @@ class Server:
         self,
         handler: Handler,
         *,
-        sleeper: Sleeper | None,
-        resolving: Resolving,
+        staff: Staff,
         resolver: Resolver,
-        rereads: int,
+        name: str,
         fetch_limit: int,
         owns_fd: bool,
         on_fork: Callable[[Server, ForkEvent, RegionTable], None],
@@ -86,20 +86,16 @@ class Server:
         self.on_end: list[Callable[[], None]] = []
         """Called once nothing is served any more."""
         self._fd = handler.uffd.fileno()
-        self.resolver = resolver
-        """How rules are carried out."""
-        native = resolver is not Resolver.LOOP
-        self._port = Port(self._fd, rereads, told=native)
+        self.post = Post(handler.uffd, resolver, staff, name)
+        self._port = self.post.port
         self._port.record_all = handler.hooks.see_endings
         self._rulebook = Rulebook(
             handler,
             self._port,
             self._rules_outdated_soon,
-            native=native,
+            native=self.post.native,
             mark=resolver is Resolver.IN_THREAD,
         )
-        self._sleeper = None if native else sleeper
-        self._resolving = resolving if native else None
         self._fetch_limit = fetch_limit
         self._on_fork = on_fork
         self._token = trio.lowlevel.current_trio_token()
@@ -114,12 +110,14 @@ class Server:
         handler.wake = self.wake
         handler.catch_up = self.take
         self.uffd.on_close.append(self.let_go)
-        if self._sleeper is not None:
-            self._sleeper.add(self._fd, self._port)
-        if self._resolving is not None:
+        if self.post.native:
             handler.carry_out_all = self._port.execute
-            self.uffd.copies.before_release.append(self._port.leave_events)
-            self._resolving.add(self._port, resolver)
+        try:
+            self.post.take_up()
+        except BaseException:
+            self._rulebook.close()
+            self.uffd.on_close.remove(self.let_go)
+            raise
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -176,7 +174,7 @@ class Server:
         """Read and answer once; whether anything came."""
         self._awake = False
         worked = False
-        if self._resolving is None:
+        if not self.post.native:
             if self._rules_outdated:
                 self.update_rules()
             self._port.serve()
@@ -215,7 +213,7 @@ class Server:
     def _answer(self, forwarded: list[bytes], read_at: int) -> None:
         """Have Python answer what C left."""
         events = parse(b"".join(forwarded))
-        if len(forwarded) >= MESSAGE_BATCH and self._resolving is None:
+        if len(forwarded) >= MESSAGE_BATCH and not self.post.native:
             # The buffer was full: an event that came before these faults may still be unread.
             events += self.uffd.read_events()
         self.handler.answer(events, read_at)
@@ -266,11 +264,11 @@ class Server:
         if self._awake:
             return
         with trio.CancelScope(deadline=trio.current_time() + wait) as self._scope:
-            if self._sleeper is not None and not self._sleeper.failed:
+            if self.post.slept_over:
                 await trio.sleep_forever()
             else:
                 with suppress(trio.ClosedResourceError):
-                    await trio.lowlevel.wait_readable(max(self._port.notify, self._fd))
+                    await self.post.wait()
         self._scope = None
 
     def wake(self) -> None:
@@ -283,8 +281,7 @@ class Server:
 
     def wake_if_read(self) -> None:
         """Look again if C has left something for Python, or does not look itself any more."""
-        deaf = self._sleeper is not None and self._sleeper.failed
-        if self._port.has_records or self._port.error or deaf:
+        if self._port.has_records or self._port.error or self.post.deaf:
             self.wake()
 
     # -- rules ---------------------------------------------------------------------------------
@@ -296,7 +293,7 @@ class Server:
 
     def region_added(self) -> None:
         """Somewhere in this daemon: perhaps where this one moves from, so that books are kept."""
-        if self._rulebook.moves or self._resolving is not None:
+        if self._rulebook.moves or self.post.native:
             self.rules_outdated()
 
     def update_rules(self) -> None:
@@ -315,13 +312,13 @@ class Server:
 
     def catch_up(self) -> None:
         """Take in everything that has been read by now."""
-        if self._resolving is not None:
+        if self.post.native:
             self._port.settle()
         self.take()
 
     def gap(self, region: Region, kind: FaultKind) -> int | None:
         """The first offset at which C does not answer faults of `kind` without Python."""
-        return 0 if self._resolving is None else self._rulebook.gap(region, kind)
+        return 0 if not self.post.native else self._rulebook.gap(region, kind)
 
     def forget_rules(self, segments: list[Segment]) -> None:
         """These regions are served no more."""
@@ -410,31 +407,34 @@ class Server:
             # Memory may be closed wherever it is used.
             trio.from_thread.run_sync(self.let_go, trio_token=self._token)
             return
-        fd, self._fd = self._fd, -1
+        self._fd = -1
         self._rulebook.close()
-        if self._sleeper is not None:
-            self._sleeper.remove(fd)
-        if self._resolving is not None:
-            self._resolving.remove(self._port, self.resolver)
-            if not self.uffd.closed:
-                # Who waits by now is listed, although nobody is going to answer.
-                left = b"".join(record.message for record in self._port.take() if not record.code)
-                self.handler.note(parse(left), _clock())
-            self.uffd.copies.before_release.remove(self._port.leave_events)
-            self.handler.carry_out_all = None
-            trio.lowlevel.notify_closing(self._port.notify)
-            self._port.close()
-        trio.lowlevel.notify_closing(fd)
+        self.post.leave()
+        if self.post.native and not self.uffd.closed:
+            # Who waits by now is listed, although nobody is going to answer.
+            left = b"".join(record.message for record in self._port.take() if not record.code)
+            self.handler.note(parse(left), _clock())
+        self.handler.carry_out_all = None
+        self.post.close()
         self._stopping = True
         self.wake()
         for call in self.on_end:
             call()
         if self.let_go in self.uffd.on_close:
             self.uffd.on_close.remove(self.let_go)
+            self._abandon()
         elif not self.uffd.same_process and not self.handler.client_gone:
             self._warn_of_closing()
         if self.owns_fd and not self.is_orphan():
             self.uffd.close()
+
+    def _abandon(self) -> None:
+        """Memory of this process may be touched on, while nobody answers."""
+        regions = [segment.region for segment in self.handler.regions]
+        if regions:
+            exported = any(isinstance(r, GuardedRegion) and r.memory.exported for r in regions)
+            # A thread with a buffer may hold the GIL while it waits: then no successor can come.
+            self.post.abandon("poison" if self._poisoning or exported else None)
 
     def _warn_of_closing(self) -> None:
         """Somebody closes a descriptor under us, whose client may go on to fault."""

@@ -245,6 +245,11 @@ class Memory:
         self._exports += 1
         return native.export_memory(start, length, self._returned)
 
+    @property
+    def exported(self) -> bool:
+        """Whether a view of it is alive."""
+        return self._exports > 0
+
     def _returned(self) -> None:
         self._exports -= 1
 

@@ -10,6 +10,7 @@ import trio
 from uffdaemon.daemon import Daemon
 from uffdaemon.features import RegisterMode
 from uffdaemon.loop import Shutdown
+from uffdaemon.placement import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -24,6 +25,8 @@ REREADS: Final = 100
 """Reads of an empty userfaultfd in a row before sleeping, about 30 µs: what it takes a thread on
 another core to wake up and fault again (see docs/architecture.md)."""
 
+WATCHDOG: Final = Watchdog()
+
 
 class DaemonOptions(TypedDict, total=False):
     """The arguments of `open_daemon`."""
@@ -32,6 +35,7 @@ class DaemonOptions(TypedDict, total=False):
     on_shutdown: Shutdown
     shutdown_timeout: float
     on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision]
+    watchdog: Watchdog | None
     rereads: int
     fetch_limit: int
     native_sleep: bool
@@ -45,6 +49,7 @@ async def open_daemon(
     on_shutdown: Shutdown = Shutdown.HOLD,
     shutdown_timeout: float = 5.0,
     on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision] = "adopt",
+    watchdog: Watchdog | None = WATCHDOG,
     rereads: int = REREADS,
     fetch_limit: int = 16,
     native_sleep: bool = True,
@@ -56,18 +61,22 @@ async def open_daemon(
     `shutdown_timeout` seconds, shielded from cancellation.  Tasks that shield themselves (a source,
     a `Perform`) are waited for all the same.  What the block raises comes out as it is.
 
+    `watchdog` looks after faults of this process that Python does not take in: see `Watchdog`; it
+    also looks after memory that is incomplete when the daemon has ended.  None: nobody does.
+
     `rereads` bounds how often an empty userfaultfd is read again before sleeping; 0 never does.
     `fetch_limit` is how many fetches run at a time for each userfaultfd.  `native_sleep` answers
     faults in C while trio sleeps; turn it off under a guest loop.  With `log_interval` (seconds),
     the statistics are logged so often and at the end; failures are logged always.
     """
     on_shutdown = Shutdown(on_shutdown)  # or the word for it
-    failure: Exception | None = None
+    failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         daemon = Daemon(
             nursery,
             hooks,
             on_fork=on_fork,
+            watchdog=watchdog,
             rereads=rereads,
             fetch_limit=fetch_limit,
             log_interval=log_interval,
@@ -75,8 +84,8 @@ async def open_daemon(
         await daemon.start(native_sleep=native_sleep)
         try:
             yield daemon
-        except Exception as error:  # noqa: BLE001  # raised again, but not as a group of one
-            failure = error
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+            failure = error  # raised again, but not as a group of one
         finally:
             with trio.CancelScope(shield=True):
                 await daemon.shut_down(on_shutdown, shutdown_timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -32,7 +33,9 @@ from uffdaemon import (
     open_daemon,
     scan_pages,
 )
-from uffdaemon.uffd import CarryOut
+
+if TYPE_CHECKING:
+    from uffdaemon.uffd import CarryOut
 
 PAGES = 64
 

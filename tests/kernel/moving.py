@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tests.daemon.support import content
 from tests.kernel.support import PAGE
 from uffdaemon import Cause, Features, Memory, Moved, Operation, Outcome, Result, Userfaultfd
 from uffdaemon.looking import look
+
+if TYPE_CHECKING:
+    from uffdaemon.uffd import CarryOut
 
 
 class Watched(Userfaultfd):
@@ -18,8 +22,10 @@ class Watched(Userfaultfd):
         super().__init__(fd, features, same_process=same_process)
         self.tell: Callable[[Result], None] = lambda result: None
 
-    def execute(self, operations: Sequence[Operation]) -> list[Result]:
-        results = super().execute(operations)
+    def execute(
+        self, operations: Sequence[Operation], carry_out: CarryOut | None = None
+    ) -> list[Result]:
+        results = super().execute(operations, carry_out)
         for result in results:
             self.tell(result)
         return results

@@ -23,6 +23,8 @@ SOURCES = (
     "waiting.c",
     "resolver.c",
     "signal.c",
+    "watchdog.c",
+    "text.c",
 )
 
 ffibuilder = FFI()
@@ -79,6 +81,11 @@ ffibuilder.cdef(
     int uffdaemon_signal_add(struct uffdaemon_port *port);
     void uffdaemon_signal_remove(struct uffdaemon_port *port);
     void uffdaemon_signal_release(struct uffdaemon_port *port, uint64_t start, uint64_t length);
+    struct uffdaemon_watch;
+    struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
+                                                uint64_t after, unsigned then, int signal,
+                                                const char *name, int *error);
+    void uffdaemon_watch_remove(struct uffdaemon_watch *watch);
     void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value);
     void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);
     struct uffdaemon_copy {
@@ -118,7 +125,7 @@ ffibuilder.set_source(
     '#include "native.h"',
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / "native.h"), str(HERE / "uapi.h")],
+    depends=[str(HERE / "native.h"), str(HERE / "uapi.h"), str(HERE / "text.h")],
     extra_compile_args=["-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"],
     py_limited_api=True,
 )

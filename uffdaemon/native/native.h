@@ -97,7 +97,6 @@ struct uffdaemon_queue {
     uint64_t count;     /* records in it */
     uint64_t forwarded; /* how many of them C did nothing about */
     uint64_t since;     /* when the first of those came, CLOCK_MONOTONIC ns; 0: there is none */
-    struct uffd_msg first;  /* that one */
     uint32_t lock, lost;    /* lost: records dropped because there was no memory for them */
 };
 
@@ -183,6 +182,8 @@ void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_
                           uint64_t now);
 long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
                           size_t capacity);
+size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *messages,
+                            size_t capacity);
 void uffdaemon_queue_free(struct uffdaemon_queue *queue);
 
 /* table.c */
@@ -223,6 +224,16 @@ int uffdaemon_resolver_add(struct uffdaemon_resolver *resolver, struct uffdaemon
 void uffdaemon_resolver_remove(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port);
 void uffdaemon_resolver_stop(struct uffdaemon_resolver *resolver);
 int uffdaemon_resolver_thread(const struct uffdaemon_resolver *resolver);
+
+/* watchdog.c */
+#define UFFDAEMON_REPORT 0
+#define UFFDAEMON_POISON 1
+#define UFFDAEMON_EXIT 2
+#define UFFDAEMON_EXIT_STATUS 70 /* EX_SOFTWARE of sysexits.h */
+struct uffdaemon_watch;
+struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port, uint64_t after,
+                                            unsigned then, int signal, const char *name, int *error);
+void uffdaemon_watch_remove(struct uffdaemon_watch *watch);
 
 /* signal.c */
 int uffdaemon_signal_add(struct uffdaemon_port *port);

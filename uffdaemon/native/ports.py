@@ -281,6 +281,28 @@ class ResolverThread:
             lib.uffdaemon_resolver_stop(resolver)
 
 
+class Watch:
+    """A userfaultfd that the watchdog looks after, until `end`."""
+
+    def __init__(
+        self, fd: int, port: Port | None, name: str, *, after: float, then: int, stacks: int
+    ) -> None:
+        """`after` is seconds; `stacks` is a signal, or 0.  Raises OSError."""
+        number = ffi.new("int *")
+        pointer = ffi.NULL if port is None else port.pointer
+        self._watch: Any = lib.uffdaemon_watch_add(
+            fd, pointer, int(after * 1e9), then, stacks, name.encode(), number
+        )
+        if self._watch == ffi.NULL:
+            raise OSError(int(number[0]), "starting the watchdog's thread")
+
+    def end(self) -> None:
+        """Neither the port nor the descriptor is looked at any more."""
+        watch, self._watch = self._watch, ffi.NULL
+        if watch != ffi.NULL:
+            lib.uffdaemon_watch_remove(watch)
+
+
 def set_bits(buffer: bytearray | mmap, first: int, end: int, *, value: bool) -> None:
     """Set or clear bits of a bitmap that C changes at the same time."""
     lib.uffdaemon_set_bits(ffi.from_buffer(buffer), first, end, value)

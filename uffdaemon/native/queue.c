@@ -72,10 +72,8 @@ void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_
     chunk->records[chunk->filled++] = *record;
     __atomic_store_n(&queue->count, queue->count + 1, __ATOMIC_RELAXED);
     if (!record->code) {
-        if (!queue->forwarded) {
-            queue->first = record->message;
+        if (!queue->forwarded)
             __atomic_store_n(&queue->since, now, __ATOMIC_RELAXED);
-        }
         __atomic_store_n(&queue->forwarded, queue->forwarded + 1, __ATOMIC_RELAXED);
     }
     uffdaemon_unlock(&queue->lock);
@@ -110,6 +108,21 @@ long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record
         __atomic_store_n(&queue->since, 0, __ATOMIC_RELAXED);
     uffdaemon_unlock(&queue->lock);
     return (long)taken;
+}
+
+/* Copies the messages that are Python's, at most `capacity`, without taking them; returns how many. */
+size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *messages,
+                            size_t capacity)
+{
+    size_t found = 0;
+
+    uffdaemon_lock(&queue->lock);
+    for (struct uffdaemon_chunk *chunk = queue->head; chunk; chunk = chunk->next)
+        for (uint32_t index = chunk->taken; index < chunk->filled && found < capacity; index++)
+            if (!chunk->records[index].code)
+                messages[found++] = chunk->records[index].message;
+    uffdaemon_unlock(&queue->lock);
+    return found;
 }
 
 void uffdaemon_queue_free(struct uffdaemon_queue *queue)

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "native.h"
+#include "text.h"
 
 #define LOOK_NS 100000000 /* how often a waiting thread looks whether its page is there after all */
 #define ENDED 64
@@ -41,39 +42,17 @@ static void chain(int number, siginfo_t *info, void *context)
         signal(number, SIG_DFL); /* the access is repeated, and ends the process */
 }
 
-static char *append(char *at, const char *text)
-{
-    while (*text)
-        *at++ = *text++;
-    return at;
-}
-
-static char *append_number(char *at, uint64_t number, unsigned base)
-{
-    char digits[24];
-    unsigned count = 0;
-
-    do
-        digits[count++] = "0123456789abcdef"[number % base];
-    while (number /= base);
-    while (count)
-        *at++ = digits[--count];
-    return at;
-}
-
 static void say(uint64_t address, const char *why)
 {
-    char line[256], *at = append(line, "uffdaemon: thread ");
-    ssize_t written;
+    struct uffdaemon_line line = {.length = 0};
 
-    at = append_number(at, (uint64_t)syscall(SYS_gettid), 10);
-    at = append(at, " gets SIGBUS at 0x");
-    at = append_number(at, address, 16);
-    at = append(at, ": ");
-    at = append(at, why);
-    *at++ = '\n';
-    written = write(STDERR_FILENO, line, (size_t)(at - line));
-    (void)written;
+    uffdaemon_line_add(&line, "uffdaemon: thread ");
+    uffdaemon_line_add_number(&line, (uint64_t)syscall(SYS_gettid), 10);
+    uffdaemon_line_add(&line, " gets SIGBUS at ");
+    uffdaemon_line_add_number(&line, address, 16);
+    uffdaemon_line_add(&line, ": ");
+    uffdaemon_line_add(&line, why);
+    uffdaemon_line_write(&line);
 }
 
 static int write_access(const void *context)

@@ -1,0 +1,16 @@
+/* Lines for standard error that can be written where printf cannot be called. */
+#ifndef UFFDAEMON_TEXT_H
+#define UFFDAEMON_TEXT_H
+
+#include <stdint.h>
+
+struct uffdaemon_line {
+    char text[400];
+    unsigned length;
+};
+
+void uffdaemon_line_add(struct uffdaemon_line *line, const char *text);
+void uffdaemon_line_add_number(struct uffdaemon_line *line, uint64_t number, unsigned base);
+void uffdaemon_line_write(struct uffdaemon_line *line);
+
+#endif
