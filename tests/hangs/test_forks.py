@@ -1,0 +1,271 @@
+"""Children of a process that guards its own memory, and memory that Python itself discards, moves
+and unmaps: nobody hangs over an event, and nobody sees zeros where data was due."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import pytest
+import trio
+
+from tests.daemon.support import PAGE, content
+from tests.hangs.pattern import map_memory, view_of
+from tests.kernel.harness import kernel_test
+from uffdaemon import (
+    Advice,
+    BytesSource,
+    CopyFrom,
+    Daemon,
+    Features,
+    Memory,
+    open_daemon,
+)
+
+_DATA = content(4)
+_MAYMOVE, _FIXED = 1, 2  # MREMAP_* of include/uapi/linux/mman.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc_held = ctypes.PyDLL(None)  # keeps the GIL around each call
+for _library in (_libc, _libc_held):
+    _library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    _library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    _library.mremap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
+    _library.mremap.restype = ctypes.c_void_p
+
+both_resolvers = pytest.mark.parametrize("resolver", ["thread", "in-thread"])
+
+# -- children ----------------------------------------------------------------------------------
+
+Look: TypeAlias = Callable[[], bytes]
+"""Reads guarded memory, with the GIL held."""
+
+_SEGFAULT = -signal.SIGSEGV
+
+
+def _os_fork(look: Look) -> bytes | int:
+    """What the child has seen, or how it ended."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.write(writing, look())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    return _seen(reading, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def _multiprocessing_fork(look: Look) -> bytes | int:
+    reading, writing = os.pipe()
+    child = multiprocessing.get_context("fork").Process(target=_write_what, args=(writing, look))
+    child.start()
+    os.close(writing)
+    child.join()
+    assert child.exitcode is not None
+    return _seen(reading, child.exitcode)
+
+
+def _write_what(writing: int, look: Look) -> None:
+    os.write(writing, look())
+
+
+def _preexec_fn(look: Look) -> bytes | int:
+    """subprocess forks for it as it did of old, and holds the GIL meanwhile."""
+    reading, writing = os.pipe()
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", ""],
+            preexec_fn=lambda: _write_what(writing, look),  # what is tested
+            check=False,
+        )
+        status = ended.returncode
+    except subprocess.SubprocessError:  # it died before it said anything
+        status = _SEGFAULT
+    os.close(writing)
+    return _seen(reading, status)
+
+
+def _seen(reading: int, status: int) -> bytes | int:
+    with os.fdopen(reading, "rb") as pipe:
+        seen = pipe.read()
+    return status or seen
+
+
+def _look(address: int) -> bytes:
+    return ctypes.string_at(address, len(_DATA))
+
+
+@both_resolvers
+@pytest.mark.parametrize("event", [True, False], ids=["event-fork", "no-event"])
+@kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
+async def test_children_see_what_is_right_or_nothing(event: bool, resolver: str) -> None:
+    async with open_daemon() as daemon:
+        for how in (_os_fork, _multiprocessing_fork, _preexec_fn):
+            for touched in (0, PAGE, len(_DATA)):
+                memory, buffer = _guard(daemon, resolver, _fork_feature(event))
+                assert bytes(buffer[:touched]) == _DATA[:touched]
+                look = partial(_look, memory.start)
+                seen = await trio.to_thread.run_sync(how, look)
+                print(how.__name__, touched, seen if isinstance(seen, int) else len(seen))
+                if event and resolver == "thread":
+                    assert seen == _DATA
+                else:
+                    assert seen in (_DATA, _SEGFAULT)
+                assert bytes(buffer) == _DATA
+        assert not daemon.open_faults()
+
+
+@both_resolvers
+@pytest.mark.parametrize("event", [True, False], ids=["event-fork", "no-event"])
+@kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
+async def test_forks_in_the_loops_own_thread(event: bool, resolver: str) -> None:
+    """The thread that forks is the one that would have to read of it."""
+    async with open_daemon() as daemon:
+        memory, buffer = _guard(daemon, resolver, _fork_feature(event))
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if _look(memory.start) == _DATA else 1)
+        status = (await trio.to_thread.run_sync(os.waitpid, pid, 0))[1]
+        right = (0,) if event and resolver == "thread" else (0, _SEGFAULT)
+        assert os.waitstatus_to_exitcode(status) in right
+        # Children that do not look hang nobody, whoever starts them.
+        fork = multiprocessing.get_context("fork")
+        spawn = multiprocessing.get_context("spawn")
+        for context in (fork, spawn):
+            child = context.Process(target=_nothing)
+            child.start()
+            child.join()
+            assert child.exitcode == 0
+        for preexec_fn in (None, _nothing):
+            subprocess.run([sys.executable, "-c", ""], preexec_fn=preexec_fn, check=True)  # noqa: ASYNC221  # what is tested
+        assert bytes(buffer) == _DATA
+
+
+def _nothing() -> None:
+    """Something for a child to do."""
+
+
+def _fork_feature(event: bool) -> Features:
+    return Features.EVENT_FORK if event else Features(0)
+
+
+def _guard(
+    daemon: Daemon, resolver: str, features: Features, length: int = len(_DATA)
+) -> tuple[Memory, memoryview]:
+    """Fresh memory; it stays until the process ends."""
+    _, memory = map_memory(length)
+    region = daemon.guard(
+        memory,
+        CopyFrom(BytesSource(_DATA)),
+        resolver=resolver,
+        features=Features.THREAD_ID | features,
+    )
+    return memory, region.buffer()
+
+
+# -- discarding, moving, unmapping -------------------------------------------------------------
+
+_EVENTS = {
+    "none": Features(0),
+    "remove": Features.EVENT_REMOVE,
+    "remap": Features.EVENT_REMAP,
+    "unmap": Features.EVENT_UNMAP,
+    "all": Features.EVENT_REMOVE | Features.EVENT_REMAP | Features.EVENT_UNMAP,
+}
+
+every_event = pytest.mark.parametrize("events", list(_EVENTS.values()), ids=list(_EVENTS))
+
+
+@every_event
+@both_resolvers
+@kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
+async def test_what_python_discards_is_zeros_afterwards(events: Features, resolver: str) -> None:
+    """Or, where nobody hears of it, what the policy says."""
+
+    def by_memory(memory: Memory, mapping: mmap.mmap) -> None:
+        memory.advise(Advice.DONTNEED, PAGE, 2 * PAGE)
+
+    def by_cdll(memory: Memory, mapping: mmap.mmap) -> None:
+        assert _libc.madvise(memory.start + PAGE, 2 * PAGE, mmap.MADV_DONTNEED) == 0
+
+    def by_pydll(memory: Memory, mapping: mmap.mmap) -> None:
+        assert _libc_held.madvise(memory.start + PAGE, 2 * PAGE, mmap.MADV_DONTNEED) == 0
+
+    def by_mmap(memory: Memory, mapping: mmap.mmap) -> None:
+        mapping.madvise(mmap.MADV_DONTNEED, PAGE, 2 * PAGE)
+
+    zeros = bytes(2 * PAGE)
+    discarded = zeros if Features.EVENT_REMOVE in events else _DATA[PAGE : 3 * PAGE]
+    expected = _DATA[:PAGE] + discarded + _DATA[3 * PAGE :]
+    async with open_daemon() as daemon:
+        for how in (by_memory, by_cdll, by_pydll, by_mmap):
+            for touched in (0, len(_DATA)):
+                for in_worker in (False, True):
+                    print(how.__name__, touched, in_worker)
+                    mapping, memory = map_memory(len(_DATA))
+                    region = daemon.guard(
+                        memory,
+                        CopyFrom(BytesSource(_DATA)),
+                        resolver=resolver,
+                        features=Features.THREAD_ID | events,
+                    )
+                    assert bytes(region.buffer()[:touched]) == _DATA[:touched]
+                    if in_worker:
+                        await trio.to_thread.run_sync(how, memory, mapping)
+                    else:
+                        how(memory, mapping)
+                    assert bytes(region.buffer()) == expected
+        assert not daemon.open_faults()
+
+
+@both_resolvers
+@pytest.mark.parametrize("held", [False, True], ids=["cdll", "pydll"])
+@kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
+async def test_what_python_moves_elsewhere_is_served_there(held: bool, resolver: str) -> None:
+    """With EVENT_REMAP; without it the kernel stops watching what is moved, and tells nobody."""
+    library = _libc_held if held else _libc
+    async with open_daemon() as daemon:
+        for events in (Features.EVENT_REMAP, _EVENTS["all"]):
+            for touched in (0, PAGE):
+                memory, buffer = _guard(daemon, resolver, events)
+                assert bytes(buffer[:touched]) == _DATA[:touched]
+                elsewhere = Memory.map(len(_DATA)).start
+                length = len(_DATA)
+                to = library.mremap(memory.start, length, length, _MAYMOVE | _FIXED, elsewhere)
+                assert to == elsewhere
+                assert bytes(view_of(to, length)) == _DATA
+        assert not daemon.open_faults()
+
+
+@every_event
+@both_resolvers
+@kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
+async def test_what_python_unmaps_takes_nothing_else_with_it(
+    events: Features, resolver: str
+) -> None:
+    async with open_daemon() as daemon:
+        for library in (_libc, _libc_held):
+            for touched in (0, PAGE):
+                memory, buffer = _guard(daemon, resolver, events)
+                assert bytes(buffer[:touched]) == _DATA[:touched]
+                assert library.munmap(memory.start + 2 * PAGE, PAGE) == 0
+                assert bytes(buffer[: 2 * PAGE]) == _DATA[: 2 * PAGE]
+                assert bytes(buffer[3 * PAGE :]) == _DATA[3 * PAGE :]
+        assert not daemon.open_faults()

@@ -1,0 +1,224 @@
+"""Every access pattern against every placement: what works, what hangs, and what is said then."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import time
+from typing import Literal, TypeAlias
+
+import numpy as np
+import pytest
+import trio
+
+from tests.daemon.support import PAGE, content
+from tests.hangs.hung import InPython, Toucher
+from tests.hangs.measuring import Measured, measure
+from tests.hangs.pattern import Guarded, Pattern, map_memory
+from tests.hangs.patterns import HOLDING, PATTERNS, RELEASING
+from tests.kernel.harness import kernel_test
+from uffdaemon import (
+    BytesSource,
+    CopyFrom,
+    Daemon,
+    Features,
+    FirstOf,
+    GuardedRegion,
+    Memory,
+    Watchdog,
+    errors,
+    open_daemon,
+)
+
+Where: TypeAlias = Literal["loop", "worker"]
+
+_A_FEW = ["memoryview_index", "ctypes_string_at", "numpy_scalar_index", "background_thread"]
+_AT_A_TIME = 6
+"""Processes that hang side by side."""
+
+everywhere = pytest.mark.parametrize("where", ["loop", "worker"])
+"""In the thread that runs trio, and in another."""
+
+
+@kernel_test(deadline=60.0)
+def test_the_table_is_what_is_measured() -> None:
+    found = measure(list(PATTERNS))
+    assert found == {name: Measured.expected(pattern) for name, pattern in PATTERNS.items()}
+    assert len(PATTERNS) > 43
+
+
+# -- native and external: everything works -----------------------------------------------------
+
+
+@everywhere
+@kernel_test(deadline=60.0)
+async def test_native_thread(where: Where) -> None:
+    async with open_daemon() as daemon:
+        for pattern in PATTERNS.values():
+            await _works(daemon, pattern, where)
+        assert not daemon.open_faults()
+
+
+@everywhere
+@kernel_test(deadline=60.0, features=Features.SIGBUS)
+async def test_native_in_thread(where: Where) -> None:
+    async with open_daemon() as daemon:
+        for pattern in PATTERNS.values():
+            if not pattern.system_call:
+                await _works(daemon, pattern, where, resolver="in-thread")
+        assert not daemon.open_faults()
+
+
+@kernel_test(deadline=60.0, features=Features.SIGBUS)
+async def test_native_in_thread_and_system_calls() -> None:
+    """The kernel does not wait in them; what is there already it takes."""
+    async with open_daemon() as daemon:
+        for pattern in PATTERNS.values():
+            if pattern.system_call:
+                guarded, region = _guard(daemon, pattern, resolver="in-thread")
+                with pytest.raises(OSError, match="Bad address") as raised:
+                    _run(pattern, guarded)
+                assert raised.value.errno == errno.EFAULT
+                region.prefault()
+                _run(pattern, guarded)
+
+
+@everywhere
+@kernel_test(deadline=90.0)
+async def test_external(where: Where) -> None:
+    async with open_daemon() as daemon:
+        for pattern in PATTERNS.values():
+            await _works(daemon, pattern, where, placement="external")
+
+
+async def _works(daemon: Daemon, pattern: Pattern, where: Where, **options: str) -> None:
+    guarded, _ = _guard(daemon, pattern, **options)
+    if where == "loop":
+        _run(pattern, guarded)
+    else:
+        await trio.to_thread.run_sync(_run, pattern, guarded)
+
+
+def _guard(daemon: Daemon, pattern: Pattern, **options: str) -> tuple[Guarded, GuardedRegion]:
+    """Fresh memory for a pattern; it stays until the process ends."""
+    data = pattern.make_data()
+    mapping, memory = map_memory(len(data))
+    policy: object = CopyFrom(BytesSource(data))
+    if options.get("placement") == "external":
+        policy = f"tests.hangs.served:{pattern.name}"
+    region = daemon.guard(memory, policy, name=pattern.name, **options)  # type: ignore[arg-type]
+    return Guarded(region.buffer(), data, memory.start, mapping), region
+
+
+def _run(pattern: Pattern, guarded: Guarded) -> None:
+    print(pattern.name, flush=True)  # the last line names the one that hangs or crashes
+    pattern.run(guarded)
+    assert (bytes(guarded.buffer) != guarded.data) == pattern.writes
+
+
+# -- in process: what lets go of the GIL works, what holds it is told about --------------------
+
+
+@kernel_test(deadline=60.0)
+async def test_in_process_works_for_what_lets_go_of_the_gil() -> None:
+    async with open_daemon() as daemon:
+        for name in RELEASING:
+            data = PATTERNS[name].make_data()
+            mapping, memory = map_memory(len(data))
+            daemon.guard(memory, InPython(data), placement="in_process")
+            guarded = Guarded(memoryview(mapping), data, memory.start, mapping)
+            await trio.to_thread.run_sync(_run, PATTERNS[name], guarded)
+
+
+@kernel_test(deadline=90.0)
+def test_in_process_hangs_for_what_holds_the_gil_and_the_watchdog_ends_it() -> None:
+    for first in range(0, len(HOLDING), _AT_A_TIME):
+        names = HOLDING[first : first + _AT_A_TIME]
+        touchers = [Toucher(name, Watchdog(after=0.2, then="exit")) for name in names]
+        for toucher in touchers:
+            toucher.touch()
+        for toucher in touchers:
+            text = toucher.read_all()
+            assert toucher.status() == Watchdog.STATUS, (toucher.pattern.name, text)
+            assert toucher.names_the_place(), (toucher.pattern.name, text)
+            assert f"in {toucher.pattern.name}\n" in text, text
+
+
+@pytest.mark.parametrize("name", _A_FEW)
+@kernel_test()
+def test_the_watchdog_poisons(name: str) -> None:
+    toucher = Toucher(name, Watchdog(then="poison"))
+    toucher.touch()
+    _told_within_a_second(toucher)
+    toucher.read_all()
+    assert toucher.status() == -signal.SIGBUS
+
+
+@pytest.mark.parametrize("name", _A_FEW)
+@kernel_test()
+def test_the_watchdog_exits(name: str) -> None:
+    toucher = Toucher(name, Watchdog(then="exit"))
+    toucher.touch()
+    _told_within_a_second(toucher)
+    toucher.read_all()
+    assert toucher.status() == 70  # EX_SOFTWARE, which is in the docs
+
+
+@pytest.mark.parametrize("name", _A_FEW)
+@kernel_test()
+def test_the_watchdog_reports_and_leaves_it_at_that(name: str) -> None:
+    toucher = Toucher(name, Watchdog())
+    toucher.touch()
+    _told_within_a_second(toucher)
+    assert toucher.running()
+    toucher.kill()
+
+
+def _told_within_a_second(toucher: Toucher) -> None:
+    """Which thread waits, where, and what Python was doing."""
+    toucher.read_until(r"uffdaemon.*\n")
+    assert time.monotonic() - toucher.touched < 1.0
+    toucher.read_until(rf"in {toucher.pattern.name}\n")
+    assert toucher.names_the_place(), toucher.read_until("")
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["buffer", "array"])
+@kernel_test()
+async def test_no_plain_access_where_only_python_answers(what: str) -> None:
+    data = content(2)
+    async with open_daemon() as daemon:
+        python, partly = InPython(data), FirstOf(InPython(data), CopyFrom(BytesSource(data)))
+        for policy, placement, reason in (
+            (CopyFrom(BytesSource(data)), "in_process", "in_process"),
+            (python, "in_process", "in_process"),
+            (python, "native", "InPython"),
+            (partly, "native", "FirstOf|InPython"),
+        ):
+            region = daemon.guard(Memory.map(len(data)), policy, placement=placement)
+            with pytest.raises(errors.PlacementRefused, match=reason):
+                getattr(region, what)()
+            # What needs no GIL is there all the same.
+            found = bytearray(10)
+            await trio.to_thread.run_sync(region.read_into, PAGE, found)
+            assert found == data[PAGE : PAGE + 10]
+
+
+@pytest.mark.parametrize("resolver", ["thread", "in-thread"])
+@kernel_test(features=Features.SIGBUS)
+async def test_buffers_and_arrays_show_the_memory(resolver: str) -> None:
+    data = content(4)
+    async with open_daemon() as daemon:
+        region = daemon.guard(Memory.map(len(data)), CopyFrom(BytesSource(data)), resolver=resolver)
+        plain = region.array()
+        shaped = region.array("<u4", (4, PAGE // 4), readonly=True)
+        assert shaped[3].tobytes() == data[3 * PAGE :]
+        assert np.array_equal(plain, np.frombuffer(data, "u1"))
+        plain[PAGE] ^= 0xFF
+        assert region.buffer(readonly=True)[PAGE] == data[PAGE] ^ 0xFF
+        with pytest.raises(ValueError, match="read-only"):
+            shaped[0, 0] = 1
+        with pytest.raises(TypeError, match="read-only"):
+            region.buffer(readonly=True)[0] = 1
