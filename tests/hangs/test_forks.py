@@ -27,6 +27,7 @@ from uffdaemon import (
     Daemon,
     Features,
     Memory,
+    Userfaultfd,
     open_daemon,
 )
 
@@ -48,6 +49,12 @@ for _library in (_libc, _libc_held):
     _library.mremap.restype = ctypes.c_void_p
 
 both_resolvers = pytest.mark.parametrize("resolver", ["thread", "in-thread"])
+
+forking = pytest.mark.parametrize(
+    ("resolver", "event"),
+    [("thread", True), ("thread", False), ("in-thread", False)],
+    ids=["thread-event", "thread-no-event", "in-thread"],
+)
 
 # -- children ----------------------------------------------------------------------------------
 
@@ -112,39 +119,33 @@ def _look(address: int) -> bytes:
     return ctypes.string_at(address, len(_DATA))
 
 
-@both_resolvers
-@pytest.mark.parametrize("event", [True, False], ids=["event-fork", "no-event"])
+@forking
 @kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
-async def test_children_see_what_is_right_or_nothing(event: bool, resolver: str) -> None:
+async def test_children_see_what_is_right_or_nothing(resolver: str, event: bool) -> None:
     async with open_daemon() as daemon:
         for how in (_os_fork, _multiprocessing_fork, _preexec_fn):
             for touched in (0, PAGE, len(_DATA)):
-                memory, buffer = _guard(daemon, resolver, _fork_feature(event))
+                memory, buffer = _guard_with(daemon, resolver, event=event)
                 assert bytes(buffer[:touched]) == _DATA[:touched]
                 look = partial(_look, memory.start)
                 seen = await trio.to_thread.run_sync(how, look)
                 print(how.__name__, touched, seen if isinstance(seen, int) else len(seen))
-                if event and resolver == "thread":
-                    assert seen == _DATA
-                else:
-                    assert seen in (_DATA, _SEGFAULT)
+                assert seen == (_DATA if event else _SEGFAULT)
                 assert bytes(buffer) == _DATA
         assert not daemon.open_faults()
 
 
-@both_resolvers
-@pytest.mark.parametrize("event", [True, False], ids=["event-fork", "no-event"])
+@forking
 @kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
-async def test_forks_in_the_loops_own_thread(event: bool, resolver: str) -> None:
+async def test_forks_in_the_loops_own_thread(resolver: str, event: bool) -> None:
     """The thread that forks is the one that would have to read of it."""
     async with open_daemon() as daemon:
-        memory, buffer = _guard(daemon, resolver, _fork_feature(event))
+        memory, buffer = _guard_with(daemon, resolver, event=event)
         pid = os.fork()
         if pid == 0:
             os._exit(0 if _look(memory.start) == _DATA else 1)
         status = (await trio.to_thread.run_sync(os.waitpid, pid, 0))[1]
-        right = (0,) if event and resolver == "thread" else (0, _SEGFAULT)
-        assert os.waitstatus_to_exitcode(status) in right
+        assert os.waitstatus_to_exitcode(status) == (0 if event else _SEGFAULT)
         # Children that do not look hang nobody, whoever starts them.
         fork = multiprocessing.get_context("fork")
         spawn = multiprocessing.get_context("spawn")
@@ -162,8 +163,16 @@ def _nothing() -> None:
     """Something for a child to do."""
 
 
-def _fork_feature(event: bool) -> Features:
-    return Features.EVENT_FORK if event else Features(0)
+def _guard_with(daemon: Daemon, resolver: str, *, event: bool) -> tuple[Memory, memoryview]:
+    """With EVENT_FORK children are served as well; without it they do not get the memory."""
+    if event:
+        return _guard(daemon, resolver, Features.EVENT_FORK)
+    _, memory = map_memory(len(_DATA))
+    if resolver == "thread":
+        # As for a user who may not have the event.
+        memory.userfaultfd = Userfaultfd.open(Features.THREAD_ID)
+    region = daemon.guard(memory, CopyFrom(BytesSource(_DATA)), resolver=resolver)
+    return memory, region.buffer()
 
 
 def _guard(
