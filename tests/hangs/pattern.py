@@ -120,8 +120,12 @@ def view_of(address: int, length: int) -> memoryview:
     return view
 
 
+_mapped: list[mmap.mmap] = []
+
+
 def map_memory(length: int) -> tuple[mmap.mmap, Memory]:
-    """Anonymous memory that Python's own `mmap` has mapped; not to be closed while it is used."""
+    """Anonymous memory that Python's own `mmap` has mapped; it stays until the process ends."""
     mapping = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _mapped.append(mapping)
     start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     return mapping, Memory(start, length, MemoryType.ANONYMOUS, PAGE, -1)

@@ -158,11 +158,6 @@ def decoded(guarded: Guarded) -> None:
     assert str(guarded.buffer, "ascii") == guarded.data.decode("ascii")
 
 
-@pattern("held")
-def hash_of_a_view(guarded: Guarded) -> None:
-    assert hash(guarded.buffer.toreadonly()) == hash(guarded.data)
-
-
 # -- struct ------------------------------------------------------------------------------------
 
 
