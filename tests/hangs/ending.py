@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import faulthandler
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,7 @@ from uffdaemon import (
 )
 
 DATA = content(4)
+_LONG = 15.0  # seconds
 _COPY = CopyFrom(BytesSource(DATA))
 
 PROGRAMS: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -212,4 +214,6 @@ async def the_daemon_ends_under_a_buffer_that_is_complete() -> None:
 
 
 if __name__ == "__main__":
+    # One that hangs says where.  This needs no GIL.
+    faulthandler.dump_traceback_later(_LONG, exit=True)
     trio.run(PROGRAMS[sys.argv[1]])
