@@ -12,6 +12,7 @@ import faulthandler
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -22,12 +23,16 @@ from uffdaemon import (
     CopyFrom,
     GuardedRegion,
     Memory,
+    Resolver,
     Shutdown,
     Watchdog,
     actions,
     errors,
     open_daemon,
 )
+
+if TYPE_CHECKING:
+    from uffdaemon.placement import ResolverName
 
 DATA = content(4)
 _LONG = 15.0  # seconds
@@ -146,7 +151,7 @@ async def main_exits_with_a_thread_waiting_whose_memory_is_closed() -> None:
 @program
 async def the_loops_thread_touches_native_memory() -> None:
     async with open_daemon() as daemon:
-        for resolver in ("thread", "in-thread"):
+        for resolver in (Resolver.THREAD, Resolver.IN_THREAD):
             region = daemon.guard(Memory.map(len(DATA)), _COPY, resolver=resolver)
             assert bytes(region.buffer()) == DATA
 
@@ -176,7 +181,7 @@ async def the_loops_thread_touches_what_it_answers_for() -> None:
 # -- the daemon ends before the buffer ---------------------------------------------------------
 
 
-async def _end_under_a_buffer(resolver: str, how: Shutdown) -> None:
+async def _end_under_a_buffer(resolver: ResolverName, how: Shutdown) -> None:
     async with open_daemon(on_shutdown=how) as daemon:
         region = daemon.guard(Memory.map(len(DATA)), _COPY, resolver=resolver, name="ours")
         buffer = region.buffer()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 import trio
@@ -30,6 +30,9 @@ from uffdaemon import (
     Userfaultfd,
     open_daemon,
 )
+
+if TYPE_CHECKING:
+    from uffdaemon.placement import ResolverName
 
 _DATA = content(4)
 _MAYMOVE, _FIXED = 1, 2  # MREMAP_* of include/uapi/linux/mman.h
@@ -121,7 +124,7 @@ def _look(address: int) -> bytes:
 
 @forking
 @kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
-async def test_children_see_what_is_right_or_nothing(resolver: str, event: bool) -> None:
+async def test_children_see_what_is_right_or_nothing(resolver: ResolverName, event: bool) -> None:
     async with open_daemon() as daemon:
         for how in (_os_fork, _multiprocessing_fork, _preexec_fn):
             for touched in (0, PAGE, len(_DATA)):
@@ -137,7 +140,7 @@ async def test_children_see_what_is_right_or_nothing(resolver: str, event: bool)
 
 @forking
 @kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
-async def test_forks_in_the_loops_own_thread(resolver: str, event: bool) -> None:
+async def test_forks_in_the_loops_own_thread(resolver: ResolverName, event: bool) -> None:
     """The thread that forks is the one that would have to read of it."""
     async with open_daemon() as daemon:
         memory, buffer = _guard_with(daemon, resolver, event=event)
@@ -163,7 +166,9 @@ def _nothing() -> None:
     """Something for a child to do."""
 
 
-def _guard_with(daemon: Daemon, resolver: str, *, event: bool) -> tuple[Memory, memoryview]:
+def _guard_with(
+    daemon: Daemon, resolver: ResolverName, *, event: bool
+) -> tuple[Memory, memoryview]:
     """With EVENT_FORK children are served as well; without it they do not get the memory."""
     if event:
         return _guard(daemon, resolver, Features.EVENT_FORK)
@@ -176,7 +181,7 @@ def _guard_with(daemon: Daemon, resolver: str, *, event: bool) -> tuple[Memory, 
 
 
 def _guard(
-    daemon: Daemon, resolver: str, features: Features, length: int = len(_DATA)
+    daemon: Daemon, resolver: ResolverName, features: Features, length: int = len(_DATA)
 ) -> tuple[Memory, memoryview]:
     """Fresh memory; it stays until the process ends."""
     _, memory = map_memory(length)
@@ -205,7 +210,9 @@ every_event = pytest.mark.parametrize("events", list(_EVENTS.values()), ids=list
 @every_event
 @both_resolvers
 @kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
-async def test_what_python_discards_is_zeros_afterwards(events: Features, resolver: str) -> None:
+async def test_what_python_discards_is_zeros_afterwards(
+    events: Features, resolver: ResolverName
+) -> None:
     """Or, where nobody hears of it, what the policy says."""
 
     def by_memory(memory: Memory, mapping: mmap.mmap) -> None:
@@ -247,7 +254,9 @@ async def test_what_python_discards_is_zeros_afterwards(events: Features, resolv
 @both_resolvers
 @pytest.mark.parametrize("held", [False, True], ids=["cdll", "pydll"])
 @kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
-async def test_what_python_moves_elsewhere_is_served_there(held: bool, resolver: str) -> None:
+async def test_what_python_moves_elsewhere_is_served_there(
+    held: bool, resolver: ResolverName
+) -> None:
     """With EVENT_REMAP; without it the kernel stops watching what is moved, and tells nobody."""
     library = _libc_held if held else _libc
     async with open_daemon() as daemon:
@@ -267,7 +276,7 @@ async def test_what_python_moves_elsewhere_is_served_there(held: bool, resolver:
 @both_resolvers
 @kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
 async def test_what_python_unmaps_takes_nothing_else_with_it(
-    events: Features, resolver: str
+    events: Features, resolver: ResolverName
 ) -> None:
     async with open_daemon() as daemon:
         for library in (_libc, _libc_held):

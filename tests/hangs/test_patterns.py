@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import time
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import pytest
@@ -25,10 +25,14 @@ from uffdaemon import (
     FirstOf,
     GuardedRegion,
     Memory,
+    Policy,
     Watchdog,
     errors,
     open_daemon,
 )
+
+if TYPE_CHECKING:
+    from uffdaemon.placement import PlacementName, ResolverName
 
 Where: TypeAlias = Literal["loop", "worker"]
 
@@ -191,12 +195,13 @@ async def test_no_plain_access_where_only_python_answers(what: str) -> None:
     data = content(2)
     async with open_daemon() as daemon:
         python, partly = InPython(data), FirstOf(InPython(data), CopyFrom(BytesSource(data)))
-        for policy, placement, reason in (
+        refused: list[tuple[Policy, PlacementName, str]] = [
             (CopyFrom(BytesSource(data)), "in_process", "in_process"),
             (python, "in_process", "in_process"),
             (python, "native", "no rule that C can carry out"),
             (partly, "native", "no rule that C can carry out"),
-        ):
+        ]
+        for policy, placement, reason in refused:
             region = daemon.guard(Memory.map(len(data)), policy, placement=placement)
             with pytest.raises(errors.PlacementRefused, match=reason):
                 getattr(region, what)()
@@ -208,7 +213,7 @@ async def test_no_plain_access_where_only_python_answers(what: str) -> None:
 
 @pytest.mark.parametrize("resolver", ["thread", "in-thread"])
 @kernel_test(features=Features.SIGBUS)
-async def test_buffers_and_arrays_show_the_memory(resolver: str) -> None:
+async def test_buffers_and_arrays_show_the_memory(resolver: ResolverName) -> None:
     data = content(4)
     async with open_daemon() as daemon:
         region = daemon.guard(Memory.map(len(data)), CopyFrom(BytesSource(data)), resolver=resolver)
