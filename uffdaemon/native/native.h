@@ -132,6 +132,7 @@ struct uffdaemon_port {
     uint64_t last;           /* when something was last answered, CLOCK_MONOTONIC ns */
     uint64_t reads, empty_reads; /* out: read(2) calls, and those that found nothing */
     uint64_t events;         /* out: events applied */
+    uint64_t reading;        /* odd while an event may have been read that is not applied yet */
     uint64_t low, high;      /* signal.c: between these lie all rules */
     uint64_t counts[UFFDAEMON_KINDS][UFFDAEMON_CODES]; /* out: faults answered */
     uint64_t latencies[UFFDAEMON_BUCKETS];             /* out */

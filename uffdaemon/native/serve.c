@@ -106,6 +106,7 @@ static void take(struct uffdaemon_port *port, size_t count, uint64_t now)
         uffdaemon_queue_push(&port->queue, &record, now);
         uffdaemon_notify(port);
     }
+    __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
     if (rest)
         hand_on(port, faults, now);
     else
@@ -161,8 +162,11 @@ static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
     uint64_t now;
     int locked = port->applies && uffdaemon_port_lock(port) == 0;
 
+    __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
     bytes = read(port->fd, port->messages, sizeof(port->messages));
     port->reads++;
+    if (bytes <= 0)
+        __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
     if (bytes > 0) {
         now = uffdaemon_now();
         busy(port, now - port->last, tries);

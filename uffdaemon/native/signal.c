@@ -168,6 +168,16 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
     return 2;
 }
 
+/* What this thread has just discarded or moved is an event that may have been read only. */
+static void let_events_be_applied(const struct uffdaemon_port *port)
+{
+    uint64_t reading = __atomic_load_n(&port->reading, __ATOMIC_SEQ_CST);
+
+    if (reading & 1)
+        while (__atomic_load_n(&port->reading, __ATOMIC_SEQ_CST) == reading)
+            sched_yield();
+}
+
 static void on_bus_error(int number, siginfo_t *info, void *context)
 {
     int error = errno, ours = 0;
@@ -177,6 +187,9 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
         unsigned ticket = uffdaemon_enter(&everybody);
         struct uffdaemon_port *port = __atomic_load_n(&ports, __ATOMIC_SEQ_CST);
 
+        for (struct uffdaemon_port *each = port; each;
+             each = __atomic_load_n(&each->next, __ATOMIC_SEQ_CST))
+            let_events_be_applied(each);
         for (; port && !ours; port = ours ? NULL : __atomic_load_n(&port->next, __ATOMIC_SEQ_CST))
             if (address >= __atomic_load_n(&port->low, __ATOMIC_RELAXED) &&
                 address < __atomic_load_n(&port->high, __ATOMIC_RELAXED))
