@@ -6,9 +6,8 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, get_args
 
-import structlog
 import trio
 
 from uffdaemon import errors, native
@@ -17,14 +16,12 @@ from uffdaemon.features import Features, RegisterMode
 from uffdaemon.filling import Fill, copy_of
 from uffdaemon.guarded import GuardedRegion
 from uffdaemon.guarding import prepare, why_unsafe
-from uffdaemon.handlers import Handler
-from uffdaemon.loop import Server, Shutdown
 from uffdaemon.mover import PIECE, climb_in_trio, finish, ladder_for
 from uffdaemon.moving import book_moves
 from uffdaemon.outcomes import Code, Operation, Outcome
-from uffdaemon.placement import Placement, PlacementName, Resolver, ResolverName, Watchdog
+from uffdaemon.placement import Placement, PlacementName, Resolver, ResolverName
+from uffdaemon.plans import ExternalPolicy
 from uffdaemon.policy import moves, policy_name
-from uffdaemon.post import Staff
 from uffdaemon.region import (
     HOLD,
     PAGE_SIZE,
@@ -36,60 +33,45 @@ from uffdaemon.region import (
     Retry,
 )
 from uffdaemon.removing import Missing, remove
-from uffdaemon.resolving import Resolving
-from uffdaemon.sleeping import Sleeper
-from uffdaemon.statistics import Counters, Statistics
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon.servers import Options, Servers
+from uffdaemon.statistics import Statistics
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from uffdaemon.actions import Fallback
     from uffdaemon.causes import Moved
-    from uffdaemon.events import ForkEvent
-    from uffdaemon.hooks import Hooks
+    from uffdaemon.external import ExternalServer
     from uffdaemon.ledger import OpenFault
+    from uffdaemon.loop import Server, Shutdown
     from uffdaemon.memory import Memory
     from uffdaemon.policy import Policy
     from uffdaemon.regions import RegionTable
+    from uffdaemon.uffd import Userfaultfd
 
-ForkDecision: TypeAlias = Literal["adopt", "close"]
-"""What is done with a child's userfaultfd: serve it with the parent's regions, or close it, after
-which pages missing in the child read as zeros."""
+_ENDED = "whoever answered its faults has ended"
 
 
 class Daemon:
     """Serves any number of userfaultfds in one trio program; made by `open_daemon`."""
 
     def __init__(
-        self,
-        nursery: trio.Nursery,
-        hooks: Sequence[Hooks],
-        *,
-        on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision],
-        watchdog: Watchdog | None,
-        rereads: int,
-        fetch_limit: int,
-        log_interval: float | None,
+        self, nursery: trio.Nursery, options: Options, *, log_interval: float | None
     ) -> None:
         self._nursery = nursery
-        self._hooks = tuple(hooks)
-        self._on_fork = on_fork
-        self._watchdog = watchdog
-        self._rereads = rereads
-        self._fetch_limit = fetch_limit
+        self._servers = Servers(nursery, options)
         self._log_interval = log_interval
-        self._servers: dict[Userfaultfd, Server] = {}
-        self._past = Counters()
         self._memories: dict[Region, Memory] = {}
-        self._sleeper: Sleeper | None = None
-        self._resolving = Resolving()
-        self._closing = False
         self.orphans: list[Userfaultfd] = []
         """After the end: descriptors of forked children that live and lack pages.  They are left
         open, for whoever goes on serving them; closing them shows zeros to those children."""
-        self._log = structlog.stdlib.get_logger("uffdaemon")
+        self._log = self._servers.log
+
+    @property
+    def external(self) -> dict[Region, ExternalServer]:
+        """What serves the regions whose policy is external."""
+        return self._servers.external
 
     # -- regions -------------------------------------------------------------------------------
 
@@ -111,15 +93,11 @@ class Daemon:
         Raises `InvalidRange` when it overlaps another region, `PlacementRefused` when the policy
         moves pages of another process, `DaemonClosed`, and what `Userfaultfd.register` raises.
         """
-        if self._closing:
+        if self._servers.closing:
             raise errors.DaemonClosed("the daemon is shutting down")
-        if moves(region.policy) and not uffd.same_process:
-            raise errors.PlacementRefused(
-                f"policy {policy_name(region.policy)} moves pages, and this userfaultfd is another "
-                "process's: the kernel moves pages only from inside of the process whose memory "
-                "it is.  Serve it in that process, or copy."
-            )
-        server = self._servers.get(uffd) or self._start(uffd, Resolver(resolver), region.label)
+        _check_moves(uffd, region.policy)
+        servers = self._servers
+        server = servers.own.get(uffd) or servers.start(uffd, Resolver(resolver), region.label)
         server.catch_up()  # where the region lies, another one may have been unmapped
         handler = server.handler
         handler.regions.add(region)
@@ -133,7 +111,7 @@ class Daemon:
             server.rules_outdated()  # many at a time
         else:
             server.publish_rules()
-        for other in self._servers.values():
+        for other in servers.own.values():
             if other is not server:
                 other.region_added()
         # Whoever waits there already, for nobody, may ask again.
@@ -144,10 +122,26 @@ class Daemon:
             handler.execute([Operation(Code.WAKE, region.start, region.length)])
         return region
 
+    def served(self) -> dict[Userfaultfd, RegionTable]:
+        """Where the regions of each userfaultfd lie by now: what a successor has to know."""
+        return {uffd: server.handler.regions for uffd, server in self._servers.own.items()}
+
+    def resume(self, uffd: Userfaultfd, regions: RegionTable, *, owns_fd: bool) -> None:
+        """Serve what a predecessor has served; `owns_fd`: the descriptor is the daemon's from now
+        on, as those of children are.
+
+        Whoever waits there is woken and asks again.  Raises `PlacementRefused` as `add_region`.
+        """
+        for segment in regions:
+            _check_moves(uffd, segment.region.policy)
+        server = self._servers.start(uffd, Resolver.LOOP, "a successor's", regions, owns_fd=owns_fd)
+        server.rules_outdated()
+        uffd.execute([Operation(Code.WAKE, s.start, s.end - s.start) for s in regions])
+
     def guard(
         self,
         memory: Memory,
-        policy: Policy,
+        policy: Policy | str,
         *,
         placement: Placement | PlacementName = Placement.NATIVE,
         resolver: Resolver | ResolverName = Resolver.THREAD,
@@ -182,10 +176,16 @@ class Daemon:
         placement, resolver = Placement(placement), Resolver(resolver)
         if placement is Placement.IN_PROCESS:
             resolver = Resolver.LOOP
+        elif placement is Placement.EXTERNAL and resolver is Resolver.IN_THREAD:
+            raise errors.PlacementRefused(
+                "placement='external' answers in another process, resolver='in-thread' in the "
+                "faulting thread: it is one of the two"
+            )
+        external = placement is Placement.EXTERNAL
         region = GuardedRegion(
             memory.start,
             memory.length,
-            policy,
+            ExternalPolicy(policy) if external or isinstance(policy, str) else policy,
             memory.page_size,
             on_failure=on_failure,
             retry=retry,
@@ -197,11 +197,16 @@ class Daemon:
         )
         again = memory.userfaultfd is not None
         uffd = prepare(memory, features, user_mode_only, register, resolver)
+        self._memories[region] = memory
+        if external:
+            worker = self._servers.start_external(uffd, region, register)
+            region.why_unsafe = lambda: _ENDED if worker.ended.is_set() else ""
+            return region
         self.add_region(uffd, region, register=register, resolver=resolver)
         if again:
             # Whoever waits there since another daemon has ended asks again.
             uffd.execute([Operation(Code.WAKE, region.start, region.length)])
-        server = self._servers[uffd]
+        server = self._servers.own[uffd]
         region.why_unsafe = lambda: why_unsafe(server, region, register)
         if region.why_unsafe():
             # This runs in the loop's thread, which must not wait for itself.
@@ -220,7 +225,10 @@ class Daemon:
         """
         if missing is not None and missing not in get_args(Missing):
             raise ValueError(f"missing is 'hold', 'poison' or 'release', not {missing!r}")
-        server = self._server_of(region)
+        if region in self.external:
+            self.external[region].remove(missing)
+            return
+        server = self._servers.of(region)
         server.take()
         try:
             remove(server, region, missing)
@@ -247,7 +255,7 @@ class Daemon:
         Returns the bytes that were brought.  Raises `SourceError`, `OperationError`,
         `DaemonClosed` when the client goes away; what was filled stays.
         """
-        server = self._server_of(region)
+        server = self._servers.of(region)
         copy = copy_of(region.policy) if source is None else Copy(source)
         return await Fill(server, region, copy, piece, progress).run()
 
@@ -269,9 +277,7 @@ class Daemon:
 
         Raises what `uffdaemon.move` raises, and `NotServed`.
         """
-        server = self._servers.get(uffd)
-        if server is None:
-            raise errors.NotServed(f"{uffd!r} is not served here")
+        server = self._servers.serving(uffd)
         region = server.handler.regions.find(dst)
         ladder = ladder_for(
             uffd,
@@ -296,9 +302,7 @@ class Daemon:
 
         Raises `NotServed`.
         """
-        server = self._servers.get(uffd)
-        if server is None:
-            raise errors.NotServed(f"{uffd!r} is not served here")
+        server = self._servers.serving(uffd)
         book_moves(server.handler, moved)
 
     # -- clients -------------------------------------------------------------------------------
@@ -308,12 +312,11 @@ class Daemon:
 
         Raises `OpenRefused` (ESRCH: it is gone already) and `NotServed`.
         """
-        if uffd not in self._servers:
-            raise errors.NotServed(f"{uffd!r} is not served here")
+        server = self._servers.serving(uffd)
         pidfd = native.pidfd_open(pid)
         if pidfd < 0:
             raise errors.OpenRefused(-pidfd, "pidfd_open", reason=f"process {pid}")
-        self._nursery.start_soon(self._watch, self._servers[uffd], pidfd)
+        self._nursery.start_soon(self._watch, server, pidfd)
 
     async def _watch(self, server: Server, pidfd: int) -> None:
         try:
@@ -332,7 +335,7 @@ class Daemon:
 
     async def wait_client_gone(self, uffd: Userfaultfd) -> None:
         """Until `uffd` is served no more: its client died, or the daemon ends."""
-        server = self._servers.get(uffd)
+        server = self._servers.own.get(uffd)
         if server is not None:
             await server.ended.wait()
 
@@ -340,20 +343,12 @@ class Daemon:
 
     def open_faults(self) -> list[OpenFault]:
         """Who waits now, since when and for what; the oldest first."""
-        now = time.perf_counter_ns()
-        found = [
-            entry
-            for server in self._servers.values()
-            for entry in server.handler.ledger.open_faults(now)
-        ]
+        found = self._servers.open_faults(time.perf_counter_ns())
         return sorted(found, key=lambda entry: -entry.age)
 
     def statistics(self) -> Statistics:
         """A snapshot of what has been served, by all userfaultfds together."""
-        total = Counters()
-        total.add(self._past)
-        for server in self._servers.values():
-            server.add_counters(total)
+        total = self._servers.count()
         return Statistics(
             dict(total.outcomes),
             dict(total.failures),
@@ -367,7 +362,8 @@ class Daemon:
     def dump(self) -> str:
         """Who is stuck, since when and why, as text: a line for each open fault."""
         stuck = self.open_faults()
-        head = f"uffdaemon: {len(stuck)} open faults on {len(self._servers)} userfaultfds"
+        served = len(self._servers.own) + len(self._servers.external)
+        head = f"uffdaemon: {len(stuck)} open faults on {served} userfaultfds"
         return "\n".join([head, *(f"  {entry}" for entry in stuck)])
 
     async def dump_on_signal(self, *signals: signal.Signals) -> None:
@@ -379,95 +375,15 @@ class Daemon:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _server_of(self, region: Region) -> Server:
-        for server in self._servers.values():
-            if server.handler.regions.segments(region):
-                return server
-        raise errors.NotServed(f"region {region.label} is not served here")
-
-    def _start(
-        self,
-        uffd: Userfaultfd,
-        resolver: Resolver,
-        name: str,
-        regions: RegionTable | None = None,
-        *,
-        owns_fd: bool = False,
-    ) -> Server:
-        log = self._log.bind(userfaultfd=uffd.fileno())
-        handler = Handler(uffd, self._hooks, log, regions)
-        handler.of_this_process = self._handlers_of_this_process
-        server = Server(
-            handler,
-            staff=Staff(self._sleeper, self._resolving, self._watchdog, self._rereads),
-            resolver=resolver,
-            name=name,
-            fetch_limit=self._fetch_limit,
-            owns_fd=owns_fd,
-            on_fork=self._forked,
-        )
-        self._servers[uffd] = server
-        self._nursery.start_soon(self._run, server)
-        return server
-
-    def _handlers_of_this_process(self) -> list[Handler]:
-        return [s.handler for s in self._servers.values() if s.uffd.same_process]
-
-    async def _run(self, server: Server) -> None:
-        await server.run()
-        if not self._closing and not server.handler.ledger:
-            self._forget(server)
-
-    def _forget(self, server: Server) -> None:
-        if self._servers.pop(server.uffd, None) is not None:
-            server.add_counters(self._past)
-
-    def _forked(self, parent: Server, event: ForkEvent, regions: RegionTable) -> None:
-        """A child has come into being; its descriptor is ours."""
-        try:
-            decision = self._on_fork if isinstance(self._on_fork, str) else self._on_fork(event)
-        except Exception as error:  # noqa: BLE001  # a child must not be lost over it
-            parent.handler.hooks.raised(self._on_fork, error)
-            decision = "adopt"
-        if decision == "close" or self._closing:
-            os.close(event.fd)
-            return
-        self._reap()
-        child = Userfaultfd.adopt(event.fd)
-        server = self._start(child, parent.post.resolver, "a child", regions, owns_fd=True)
-        server.rules_outdated()
-
-    def _reap(self) -> None:
-        """Let go of children that have ended, of which nothing tells."""
-        for server in list(self._servers.values()):
-            if server.owns_fd and not server.is_alive():
-                server.handler.lose_client()
-
-    def _wake(self) -> None:
-        for server in self._servers.values():
-            server.wake_if_read()
-
     async def start(self, *, native_sleep: bool) -> None:
         """Called by `open_daemon`, once."""
-        if native_sleep:
-            self._sleeper = await Sleeper.join(self._wake)
+        await self._servers.open(native_sleep=native_sleep)
         if self._log_interval is not None:
             self._nursery.start_soon(self._log_now_and_then, self._log_interval)
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:
         """Called by `open_daemon` when its block ends."""
-        self._closing = True
-        try:
-            async with trio.open_nursery() as nursery:
-                for server in list(self._servers.values()):
-                    nursery.start_soon(server.shut_down, how, patience)
-        finally:
-            if self._sleeper is not None:
-                self._sleeper.leave(self._wake)
-            self._resolving.close()
-        self.orphans = [s.uffd for s in self._servers.values() if s.is_orphan()]
-        for orphan in self.orphans:
-            self._log.warning("child left with missing pages", userfaultfd=orphan.fileno())
+        self.orphans = await self._servers.shut_down(how, patience)
         if self._log_interval is not None:
             self._log_aggregates()
 
@@ -479,3 +395,12 @@ class Daemon:
         while True:
             await trio.sleep(interval)
             self._log_aggregates()
+
+
+def _check_moves(uffd: Userfaultfd, policy: Policy) -> None:
+    if moves(policy) and not uffd.same_process:
+        raise errors.PlacementRefused(
+            f"policy {policy_name(policy)} moves pages, and this userfaultfd is another "
+            "process's: the kernel moves pages only from inside of the process whose memory "
+            "it is.  Serve it in that process, or copy."
+        )

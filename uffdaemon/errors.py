@@ -297,3 +297,16 @@ class PolicyVetoed(PolicyError):
 
 class NoAnswer(PolicyError):
     """No policy answers faults of this kind here."""
+
+
+class PolicyNotLoaded(PolicyError):
+    """An external policy could not be imported or made, or its worker died too often."""
+
+
+class WorkerFailure(PolicyError):
+    """What ``failed`` hooks are told of a failure in the worker of an external policy, if its error
+    cannot be made anew here; ``error_type`` is the error's name there."""
+
+    def __init__(self, policy: str, error_type: str, text: str) -> None:
+        self.error_type = error_type
+        super().__init__(policy, f"failed in its worker: {error_type}: {text}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uffdaemon.errors import InvalidRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from uffdaemon.region import Region
 
@@ -40,6 +40,13 @@ class RegionTable:
     def __init__(self) -> None:
         self._segments: list[Segment] = []
         self._starts: list[int] = []
+
+    @classmethod
+    def of(cls, segments: Iterable[Segment]) -> RegionTable:
+        """A table of segments that do not overlap, such as another table has had."""
+        table = cls()
+        table._set(list(segments))
+        return table
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self._segments)
@@ -134,7 +141,6 @@ class RegionTable:
         Unless `known`, the parent may have got pages since: of the child's none is taken to be
         there.
         """
-        child = RegionTable()
         maps = {id(s.region.pages): s.region.pages.copy() for s in self._segments}
         if not known:
             for pages in maps.values():
@@ -144,5 +150,4 @@ class RegionTable:
             region = copy(segment.region)
             region.pages = maps[id(segment.region.pages)]
             segments.append(segment._replace(region=region))
-        child._set(segments)  # of the same class
-        return child
+        return RegionTable.of(segments)

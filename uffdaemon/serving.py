@@ -11,11 +11,11 @@ from uffdaemon.daemon import Daemon
 from uffdaemon.features import RegisterMode
 from uffdaemon.loop import Shutdown
 from uffdaemon.placement import Watchdog
+from uffdaemon.servers import ForkDecision, Options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
-    from uffdaemon.daemon import ForkDecision
     from uffdaemon.events import ForkEvent
     from uffdaemon.hooks import Hooks
     from uffdaemon.region import Region
@@ -72,15 +72,8 @@ async def open_daemon(
     on_shutdown = Shutdown(on_shutdown)  # or the word for it
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        daemon = Daemon(
-            nursery,
-            hooks,
-            on_fork=on_fork,
-            watchdog=watchdog,
-            rereads=rereads,
-            fetch_limit=fetch_limit,
-            log_interval=log_interval,
-        )
+        options = Options(hooks, on_fork, watchdog, rereads, fetch_limit)
+        daemon = Daemon(nursery, options, log_interval=log_interval)
         await daemon.start(native_sleep=native_sleep)
         try:
             yield daemon

@@ -111,7 +111,7 @@ async def test_a_sleep_that_goes_wrong_is_given_up(uffd: FakeUserfaultfd) -> Non
     async with open_daemon(hooks=[recorder.hooks]) as daemon:
         daemon.add_region(uffd, region(lambda fault: actions.Zero()))
         await settled()
-        sleeper = daemon._sleeper
+        sleeper = daemon._servers._sleeper
         assert sleeper is not None
         # What epoll_wait(2) gets is no epoll descriptor any more.
         nothing = os.open("/dev/null", os.O_RDONLY)

@@ -51,6 +51,14 @@ def test_an_overlap_names_both(first: int, pages: int) -> None:
     assert len(table) == 1
 
 
+def test_a_table_is_made_anew_of_its_segments() -> None:
+    table = table_of(a_region(pages=4), a_region(pages=4, start=at(8)))
+    table.remap(at(1), at(20), 2 * PAGE)
+    twin = RegionTable.of(reversed(list(table)))
+    assert list(twin) == list(table)
+    assert twin.find(at(20)) is table.find(at(20))
+
+
 def test_neighbours_do_not_overlap() -> None:
     table = table_of(a_region(pages=4), a_region(pages=4, start=at(-4)), a_region(start=at(4)))
     assert len(table) == 3
