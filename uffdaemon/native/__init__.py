@@ -151,7 +151,11 @@ def view_memory(start: int, length: int) -> memoryview:
 
 def export_memory(start: int, length: int, returned: Callable[[], None]) -> memoryview:
     """The same; `returned` is called when nothing uses the view any more."""
-    pointer = ffi.gc(ffi.cast("char *", start), lambda _: returned())
+
+    def gone(_: object) -> None:
+        returned()
+
+    pointer = ffi.gc(ffi.cast("char *", start), gone)
     return memoryview(ffi.buffer(pointer, length))
 
 

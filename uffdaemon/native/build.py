@@ -20,6 +20,7 @@ SOURCES = (
     "queue.c",
     "serve.c",
     "port.c",
+    "affinity.c",
     "waiting.c",
     "resolver.c",
     "signal.c",

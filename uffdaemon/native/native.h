@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "uapi.h"
 
@@ -132,6 +133,7 @@ struct uffdaemon_port {
     uint64_t last;           /* when something was last answered, CLOCK_MONOTONIC ns */
     uint64_t reads, empty_reads; /* out: read(2) calls, and those that found nothing */
     uint64_t events;         /* out: events applied */
+    uint64_t faults;         /* affinity.c: faults read */
     uint64_t reading;        /* odd while an event may have been read that is not applied yet */
     uint64_t low, high;      /* signal.c: between these lie all rules */
     uint64_t counts[UFFDAEMON_KINDS][UFFDAEMON_CODES]; /* out: faults answered */
@@ -211,6 +213,9 @@ void uffdaemon_answer(struct uffdaemon_port *port, const struct uffdaemon_table 
 uint64_t uffdaemon_now(void);
 int uffdaemon_serve(struct uffdaemon_port *port);
 void uffdaemon_notify(struct uffdaemon_port *port);
+
+/* affinity.c */
+void uffdaemon_follow(struct uffdaemon_port *port, pid_t thread, size_t count, uint64_t now);
 
 /* waiting.c */
 int uffdaemon_wait_open(void);

@@ -107,6 +107,8 @@ static void take(struct uffdaemon_port *port, size_t count, uint64_t now)
         uffdaemon_notify(port);
     }
     __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
+    if (faults && port->notify >= 0)
+        uffdaemon_follow(port, (pid_t)port->fresh[0].message.arg.pagefault.feat.ptid, faults, now);
     if (rest)
         hand_on(port, faults, now);
     else
