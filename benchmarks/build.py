@@ -13,7 +13,9 @@ SOURCES = Path(__file__).resolve().parent / "native"
 OUTPUT = ROOT / "build" / "benchmarks"
 FLAGS = shlex.split("-O2 -std=gnu11 -Wall -Wextra -Wconversion -Wshadow -pthread")
 PROGRAMS = {
-    "toucher": ("toucher.c", "client.c", "shared.c"),
+    "toucher": ("toucher.c", "client.c", "touching.c", "options.c", "shared.c"),
+    "sigbus": ("sigbus.c", "client.c", "touching.c", "options.c", "shared.c"),
+    "in_process.so": ("in_process.c", "touching.c", "options.c", "shared.c"),
     "yardstick": ("yardstick.c", "handed.c", "shared.c"),
     "moves.so": ("moves.c", "shared.c"),
 }

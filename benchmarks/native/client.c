@@ -34,24 +34,17 @@ static char *map_region(uint64_t length)
     return region;
 }
 
-static void shuffle(struct touch *touches, size_t count)
+static void warm(char *start, uint64_t length)
 {
-    uint64_t state = 0x9E3779B97F4A7C15ULL;
-    for (size_t index = count; index > 1; index--) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        size_t other = state % index;
-        struct touch kept = touches[index - 1];
-        touches[index - 1] = touches[other];
-        touches[other] = kept;
+    if (madvise(start, length, MADV_POPULATE_WRITE) != 0
+        || madvise(start, length, MADV_DONTNEED) != 0) {
+        die("madvise");
     }
 }
 
-size_t prepare(const struct options *options, struct touch *touches, char **bases, char *text)
+void prepare(const struct options *options, char **bases, char *text)
 {
-    uint64_t per_window = options->pages / (options->regions * options->windows);
-    uint64_t spacing = options->length / options->windows / BENCH_PAGE * BENCH_PAGE;
+    uint64_t per_window = pages_per_window(options) * BENCH_PAGE;
     size_t used = (size_t)snprintf(text, MAX_TEXT, "{\"regions\": [");
     for (uint64_t region = 0; region < options->regions; region++) {
         bases[region] = map_region(options->length);
@@ -61,29 +54,21 @@ size_t prepare(const struct options *options, struct touch *touches, char **base
                                  region ? ", " : "", (uintptr_t)bases[region], options->length);
     }
     /* Neighbouring windows are one: with many small regions the whole image is. */
-    int whole = options->windows == 1 && per_window * BENCH_PAGE == options->length;
+    int whole = options->windows == 1 && per_window == options->length;
     used += (size_t)snprintf(text + used, MAX_TEXT - used, "], \"windows\": [");
     if (whole) {
         used += (size_t)snprintf(text + used, MAX_TEXT - used, "[0, %lu]",
                                  options->length * options->regions);
     }
-    size_t count = 0;
     for (uint64_t region = 0; region < options->regions; region++) {
         for (uint64_t window = 0; window < options->windows; window++) {
-            char *base = bases[region] + window * spacing;
-            uint64_t offset = region * options->length + window * spacing;
+            uint64_t offset = window * window_spacing(options);
             if (!whole) {
                 used += (size_t)snprintf(text + used, MAX_TEXT - used, "%s[%lu, %lu]",
-                                         count ? ", " : "", offset, per_window * BENCH_PAGE);
+                                         region + window ? ", " : "",
+                                         region * options->length + offset, per_window);
             }
-            for (uint64_t page = 0; page < per_window; page++) {
-                touches[count].address = (uint64_t *)(void *)(base + page * BENCH_PAGE);
-                touches[count++].expected = offset / BENCH_PAGE + page + 1;
-            }
-            if (madvise(base, per_window * BENCH_PAGE, MADV_POPULATE_WRITE) != 0
-                || madvise(base, per_window * BENCH_PAGE, MADV_DONTNEED) != 0) {
-                die("madvise");
-            }
+            warm(bases[region] + offset, per_window);
         }
     }
     used += (size_t)snprintf(text + used, MAX_TEXT - used, "]}");
@@ -91,16 +76,29 @@ size_t prepare(const struct options *options, struct touch *touches, char **base
         errno = E2BIG;
         die("regions");
     }
-    if (!options->sequential) {
-        shuffle(touches, count);
-    }
-    return count;
 }
 
-clockid_t hand_over(const struct options *options, char **bases, const char *text)
+void map_file(const struct options *options, char **bases)
+{
+    int descriptor = open(options->image, O_RDONLY | O_CLOEXEC);
+    char *mapped = MAP_FAILED;
+    if (descriptor >= 0) {
+        mapped = mmap(NULL, options->regions * options->length, PROT_READ, MAP_SHARED, descriptor,
+                      0);
+    }
+    if (mapped == MAP_FAILED
+        || madvise(mapped, options->regions * options->length, MADV_RANDOM) != 0) {
+        die(options->image);
+    }
+    for (uint64_t region = 0; region < options->regions; region++) {
+        bases[region] = mapped + region * options->length;
+    }
+}
+
+int open_registered(const struct options *options, char **bases, uint64_t features)
 {
     int uffd = (int)syscall(BENCH_SYS_USERFAULTFD, O_CLOEXEC | O_NONBLOCK);
-    struct bench_api api = {.api = BENCH_API_VERSION};
+    struct bench_api api = {.api = BENCH_API_VERSION, .features = features};
     if (uffd < 0 || ioctl(uffd, BENCH_IOC_API, &api) != 0) {
         die("userfaultfd");
     }
@@ -113,6 +111,12 @@ clockid_t hand_over(const struct options *options, char **bases, const char *tex
             die("UFFDIO_REGISTER");
         }
     }
+    return uffd;
+}
+
+clockid_t hand_over(const struct options *options, char **bases, const char *text)
+{
+    int uffd = open_registered(options, bases, 0);
     send_descriptor(options->sock, uffd, text, strlen(text));
     char reply[32] = {0};
     size_t length = 0;

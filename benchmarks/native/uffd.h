@@ -18,6 +18,7 @@
 #define BENCH_API_VERSION 0xAAULL
 #define BENCH_EVENT_PAGEFAULT 0x12
 #define BENCH_REGISTER_MISSING 1ULL
+#define BENCH_FEATURE_SIGBUS (1ULL << 7)
 
 struct bench_api {
     uint64_t api;
