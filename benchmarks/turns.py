@@ -43,9 +43,22 @@ class Cores:
 
     client: int
     handler: int
+    spread: bool = False
+    """Whether the client's threads are on both of them, one here, one there."""
+    free: bool = False
+    """Whether the handler may run on either of them, where the kernel or itself sees fit."""
 
     def __str__(self) -> str:
-        return f"client {self.client}, handler {self.handler}"
+        client = f"{self.client}+{self.handler}" if self.spread else f"{self.client}"
+        return f"client {client}, handler {'free' if self.free else self.handler}"
+
+    def client_words(self) -> list[str]:
+        """For the toucher's command line."""
+        return ["--cpu", f"{self.client},{self.handler}" if self.spread else str(self.client)]
+
+    def handler_words(self, option: str = "--cpu") -> list[str]:
+        """For the handler's command line."""
+        return [] if self.free else [option, str(self.handler)]
 
 
 def placements() -> dict[str, Cores]:
@@ -111,6 +124,10 @@ class Side:
     name: str
     command: tuple[str, ...]
 
+    def answer(self, client: Client, cores: Cores, image: int) -> Seen:
+        """Answer `client` once, in a process of its own.  Raises `TurnFailed`."""
+        return take_turn(self, client, cores, image)
+
 
 def sleeping(*arguments: str) -> Side:
     """The yardstick that sleeps in poll after every answer."""
@@ -147,7 +164,7 @@ def take_turn(side: Side, client: Client, cores: Cores, image: int) -> Seen:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with near, far:
         command = [*side.command, "--socket", str(far.fileno())]
-        command += ["--image", f"/proc/self/fd/{image}", "--cpu", str(cores.handler)]
+        command += ["--image", f"/proc/self/fd/{image}", *cores.handler_words()]
         handler = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -176,7 +193,7 @@ def take_turn(side: Side, client: Client, cores: Cores, image: int) -> Seen:
 
 
 def _touch(client: Client, cores: Cores, sock: socket.socket | None) -> Seen:
-    command = [str(program("toucher")), *client.arguments(), "--cpu", str(cores.client)]
+    command = [str(program("toucher")), *client.arguments(), *cores.client_words()]
     descriptors = []
     if sock is not None:
         descriptors.append(sock.fileno())
@@ -200,5 +217,5 @@ def alternate(
     with image_for(client) as image:
         for _ in range(rounds):
             for side in sides:
-                result[side.name].append(take_turn(side, client, cores, image))
+                result[side.name].append(side.answer(client, cores, image))
     return result
