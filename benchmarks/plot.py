@@ -1,4 +1,5 @@
-"""The rows as a picture: each ratio against its target, and how a fault scales."""
+"""The rows as pictures: each ratio against its target, and how a fault scales; and the figures of
+everybody beside each other."""
 
 from __future__ import annotations
 
@@ -13,9 +14,12 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from benchmarks.rows import Row
 
 MET, MISSED, INFORMATION = "tab:green", "tab:red", "tab:gray"
+OURS, OTHERS = "tab:blue", "tab:gray"
 
 
 def _colour(row: Row) -> str:
@@ -54,6 +58,39 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     lines.set_title("scaling; dotted: C")
     if curves:
         lines.legend(fontsize=7)
+    _save(figure, path)
+
+
+def draw_groups(rows: Sequence[Row], path: Path) -> None:
+    """Write a picture of rows that have a group: a panel for each, a bar for each label, to the
+    same scale.  Ours stand out."""
+    groups = list(dict.fromkeys(row.group for row in rows))
+    labels = list(dict.fromkeys(row.label for row in rows))[::-1]
+    width = 4 + 3.2 * len(groups)
+    figure, panels = plt.subplots(
+        1,
+        len(groups),
+        figsize=(width, 2 + 0.3 * len(labels)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for panel, group in zip(panels[0], groups, strict=True):
+        shown = {row.label: row.median or 0.0 for row in rows if row.group == group}
+        for place, label in enumerate(labels):
+            if label in shown:
+                colour = OURS if label.startswith("uffdaemon") else OTHERS
+                panel.barh(place, shown[label], color=colour, alpha=0.8)
+                panel.text(shown[label], place, f" {shown[label]:.3g}", va="center", fontsize=7)
+        panel.set_title(group, fontsize=9)
+        panel.set_xscale("log")
+        panel.set_yticks(range(len(labels)), labels, fontsize=8)
+        panel.set_xlabel("µs")
+        panel.margins(x=0.2)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

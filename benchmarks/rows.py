@@ -19,8 +19,9 @@ class Row:
 
     name: str
     unit: str
-    median: float
-    """The median of the rounds' figures, each the median of its faults where faults are timed."""
+    median: float | None
+    """The median of the rounds' figures, each the median of its faults where faults are timed;
+    None where it could not be measured, for the reason in `note`."""
     p99: float | None
     """The median of the rounds' 99th percentiles; None where a round yields one number only."""
     against: str
@@ -37,6 +38,9 @@ class Row:
     points: tuple[tuple[float, float, float], ...] = ()
     """For a plot: (x, our median, their median) where a row sums up a curve."""
     note: str = ""
+    group: str = ""
+    """A picture of its own shows the rows of a group side by side, each by its `label`."""
+    label: str = ""
 
 
 Measure: TypeAlias = Callable[[int], list[Row]]
@@ -103,6 +107,23 @@ def limit(
         cores=cores,
         rounds=len(values),
         note=note,
+    )
+
+
+def absent(name: str, reason: str, *, cores: str = "") -> Row:
+    """The row for what cannot be measured here."""
+    return Row(
+        name=name,
+        unit="",
+        median=None,
+        p99=None,
+        against="not measured",
+        ratio=None,
+        target=None,
+        met=None,
+        cores=cores,
+        rounds=0,
+        note=reason,
     )
 
 

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypedDict, cast
+from dataclasses import dataclass, replace
+from typing import NotRequired, Self, TypedDict, cast
 
 from benchmarks.build import ROOT, program
 
@@ -35,6 +35,8 @@ class Seen(TypedDict):
     p99_us: float
     wall_us_per_page: float
     handler_cpu_us_per_page: float
+    present_us: NotRequired[float]
+    """What the same access takes where the page is there already, if it is not next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,10 @@ class Side:
         """Answer `client` once, in a process of its own.  Raises `TurnFailed`."""
         return take_turn(self, client, cores, image)
 
+    def with_words(self, name: str, *words: str) -> Self:
+        """The same under another name, with more words."""
+        return replace(self, name=name, command=(*self.command, *words))
+
 
 def sleeping(*arguments: str) -> Side:
     """The yardstick that sleeps in poll after every answer."""
@@ -201,7 +207,12 @@ def _touch(client: Client, cores: Cores, sock: socket.socket | None) -> Seen:
     done = subprocess.run(
         command, pass_fds=descriptors, stdout=subprocess.PIPE, timeout=DEADLINE, check=True
     )
-    return cast("Seen", json.loads(done.stdout))
+    return parse_seen(done.stdout)
+
+
+def parse_seen(text: bytes) -> Seen:
+    """What a client has written."""
+    return cast("Seen", json.loads(text))
 
 
 def touch_unguarded(client: Client, cores: Cores) -> Seen:

@@ -12,10 +12,12 @@ struct options parse_options(int argc, char **argv)
         {"socket", 1, NULL, 's'},  {"pages", 1, NULL, 'p'},   {"warm", 1, NULL, 'w'},
         {"regions", 1, NULL, 'r'}, {"length", 1, NULL, 'l'},  {"windows", 1, NULL, 'n'},
         {"threads", 1, NULL, 't'}, {"gap-us", 1, NULL, 'g'},  {"busy-gap", 0, NULL, 'b'},
-        {"sequential", 0, NULL, 'q'}, {"cpu", 1, NULL, 'c'},  {"image", 1, NULL, 'i'}, {0},
+        {"sequential", 0, NULL, 'q'}, {"cpu", 1, NULL, 'c'},  {"image", 1, NULL, 'i'},
+        {"handler-cpu", 1, NULL, 'h'}, {0},
     };
     struct options options = {
-        .sock = -1, .pages = 2048, .warm = 256, .regions = 1, .windows = 1, .threads = 1};
+        .sock = -1, .handler_core = -1, .pages = 2048, .warm = 256, .regions = 1, .windows = 1,
+        .threads = 1};
     optind = 0; /* a library parses more than once */
     for (int option; (option = getopt_long(argc, argv, "", names, NULL)) != -1;) {
         switch (option) {
@@ -31,6 +33,7 @@ struct options parse_options(int argc, char **argv)
         case 'b': options.gap_kind = GAP_BUSY; break;
         case 'q': options.sequential = 1; break;
         case 'c': options.core_count = parse_cores(optarg, options.cores, MAX_CORES); break;
+        case 'h': options.handler_core = (int)number(optarg, 1 << 20); break;
         default: exit(2);
         }
     }

@@ -36,6 +36,7 @@ struct options {
     int sequential;
     int cores[MAX_CORES];
     size_t core_count;
+    int handler_core; /* where threads that answer are to run; -1: anywhere */
     int checked; /* whether the pages have to hold what the image has */
 };
 

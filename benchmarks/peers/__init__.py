@@ -1,1 +1,1 @@
-"""Handlers of other people's making, each in a small program of ours, for benchmarks/everybody.py."""
+"""Other people's handlers, each in a small program of ours, for benchmarks/everybody.py."""

@@ -23,7 +23,7 @@ INODE = 2
 
 
 class Image:
-    """The operations that a mapping needs; becomes one of pyfuse3's own with its base class."""
+    """The operations that a mapping needs, as pyfuse3 calls them."""
 
     def __init__(self, fuse: Any, image: mmap.mmap) -> None:  # noqa: ANN401
         super().__init__()
@@ -31,6 +31,7 @@ class Image:
         self._image = image
 
     async def getattr(self, inode: int, ctx: object = None) -> object:
+        """What the directory and the file are like."""
         del ctx
         entry = self._fuse.EntryAttributes()
         entry.st_ino = inode
@@ -45,16 +46,19 @@ class Image:
         return entry
 
     async def lookup(self, parent: int, name: bytes, ctx: object = None) -> object:
+        """Find the file."""
         del parent
         if name != NAME:
             raise self._fuse.FUSEError(errno.ENOENT)
         return await self.getattr(INODE, ctx)
 
     async def open(self, inode: int, flags: int, ctx: object) -> object:
+        """Open it."""
         del flags, ctx
         return self._fuse.FileInfo(fh=inode)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        """A page, as a rule."""
         del fh
         return self._image[off : off + size]
 

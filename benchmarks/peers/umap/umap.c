@@ -25,6 +25,7 @@ int main(int argc, char **argv)
         die(options.image);
     }
     /* Its threads are made here, on the cores that this thread may run on. */
+    pin(options.handler_core);
     char *base = umap(NULL, options.length, PROT_READ, UMAP_PRIVATE, descriptor, 0);
     if (base == UMAP_FAILED) {
         die("umap");
