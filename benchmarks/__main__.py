@@ -15,12 +15,15 @@ from pathlib import Path
 from benchmarks import (
     compacting,
     contended,
+    everybody,
     external,
     fault_around,
     filling,
+    forwarding,
     move_faults,
     moving,
     resting,
+    rules,
     scaling,
 )
 from benchmarks.rows import Measure, Row, parser, print_table, write_json
@@ -36,6 +39,9 @@ BENCHMARKS: dict[str, Measure] = {
     "move_faults": move_faults.measure,
     "filling": filling.measure,
     "compacting": compacting.measure,
+    "everybody": everybody.measure,
+    "rules": rules.measure,
+    "forwarding": forwarding.measure,
 }
 WARM_PAGES = 131_072
 """Half a GiB, more than any benchmark touches in one turn."""
@@ -45,7 +51,11 @@ def main() -> int:
     """Run them; the exit status."""
     options_parser = parser(__doc__)
     options_parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the rows (default: beside the JSON file)"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw the rows, and the comparison with everybody as FILE-everybody (default: beside "
+        "the JSON file)",
     )
     options_parser.add_argument(
         "only", nargs="*", metavar="BENCHMARK", help=f"of {', '.join(BENCHMARKS)} (default: all)"
@@ -84,9 +94,11 @@ def _draw(rows: list[Row], path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         print("no plot: there is no matplotlib; pip install 'uffdaemon[bench]' brings it")
         return
-    from benchmarks.plot import draw  # noqa: PLC0415 - the one part that needs matplotlib
+    from benchmarks import plot  # noqa: PLC0415 - the one part that needs matplotlib
 
-    draw(rows, path)
+    plot.draw([row for row in rows if not row.group], path)
+    if grouped := [row for row in rows if row.group]:
+        plot.draw_groups(grouped, path.with_stem(f"{path.stem}-everybody"))
 
 
 if __name__ == "__main__":

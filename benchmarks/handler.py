@@ -12,16 +12,19 @@ import mmap
 import os
 import signal
 import socket
-from typing import TypedDict, cast
+from collections.abc import Sequence
+from typing import Literal, TypedDict, cast
 
 import trio
 
 from uffdaemon import (
+    ByRange,
     BytesSource,
     CopyFrom,
     FaultAround,
     Policy,
     Region,
+    Source,
     Userfaultfd,
     open_daemon,
 )
@@ -62,10 +65,25 @@ class Options(argparse.Namespace):
     around: int
     rereads: int
     own_policy: bool
+    resolver: Literal["loop", "thread"]
+    rules: int
 
 
-def policy_of(copy: CopyFrom, options: Options) -> Policy:
+def divided(sources: Sequence[Source], length: int, rules: int) -> Policy:
+    """A copy of `length` bytes in so many ranges, from sources that hold the same in turns."""
+    piece = length // rules // mmap.PAGESIZE * mmap.PAGESIZE
+    copies = [CopyFrom(source) for source in sources]
+    ranges: list[tuple[int, int, Policy]] = [
+        (n * piece, piece, copies[n % len(copies)]) for n in range(rules - 1)
+    ]
+    end = (rules - 1) * piece
+    return ByRange([*ranges, (end, length - end, copies[(rules - 1) % len(copies)])])
+
+
+def policy_of(copy: CopyFrom, second: Source, length: int, options: Options) -> Policy:
     """The policy that is measured."""
+    if options.rules > 1:
+        return divided((copy.source, second), length, options.rules)
     if options.own_policy:
         # It decides the same, but only Python can tell.
         return copy.__call__
@@ -77,11 +95,13 @@ async def serve(sock: socket.socket, options: Options) -> None:
     uffd, message = Userfaultfd.receive(sock)
     handed = cast("Handed", json.loads(message))
     source = BytesSource(map_image(options.image, handed))
+    second = BytesSource(map_image(options.image, handed))
     async with open_daemon(rereads=options.rereads) as daemon:
         offset = 0
         for start, length in handed["regions"]:
-            policy = policy_of(CopyFrom(source, offset), options)
-            daemon.add_region(uffd, Region(start, length, policy), register=None)
+            policy = policy_of(CopyFrom(source, offset), second, length, options)
+            region = Region(start, length, policy)
+            daemon.add_region(uffd, region, register=None, resolver=options.resolver)
             offset += length
         sock.send(b"go %d\n" % os.getpid())
         await trio.lowlevel.wait_readable(sock)
@@ -95,6 +115,10 @@ def main() -> None:
     parser.add_argument("--around", type=int, default=1, metavar="PAGES")
     parser.add_argument("--rereads", type=int, default=REREADS, metavar="TIMES")
     parser.add_argument("--own-policy", action="store_true", help="ask a Python function")
+    parser.add_argument("--resolver", choices=("loop", "thread"), default="loop")
+    parser.add_argument(
+        "--rules", type=int, default=1, help="divide the memory into so many ranges"
+    )
     options = parser.parse_args(namespace=Options())
     # The end of the socket is the end; the harness's SIGTERM, meant for the yardstick, may follow.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
