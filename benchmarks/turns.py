@@ -20,6 +20,10 @@ DEADLINE = 60.0
 """Seconds that the client of one turn may take before it is killed."""
 
 
+GRACE = 2.0
+"""Seconds in which a handler may say what was wrong."""
+
+
 class TurnFailed(Exception):
     """A side died, took too long, or delivered wrong pages."""
 
@@ -183,8 +187,12 @@ def take_turn(side: Side, client: Client, cores: Cores, image: int) -> Seen:
         try:
             seen = _touch(client, cores, near)
         except (subprocess.SubprocessError, json.JSONDecodeError) as error:
-            handler.kill()
-            _, complaint = handler.communicate()
+            near.close()
+            try:
+                _, complaint = handler.communicate(timeout=GRACE)
+            except subprocess.TimeoutExpired:
+                handler.kill()
+                _, complaint = handler.communicate()
             raise TurnFailed(f"{side.name}: {error}\n{complaint.decode()}") from error
         # One that looks after its socket sees the end of it; the yardstick waits for the signal.
         near.close()
