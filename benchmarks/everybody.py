@@ -147,15 +147,16 @@ def _eight_threads(sides: Mapping[str, Side], rounds: int) -> tuple[list[Row], l
     rows = _everybody(measured, "wall_us_per_page", "wall a page", cores, "8 threads on 2 cores")
     targets = [
         compare(
-            f"8 threads on 2 cores, wall a page: {who.THREAD}",
-            figures(measured[who.THREAD], "wall_us_per_page"),
+            f"8 threads on 2 cores, wall a page: {mine}",
+            figures(measured[mine], "wall_us_per_page"),
             figures(measured[peer], "wall_us_per_page"),
             against=peer,
             cores=str(cores),
             target=1.0,
         )
+        for mine in (who.THREAD, who.IN_THREAD)
         for peer in who.PEERS
-        if {who.THREAD, peer} <= measured.keys()
+        if {mine, peer} <= measured.keys()
     ]
     return rows, targets
 

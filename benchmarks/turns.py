@@ -231,10 +231,14 @@ def touch_unguarded(client: Client, cores: Cores) -> Seen:
 def alternate(
     sides: Sequence[Side], client: Client, cores: Cores, rounds: int
 ) -> Mapping[str, list[Seen]]:
-    """Let the sides take turns, `rounds` times; what the client saw, by side."""
+    """Let the sides take turns, `rounds` times; what the client saw, by side.
+
+    Each round begins with another side, so that nobody always comes after the same one.
+    """
     result: dict[str, list[Seen]] = {side.name: [] for side in sides}
     with image_for(client) as image:
-        for _ in range(rounds):
-            for side in sides:
+        for number in range(rounds):
+            first = number % len(sides)
+            for side in (*sides[first:], *sides[:first]):
                 result[side.name].append(side.answer(client, cores, image))
     return result
