@@ -7,8 +7,8 @@ back-to-back, on the handler's core, on another, and on a core of its own while 
 on either; then eight threads on two cores.  Who cannot be built or run here has a row that says
 why.
 
-Go has no handler library that can be had from its module proxy: its handler is made on
-golang.org/x/sys/unix.
+The handler in Go stands on golang.org/x/sys/unix alone: no module for userfaultfd was to be had
+from the module proxy where this was written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from statistics import median
 from benchmarks import contenders as who
 from benchmarks.external import Figure, figures
 from benchmarks.rows import Row, absent, compare, script
-from benchmarks.turns import Client, Cores, Seen, Side, alternate, placements
+from benchmarks.turns import Client, Cores, Seen, Side, TurnFailed, alternate, placements
 
 BACK_TO_BACK = Client(pages=4608, warm=512)
 EIGHT = Client(pages=16384, warm=512, threads=8)
@@ -170,9 +170,14 @@ def by_name(
 
 
 def measure(rounds: int) -> list[Row]:
-    """A row for each contender and way to fault; then the targets; then who is absent."""
+    """A row for each contender and way to fault; then the targets; then who is absent.
+
+    Raises `TurnFailed` when not even the yardstick can run.
+    """
     places = placements()
     sides, reasons = who.gather(places.get(DIFFERENT, places[SAME]))
+    if who.SLEEPING not in sides:
+        raise TurnFailed(reasons[who.SLEEPING])
     one, one_targets = _one_thread(sides, rounds)
     eight, eight_targets = _eight_threads(sides, rounds)
     missing = [absent(name, reason) for name, reason in reasons.items()]
