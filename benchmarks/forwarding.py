@@ -25,8 +25,8 @@ import trio
 from benchmarks.build import ROOT
 from benchmarks.in_process import library
 from benchmarks.one_region import resident
-from benchmarks.rows import Row, absent, limit, print_table
-from benchmarks.turns import PAGE
+from benchmarks.rows import Row, limit, print_table
+from benchmarks.turns import PAGE, TurnFailed
 from uffdaemon import Action, Fault, Memory, actions, open_daemon
 
 THREADS = 8
@@ -116,7 +116,7 @@ def rows_of(seen: Forwarded) -> list[Row]:
 
 
 def measure(rounds: int) -> list[Row]:
-    """The same, in a process of its own."""
+    """The same, in a process of its own.  Raises `TurnFailed` with what it complained of."""
     del rounds  # a million is enough
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.forwarding", "--json"],
@@ -127,7 +127,7 @@ def measure(rounds: int) -> list[Row]:
         check=False,
     )
     if not done.stdout:
-        return [absent(f"{TOUCHES:,} forwarded faults", done.stderr.strip().splitlines()[-1])]
+        raise TurnFailed(f"forwarding ended with status {done.returncode}\n{done.stderr}")
     return rows_of(cast("Forwarded", json.loads(done.stdout)))
 
 
