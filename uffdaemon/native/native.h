@@ -154,6 +154,7 @@ struct uffdaemon_port {
 };
 
 /* operations.c */
+int uffdaemon_wake(int fd, uint64_t start, uint64_t length);
 void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);
 void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
                          struct uffdaemon_record *records, size_t count);
@@ -239,6 +240,7 @@ int uffdaemon_resolver_thread(const struct uffdaemon_resolver *resolver);
 struct uffdaemon_watch;
 struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port, uint64_t after,
                                             unsigned then, int signal, const char *name, int *error);
+void uffdaemon_watch_alarm(void);
 void uffdaemon_watch_remove(struct uffdaemon_watch *watch);
 
 /* signal.c */

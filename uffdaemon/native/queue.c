@@ -72,8 +72,10 @@ void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_
     chunk->records[chunk->filled++] = *record;
     __atomic_store_n(&queue->count, queue->count + 1, __ATOMIC_RELAXED);
     if (!record->code) {
-        if (!queue->forwarded)
-            __atomic_store_n(&queue->since, now, __ATOMIC_RELAXED);
+        if (!queue->forwarded) {
+            __atomic_store_n(&queue->since, now, __ATOMIC_SEQ_CST);
+            uffdaemon_watch_alarm();
+        }
         __atomic_store_n(&queue->forwarded, queue->forwarded + 1, __ATOMIC_RELAXED);
     }
     uffdaemon_unlock(&queue->lock);

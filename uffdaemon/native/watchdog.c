@@ -8,17 +8,20 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "native.h"
 #include "text.h"
 
-#define ROUND_NS 100000000
+#define ROUND_NS 100000000 /* between two looks while something waits for Python */
+#define POLL_NS 250000000  /* the same at userfaultfds that nobody may be reading */
 #define TOLD 32
 #define HUGE_PAGE (2u << 20)
 
@@ -37,6 +40,7 @@ struct uffdaemon_watch {
 static pthread_mutex_t watching = PTHREAD_MUTEX_INITIALIZER;
 static struct uffdaemon_watch *watches;
 static pid_t process;
+static uint32_t alarmed; /* a futex: something waits for Python, or there is more to look after */
 static int stacks; /* the signal by which faulthandler writes all stacks; 0: none */
 
 static void say(const struct uffdaemon_watch *watch, const struct uffd_msg *message, uint64_t age)
@@ -120,8 +124,8 @@ static void bark(struct uffdaemon_watch *watch, const struct uffd_msg *messages,
             poison(watch, messages[index].arg.pagefault.address);
 }
 
-/* What was forwarded and is not taken. */
-static void look_at_queue(struct uffdaemon_watch *watch, uint64_t now)
+/* What was forwarded and is not taken; whether there is anything. */
+static int look_at_queue(struct uffdaemon_watch *watch, uint64_t now)
 {
     struct uffd_msg messages[TOLD];
     struct uffdaemon_queue *queue = &watch->port->queue;
@@ -129,11 +133,11 @@ static void look_at_queue(struct uffdaemon_watch *watch, uint64_t now)
 
     if (!since) {
         memset(watch->told, 0, sizeof(watch->told));
-        return;
+        return 0;
     }
-    if (now < since || now - since < watch->after)
-        return;
-    bark(watch, messages, uffdaemon_queue_look(queue, messages, TOLD), now - since);
+    if (now > since && now - since >= watch->after)
+        bark(watch, messages, uffdaemon_queue_look(queue, messages, TOLD), now - since);
+    return 1;
 }
 
 /* What nobody reads.  Faults that are read here are woken, so that they come again; events are the
@@ -155,12 +159,12 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
         return;
     if (!watch->unread_since)
         watch->unread_since = now;
-    if (now - watch->unread_since + ROUND_NS < watch->after)
+    if (now - watch->unread_since < watch->after)
         return;
     bytes = read(watch->fd, messages, sizeof(messages));
     if (bytes <= 0)
         return;
-    bark(watch, messages, (size_t)bytes / sizeof(messages[0]), now - watch->unread_since + ROUND_NS);
+    bark(watch, messages, (size_t)bytes / sizeof(messages[0]), now - watch->unread_since);
     for (size_t index = 0; index < (size_t)bytes / sizeof(messages[0]); index++) {
         struct uffdaemon_record record = {.message = messages[index], .latency = now};
 
@@ -175,24 +179,44 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
     watch->quiet = watch->port != NULL;
 }
 
+/* Something waits for Python.  From any thread, and from signal handlers. */
+void uffdaemon_watch_alarm(void)
+{
+    if (!__atomic_exchange_n(&alarmed, 1, __ATOMIC_SEQ_CST))
+        syscall(SYS_futex, &alarmed, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
+}
+
+/* Looks at everything once; returns how long nothing can be missed, ns, or 0: until the alarm. */
+static uint64_t look_around(void)
+{
+    uint64_t now = uffdaemon_now(), pause = 0;
+
+    pthread_mutex_lock(&watching);
+    __atomic_store_n(&alarmed, 0, __ATOMIC_SEQ_CST);
+    for (struct uffdaemon_watch *watch = watches; watch; watch = watch->next) {
+        if (!watch->port || watch->port->notify < 0) {
+            look_at_descriptor(watch, now);
+            if (!pause)
+                pause = POLL_NS;
+        }
+        if (watch->port && look_at_queue(watch, now))
+            pause = ROUND_NS;
+    }
+    pthread_mutex_unlock(&watching);
+    return pause;
+}
+
 static void *run(void *argument)
 {
-    struct timespec pause = {0, ROUND_NS};
-
     (void)argument;
     for (;;) {
-        uint64_t now;
+        uint64_t pause = look_around();
+        struct timespec time = {0, (long)pause};
 
-        nanosleep(&pause, NULL);
-        pthread_mutex_lock(&watching);
-        now = uffdaemon_now();
-        for (struct uffdaemon_watch *watch = watches; watch; watch = watch->next) {
-            if (watch->port)
-                look_at_queue(watch, now);
-            if (!watch->port || watch->port->notify < 0)
-                look_at_descriptor(watch, now);
-        }
-        pthread_mutex_unlock(&watching);
+        if (pause)
+            nanosleep(&time, NULL);
+        else
+            syscall(SYS_futex, &alarmed, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, NULL, NULL, 0);
     }
     return NULL;
 }
@@ -251,6 +275,7 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
         watches = watch;
     }
     pthread_mutex_unlock(&watching);
+    uffdaemon_watch_alarm();
     if (*error) {
         free(watch);
         return NULL;
