@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "native.h"
 
@@ -21,6 +22,7 @@ struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int not
     port->fd = fd;
     port->reread_limit = reread_limit;
     port->notify = notify;
+    port->process = getpid();
     port->applies = notify >= 0;
     pthread_mutex_init(&port->change, NULL);
     return port;
@@ -33,6 +35,12 @@ void uffdaemon_port_free(struct uffdaemon_port *port)
     pthread_mutex_destroy(&port->change);
     free(port->table);
     free(port);
+}
+
+/* In a forked child locks may be held, and rules read, by threads that it does not have. */
+static int inherited(const struct uffdaemon_port *port)
+{
+    return port->process != getpid();
 }
 
 /* Locks `change`, or gives up after a while: whoever holds it may be copying from memory that the
@@ -67,6 +75,8 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
 {
     struct uffdaemon_table *table = NULL;
 
+    if (inherited(port))
+        return 0;
     if (count) {
         table = uffdaemon_table_new(count);
         if (!table)
@@ -87,6 +97,8 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
 /* Has no rule answer any more, until others are published; none is at it when this returns. */
 void uffdaemon_port_withdraw(struct uffdaemon_port *port)
 {
+    if (inherited(port))
+        return;
     pthread_mutex_lock(&port->change);
     uffdaemon_replace(port, NULL);
     pthread_mutex_unlock(&port->change);
@@ -95,7 +107,7 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
 /* Returns when no event is half applied: what was read by then is in the queue. */
 void uffdaemon_port_settle(struct uffdaemon_port *port)
 {
-    if (port->applies && uffdaemon_port_lock(port) == 0)
+    if (port->applies && !inherited(port) && uffdaemon_port_lock(port) == 0)
         pthread_mutex_unlock(&port->change);
 }
 
