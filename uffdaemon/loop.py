@@ -372,6 +372,8 @@ class Server:
 
     def add_counters(self, total: Counters) -> None:
         """Add what this server has counted, in Python and in C."""
+        if self._fd >= 0:
+            self._port.settle()  # whoever was woken by an answer finds it counted
         total.add(self.handler.counters)
         total.add_port(self._port)
 
