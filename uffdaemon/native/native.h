@@ -155,7 +155,6 @@ struct uffdaemon_port {
 };
 
 /* operations.c */
-int uffdaemon_wake(int fd, uint64_t start, uint64_t length);
 void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);
 void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
                          struct uffdaemon_record *records, size_t count);

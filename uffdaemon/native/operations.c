@@ -23,7 +23,7 @@ static int copy(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mo
     return error;
 }
 
-int uffdaemon_wake(int fd, uint64_t start, uint64_t length)
+static int wake(int fd, uint64_t start, uint64_t length)
 {
     struct uffdio_range range = {start, length};
     return ioctl(fd, UFFDIO_WAKE, &range) ? errno : 0;
@@ -70,7 +70,7 @@ static int issue(int fd, const struct uffdaemon_operation *operation, uint64_t d
         break;
     }
     case _UFFDIO_WAKE:
-        error = uffdaemon_wake(fd, dst, length);
+        error = wake(fd, dst, length);
         break;
     default:
         return ENOTTY;
@@ -133,7 +133,7 @@ void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
                 continue;
             }
             if (!(operation->mode & UFFDIO_COPY_MODE_DONTWAKE))
-                uffdaemon_wake(fd, dst, operation->page_size);
+                wake(fd, dst, operation->page_size);
             operation->present += operation->page_size;
             note_present(records, count, dst, operation->page_size);
             continue;

@@ -9,11 +9,6 @@
 #include "native.h"
 
 #define MAX_MERGED (2ULL << 20)
-#define DONTWAKE UINT64_C(1) /* the same bit for all operations that fill */
-_Static_assert(UFFDIO_COPY_MODE_DONTWAKE == 1 && UFFDIO_ZEROPAGE_MODE_DONTWAKE == 1 &&
-                   UFFDIO_MOVE_MODE_DONTWAKE == 1 && UFFDIO_CONTINUE_MODE_DONTWAKE == 1 &&
-                   UFFDIO_POISON_MODE_DONTWAKE == 1,
-               "DONTWAKE");
 
 static const struct uffd_msg *message_of(const struct uffdaemon_record *record)
 {
@@ -239,8 +234,7 @@ static void refuse(struct uffdaemon_port *port, const struct uffdaemon_rule *rul
 void uffdaemon_answer(struct uffdaemon_port *port, const struct uffdaemon_table *table,
                       struct uffdaemon_record *records, size_t number)
 {
-    struct uffdio_range answered[UFFDAEMON_MESSAGES];
-    size_t first = 0, ranges = 0;
+    size_t first = 0;
 
     sort(records, number);
     while (first < number) {
@@ -268,19 +262,10 @@ void uffdaemon_answer(struct uffdaemon_port *port, const struct uffdaemon_table 
                 to = next_to;
         }
         plan(rule, from, to, &operation);
-        if (number > 1)
-            operation.mode |= DONTWAKE;
         uffdaemon_carry_out(port->fd, &operation, &records[first], end - first);
-        if (number > 1 && operation.done + operation.present)
-            answered[ranges++] =
-                (struct uffdio_range){from, operation.done + operation.present};
         book(port, rule, &operation, &records[first], end - first);
         for (; first < end; first++)
             if (!records[first].code && rule->refusal)
                 refuse(port, rule, &records[first]);
     }
-    /* All at once: a core that sleeps is woken once for many threads, and they fault together
-     * again. */
-    for (size_t index = 0; index < ranges; index++)
-        uffdaemon_wake(port->fd, answered[index].start, answered[index].len);
 }

@@ -241,7 +241,7 @@ int uffdaemon_serve(struct uffdaemon_port *port)
                 idle(port);
                 return 0;
             }
-            before = uffdaemon_now();
+            before = tries == 1 ? uffdaemon_now() : now;
             sched_yield();
             now = uffdaemon_now();
             if (now - before > CONTENDED_NS)
