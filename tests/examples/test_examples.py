@@ -6,6 +6,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,33 @@ def test_a_damaged_object_of_the_heap_is_noticed(tmp_path: Path) -> None:
     heap_c.heap_free(heap)
 
 
+@pytest.mark.skipif(find_spec("numpy") is None, reason="no numpy; pip install numpy")
+def test_of_an_array_only_what_is_looked_at_is_decoded() -> None:
+    first, *found, last = run("numpy_lazy.py")
+    assert first.startswith("4096 MiB, compressed to ")
+    assert found == [
+        "the sum of 16 rows is 8587837440",
+        "32 elements, picked all over it, are right",
+        "the highest of 16 more rows is 4095",
+    ]
+    assert last == "64 of 4096 MiB came into being"
+
+
+def test_without_numpy_the_array_says_what_is_missing() -> None:
+    path = str(EXAMPLES / "numpy_lazy.py")
+    hidden = (
+        "import runpy, sys; sys.modules['numpy'] = None; "
+        "runpy.run_path(sys.argv[1], run_name='__main__')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", hidden, path], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "this example computes with numpy, which is not installed: pip install numpy\n"
+    )
+
+
 def test_every_example_is_tested() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
     assert names == {
@@ -105,5 +133,6 @@ def test_every_example_is_tested() -> None:
         "compaction.py",
         "custom_policy.py",
         "lazy_restore.py",
+        "numpy_lazy.py",
         "service.py",
     }
