@@ -139,3 +139,9 @@ def test_a_policys_error_names_the_policy() -> None:
     error = errors.NoAnswer("mine", "does not answer")
     assert error.policy == "mine"
     assert str(error) == "policy mine does not answer"
+
+
+def test_a_failure_in_a_worker_says_what_it_was_there() -> None:
+    error = errors.WorkerFailure("shop:copied", "LookupError", "no such page")
+    assert (error.policy, error.error_type) == ("shop:copied", "LookupError")
+    assert str(error) == "policy shop:copied failed in its worker: LookupError: no such page"

@@ -215,6 +215,14 @@ def test_kinds_are_known_to_c_as_fault_flags() -> None:
     assert (missing.flags, minor.flags) == (0, int(FaultFlags.MINOR))
 
 
+@pytest.mark.parametrize(("source", "cut"), [(BASE, BASE + PAGE), (0, 0)])
+def test_a_part_of_a_rule_takes_its_part_of_the_source(source: int, cut: int) -> None:
+    """Where there is one."""
+    rule = Rule(MISSING, PAGE, 4 * PAGE, Code.COPY, COPY_WRITE_PROTECT, source, 2 * PAGE)
+    expected = rule._replace(start=2 * PAGE, end=3 * PAGE, source=cut)
+    assert rule.cut(2 * PAGE, 3 * PAGE) == expected
+
+
 def test_huge_pages_have_no_zero_page() -> None:
     assert rules_for(ZeroPage(), HUGE) == []
     assert rules_for(FirstOf(ZeroPage(), Poison()), HUGE) == []
