@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.daemon.support import PAGE, content
+from tests.hangs import served
 from tests.hangs.hung import InPython, Toucher
 from tests.hangs.measuring import Measured, measure
 from tests.hangs.pattern import Guarded, Pattern, map_memory
@@ -88,15 +89,28 @@ async def test_native_in_thread_and_system_calls() -> None:
 
 
 @everywhere
-@kernel_test(deadline=90.0)
+@kernel_test(deadline=60.0)
 async def test_external(where: Where) -> None:
     async with open_daemon() as daemon:
-        for pattern in PATTERNS.values():
+        mapping, memory = map_memory(served.LENGTH)
+        region = daemon.guard(memory, "tests.hangs.served:together", placement="external")
+        buffer = region.buffer()
+        for pattern in served.TOGETHER:
+            data = pattern.make_data()
+            at = served.OFFSETS[pattern.name]
+            part = Guarded(buffer[at : at + len(data)], data, memory.start + at, mapping)
+            await _run_there(pattern, part, where)
+        for pattern in served.ALONE:
             await _works(daemon, pattern, where, placement="external")
+        assert not daemon.open_faults()
 
 
 async def _works(daemon: Daemon, pattern: Pattern, where: Where, **options: str) -> None:
     guarded, _ = _guard(daemon, pattern, **options)
+    await _run_there(pattern, guarded, where)
+
+
+async def _run_there(pattern: Pattern, guarded: Guarded, where: Where) -> None:
     if where == "loop":
         _run(pattern, guarded)
     else:
