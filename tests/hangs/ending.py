@@ -1,4 +1,4 @@
-"""Programs that end while they guard memory: ``python -m tests.hangs.ending name``.
+"""Programs that end while they guard memory: ``python -m tests.hangs.ending name way``.
 
 Each is a whole interpreter, since it is the end of one that is tested: how it ends is what its
 parent looks at.
@@ -9,68 +9,80 @@ from __future__ import annotations
 import atexit
 import ctypes
 import faulthandler
+import os
+import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import trio
 
-from tests.daemon.support import PAGE, Asked, content
-from tests.hangs.hung import InPython
-from uffdaemon import (
-    BytesSource,
-    CopyFrom,
-    GuardedRegion,
-    Memory,
-    Resolver,
-    Shutdown,
-    Watchdog,
-    actions,
-    errors,
-    open_daemon,
-)
+from tests.daemon.support import PAGE
+from tests.hangs import ending_policies
+from tests.hangs.ending_policies import DATA
+from uffdaemon import Daemon, GuardedRegion, Memory, Shutdown, Watchdog, errors, open_daemon
 
 if TYPE_CHECKING:
-    from uffdaemon.placement import ResolverName
+    from uffdaemon.placement import Then
 
-DATA = content(4)
-_LONG = 15.0  # seconds
-_COPY = CopyFrom(BytesSource(DATA))
+Way: TypeAlias = Literal["thread", "in-thread", "external", "in_process"]
+"""Who answers: one of the resolvers of placement="native", or another placement."""
+WAYS: tuple[Way, ...] = get_args(Way)
 
-PROGRAMS: dict[str, Callable[[], Awaitable[None]]] = {}
+_LONG = 20.0  # seconds
+
+PROGRAMS: dict[str, Callable[[Way], Awaitable[None]]] = {}
 
 
-def program(run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+def program(run: Callable[[Way], Awaitable[None]]) -> Callable[[Way], Awaitable[None]]:
     """A program, by the name of its function."""
     PROGRAMS[run.__name__] = run
     return run
 
 
-async def _waiting(hold: Asked, region: GuardedRegion, *, daemon: bool) -> threading.Thread:
-    """A thread, of which it is certain that it waits for a page that nobody brings."""
-    thread = threading.Thread(target=region.touch, daemon=daemon)
-    thread.start()
-    await hold.times(1)
-    return thread
+def _guard(
+    daemon: Daemon, way: Way, policy: str = "copied", memory: Memory | None = None
+) -> GuardedRegion:
+    memory = memory or Memory.map(len(DATA))
+    if way == "external":
+        path = f"{ending_policies.__name__}:{policy}"
+        return daemon.guard(memory, path, placement="external", name="ours")
+    answer = getattr(ending_policies, policy)
+    if way == "in_process":
+        return daemon.guard(memory, answer, placement="in_process", name="ours")
+    return daemon.guard(memory, answer, resolver=way, name="ours")
 
 
-def _hold() -> Asked:
-    return Asked(lambda fault: actions.Hold("for the test"))
+async def _waiting(daemon: Daemon, region: GuardedRegion, *, daemonic: bool) -> None:
+    """Start a thread; when this returns, it is certain to wait for a page that nobody brings."""
+    threading.Thread(target=region.touch, daemon=daemonic).start()
+    while not daemon.open_faults():
+        if region in daemon.external:
+            await daemon.external[region].refresh()
+        await trio.lowlevel.checkpoint()
+
+
+def _byte(region: GuardedRegion, offset: int) -> int:
+    """By a plain access where there is one."""
+    if region.placement.value != "in_process":
+        return region.buffer()[offset]
+    found = bytearray(1)
+    region.read_into(offset, found)
+    return found[0]
 
 
 # -- threads that end --------------------------------------------------------------------------
 
 
 @program
-async def a_thread_ends_in_the_middle() -> None:
+async def a_thread_ends_in_the_middle(way: Way) -> None:
     """By sys.exit, and by an error: that is the end of the thread, and of nothing else."""
     async with open_daemon() as daemon:
-        region = daemon.guard(Memory.map(len(DATA)), _COPY)
-        buffer = region.buffer()
+        region = _guard(daemon, way)
 
         def leave(how: BaseException, offset: int) -> None:
-            assert buffer[offset] == DATA[offset]
+            assert _byte(region, offset) == DATA[offset]
             raise how
 
         for thread in (
@@ -79,23 +91,40 @@ async def a_thread_ends_in_the_middle() -> None:
         ):
             thread.start()
             await trio.to_thread.run_sync(thread.join)
-        assert bytes(buffer) == DATA
+        found = bytearray(len(DATA))
+        await trio.to_thread.run_sync(region.read_into, 0, found)
+        assert found == DATA
 
 
 @program
-async def the_block_raises_under_a_reader() -> None:
+async def a_worker_exits_in_the_middle(way: Way) -> None:
+    """What it raises comes out of trio, as it is."""
+    async with open_daemon() as daemon:
+        region = _guard(daemon, way)
+
+        def leave() -> None:
+            assert _byte(region, PAGE) == DATA[PAGE]
+            sys.exit(3)
+
+        await trio.to_thread.run_sync(leave)
+
+
+@program
+async def the_block_raises_under_a_reader(way: Way) -> None:
     """A thread that is being answered gets its answer, and the error comes out."""
     async with open_daemon() as daemon, trio.open_nursery() as nursery:
-        region = daemon.guard(Memory.map(len(DATA)), InPython(DATA))
+        region = _guard(daemon, way, "answered")
         found = bytearray(len(DATA))
+        reading = trio.Event()
 
-        async def read() -> None:
-            await trio.to_thread.run_sync(region.read_into, 0, found)
+        def read() -> None:
+            trio.from_thread.run_sync(reading.set)
+            region.read_into(0, found)
             assert found == DATA
             print("read", flush=True)
 
-        nursery.start_soon(read)
-        await trio.lowlevel.checkpoint()
+        nursery.start_soon(trio.to_thread.run_sync, read)
+        await reading.wait()
         raise LookupError("in the block")
 
 
@@ -103,64 +132,81 @@ async def the_block_raises_under_a_reader() -> None:
 
 
 @program
-async def main_exits_in_the_middle() -> None:
+async def main_exits_in_the_middle(way: Way) -> None:
     async with open_daemon() as daemon:
-        region = daemon.guard(Memory.map(len(DATA)), _COPY)
-        assert region.buffer()[PAGE] == DATA[PAGE]
+        region = _guard(daemon, way)
+        assert await trio.to_thread.run_sync(_byte, region, PAGE) == DATA[PAGE]
         sys.exit(3)
 
 
 @program
-async def main_exits_with_a_daemon_thread_waiting() -> None:
-    hold = _hold()
+async def main_is_interrupted(way: Way) -> None:
     async with open_daemon() as daemon:
-        region = daemon.guard(Memory.map(PAGE), hold, placement="in_process")
-        await _waiting(hold, region, daemon=True)
+        region = _guard(daemon, way)
+        assert await trio.to_thread.run_sync(_byte, region, PAGE) == DATA[PAGE]
+        os.kill(os.getpid(), signal.SIGINT)
+        await trio.sleep_forever()
+
+
+@program
+async def main_exits_with_a_daemon_thread_waiting(way: Way) -> None:
+    async with open_daemon() as daemon:
+        await _waiting(daemon, _guard(daemon, way, "held"), daemonic=True)
         sys.exit(3)
 
 
 @program
-async def main_exits_with_a_daemon_thread_waiting_in_native() -> None:
-    hold = _hold()
-    async with open_daemon() as daemon:
-        await _waiting(hold, daemon.guard(Memory.map(PAGE), hold), daemon=True)
-        sys.exit(3)
-
-
-@program
-async def main_exits_with_a_thread_waiting_that_is_poisoned() -> None:
+async def main_exits_with_a_thread_waiting_that_is_poisoned(way: Way) -> None:
     """One that the interpreter would join."""
-    hold = _hold()
     async with open_daemon(on_shutdown=Shutdown.POISON) as daemon:
-        await _waiting(hold, daemon.guard(Memory.map(PAGE), hold), daemon=False)
+        await _waiting(daemon, _guard(daemon, way, "held"), daemonic=False)
         sys.exit(3)
 
 
 @program
-async def main_exits_with_a_thread_waiting_whose_memory_is_closed() -> None:
-    hold = _hold()
+async def main_exits_with_a_thread_waiting_whose_memory_is_closed(way: Way) -> None:
     with Memory.map(PAGE) as memory:
         async with open_daemon() as daemon:
-            await _waiting(hold, daemon.guard(memory, hold), daemon=False)
+            region = _guard(daemon, way, "held", memory)
+            await _waiting(daemon, region, daemonic=False)
             sys.exit(3)
+
+
+async def _exit_under_a_thread(way: Way, then: Then) -> None:
+    """Nobody answers any more, and the interpreter joins the thread: it is the watchdog's."""
+    async with open_daemon(watchdog=Watchdog(after=0.2, then=then)) as daemon:
+        await _waiting(daemon, _guard(daemon, way, "held"), daemonic=False)
+        sys.exit(3)
+
+
+@program
+async def main_exits_with_a_thread_waiting_and_is_ended(way: Way) -> None:
+    await _exit_under_a_thread(way, "exit")
+
+
+@program
+async def main_exits_with_a_thread_waiting_and_poisons(way: Way) -> None:
+    await _exit_under_a_thread(way, "poison")
+
+
+@program
+async def main_exits_with_a_thread_waiting_and_hangs(way: Way) -> None:
+    await _exit_under_a_thread(way, "report")
 
 
 # -- the loop's own thread ---------------------------------------------------------------------
 
 
 @program
-async def the_loops_thread_touches_native_memory() -> None:
+async def the_loops_thread_touches(way: Way) -> None:
     async with open_daemon() as daemon:
-        for resolver in (Resolver.THREAD, Resolver.IN_THREAD):
-            region = daemon.guard(Memory.map(len(DATA)), _COPY, resolver=resolver)
-            assert bytes(region.buffer()) == DATA
+        assert bytes(_guard(daemon, way).buffer()) == DATA
 
 
 @program
-async def the_loops_thread_touches_what_it_answers_for() -> None:
+async def the_loops_thread_touches_what_it_answers_for(way: Way) -> None:
     async with open_daemon(watchdog=Watchdog(after=0.2, then="exit")) as daemon:
-        memory = Memory.map(len(DATA))
-        region = daemon.guard(memory, _COPY, placement="in_process", name="ours")
+        region = _guard(daemon, way)
         found = bytearray(1)
         for access in (
             lambda: region.read_into(0, found),
@@ -175,41 +221,68 @@ async def the_loops_thread_touches_what_it_answers_for() -> None:
                 print(refused, flush=True)
             else:
                 raise AssertionError("not refused")
-        ctypes.string_at(memory.start, 1)
+        ctypes.string_at(region.start, 1)
+
+
+# -- the interpreter ends before the daemon ----------------------------------------------------
+
+
+@program
+async def the_interpreter_ends_while_the_daemon_serves(way: Way) -> None:
+    """Its loop runs in a daemon thread, which stands still when the last objects are looked after;
+    who touches guarded memory then is answered without it."""
+    ready = threading.Event()
+
+    async def serve() -> None:
+        async with open_daemon(watchdog=Watchdog(after=0.2, then="exit")) as daemon:
+            # What is answered by rules would be answered by C, where that loop sleeps.
+            policy = "answered" if way == "in_process" else "copied"
+            Last.region = _guard(daemon, way, policy)
+            ready.set()
+            await trio.sleep_forever()
+
+    threading.Thread(target=trio.run, args=(serve,), daemon=True).start()
+    await trio.to_thread.run_sync(ready.wait)
+    sys.modules["last"] = Last()  # type: ignore[assignment]  # of these it is sure to be let go
+
+
+class Last:
+    """Something that is let go of when the interpreter shuts down."""
+
+    region: GuardedRegion
+
+    def __del__(self, string_at: Callable[[int, int], bytes] = ctypes.string_at) -> None:
+        assert sys.is_finalizing()
+        found = string_at(self.region.start, len(DATA))
+        os.write(1, b"there: %r\n" % (found == DATA))
 
 
 # -- the daemon ends before the buffer ---------------------------------------------------------
 
 
-async def _end_under_a_buffer(resolver: ResolverName, how: Shutdown) -> None:
+async def _end_under_a_buffer(way: Way, how: Shutdown) -> None:
     async with open_daemon(on_shutdown=how) as daemon:
-        region = daemon.guard(Memory.map(len(DATA)), _COPY, resolver=resolver, name="ours")
-        buffer = region.buffer()
+        buffer = _guard(daemon, way).buffer()
         assert buffer[0] == DATA[0]
     assert buffer[0] == DATA[0]
     print("there:", buffer[PAGE] == DATA[PAGE], flush=True)
 
 
 @program
-async def the_daemon_ends_under_a_buffer() -> None:
-    await _end_under_a_buffer("thread", Shutdown.HOLD)
+async def the_daemon_ends_under_a_buffer(way: Way) -> None:
+    await _end_under_a_buffer(way, Shutdown.HOLD)
 
 
 @program
-async def the_daemon_ends_under_a_buffer_in_thread() -> None:
-    await _end_under_a_buffer("in-thread", Shutdown.HOLD)
+async def the_daemon_ends_under_a_buffer_and_poisons(way: Way) -> None:
+    await _end_under_a_buffer(way, Shutdown.POISON)
 
 
 @program
-async def the_daemon_ends_under_a_buffer_and_poisons() -> None:
-    await _end_under_a_buffer("thread", Shutdown.POISON)
-
-
-@program
-async def the_daemon_ends_under_a_buffer_that_is_complete() -> None:
+async def the_daemon_ends_under_a_buffer_that_is_complete(way: Way) -> None:
     """It needs nobody any more, not even when the interpreter shuts down."""
     async with open_daemon() as daemon:
-        region = daemon.guard(Memory.map(len(DATA)), _COPY)
+        region = _guard(daemon, way)
         array = region.array()
         region.prefault()
 
@@ -221,4 +294,6 @@ async def the_daemon_ends_under_a_buffer_that_is_complete() -> None:
 if __name__ == "__main__":
     # One that hangs says where.  This needs no GIL.
     faulthandler.dump_traceback_later(_LONG, exit=True)
-    trio.run(PROGRAMS[sys.argv[1]])
+    _name, _way = sys.argv[1:]
+    assert _way in WAYS
+    trio.run(PROGRAMS[_name], _way)

@@ -8,52 +8,109 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
-from tests.hangs.ending import PROGRAMS
+from tests.hangs.ending import PROGRAMS, WAYS, Way
 from tests.kernel.harness import kernel_test
-from uffdaemon import Watchdog
+from uffdaemon import Features, Watchdog
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The status (negative: a signal), what is found in what was written, and for whom."""
+
+    status: int
+    text: str = ""
+    ways: tuple[Way, ...] = WAYS
+
+
+_PLAIN: tuple[Way, ...] = ("thread", "in-thread", "external")
+_HELD: tuple[Way, ...] = ("thread", "external", "in_process")
+"""Where a thread that waits goes on waiting; with "in-thread", it goes on into SIGBUS."""
 
 _LEFT_WAITING = "thread left waiting"
-_NO_LINE = ""
-_REFUSED_AND_TOLD = (
-    r"(.*thread that runs trio.*\n){4}no buffer of ours.*\n"
-    r"(.*\n)*.*in the_loops_thread_touches_what_it_answers_for"
-)
+_ENDED = r"uffdaemon: thread \d+ .*whoever guarded this memory has ended"
+_LEFT = rf"(?s){_LEFT_WAITING}.*{_ENDED}"
+_TOLD = r"uffdaemon: thread \d+ has waited(.*\n)*.*in {}\n"
+_REFUSED = r"(.*thread that runs trio.*\n){4}no buffer of ours.*\n"
 
-_ENDINGS: dict[str, tuple[int, str]] = {
-    "a_thread_ends_in_the_middle": (0, "LookupError: in the middle"),
-    "the_block_raises_under_a_reader": (1, "read\n(.*\n)*.*LookupError: in the block"),
-    "main_exits_in_the_middle": (3, _NO_LINE),
-    "main_exits_with_a_daemon_thread_waiting": (3, _LEFT_WAITING),
-    "main_exits_with_a_daemon_thread_waiting_in_native": (3, _LEFT_WAITING),
-    "main_exits_with_a_thread_waiting_that_is_poisoned": (-signal.SIGBUS, "Bus error"),
-    "main_exits_with_a_thread_waiting_whose_memory_is_closed": (-signal.SIGSEGV, _LEFT_WAITING),
-    "the_loops_thread_touches_native_memory": (0, _NO_LINE),
-    "the_loops_thread_touches_what_it_answers_for": (Watchdog.STATUS, _REFUSED_AND_TOLD),
-    "the_daemon_ends_under_a_buffer": (-signal.SIGBUS, "uffdaemon.*"),
-    "the_daemon_ends_under_a_buffer_in_thread": (-signal.SIGBUS, "uffdaemon.*"),
-    "the_daemon_ends_under_a_buffer_and_poisons": (-signal.SIGBUS, "uffdaemon.*"),
-    "the_daemon_ends_under_a_buffer_that_is_complete": (0, "there: True"),
+_ENDINGS: dict[str, list[Ending]] = {
+    "a_thread_ends_in_the_middle": [
+        Ending(0, "LookupError: in the middle", _PLAIN),
+        Ending(0, "LookupError: in the middle", ("in_process",)),
+    ],
+    "a_worker_exits_in_the_middle": [Ending(3)],
+    "the_block_raises_under_a_reader": [Ending(1, r"read\n(.*\n)*.*LookupError: in the block")],
+    "main_exits_in_the_middle": [Ending(3)],
+    "main_is_interrupted": [Ending(-signal.SIGINT, "KeyboardInterrupt")],
+    "main_exits_with_a_daemon_thread_waiting": [
+        Ending(3, _LEFT_WAITING, _HELD),
+        Ending(-signal.SIGBUS, _ENDED, ("in-thread",)),
+    ],
+    "main_exits_with_a_thread_waiting_that_is_poisoned": [Ending(-signal.SIGBUS, "Bus error")],
+    "main_exits_with_a_thread_waiting_whose_memory_is_closed": [
+        Ending(-signal.SIGSEGV, _LEFT_WAITING, _HELD),
+        Ending(-signal.SIGBUS, _ENDED, ("in-thread",)),
+    ],
+    "main_exits_with_a_thread_waiting_and_is_ended": [
+        Ending(Watchdog.STATUS, _LEFT, _HELD),
+        Ending(-signal.SIGBUS, _ENDED, ("in-thread",)),
+    ],
+    "main_exits_with_a_thread_waiting_and_poisons": [Ending(-signal.SIGBUS, _LEFT, _HELD)],
+    "main_exits_with_a_thread_waiting_and_hangs": [Ending(-signal.SIGKILL, _LEFT, _HELD)],
+    "the_loops_thread_touches": [Ending(0, "", _PLAIN)],
+    "the_loops_thread_touches_what_it_answers_for": [
+        Ending(
+            Watchdog.STATUS,
+            _REFUSED + _TOLD.format("the_loops_thread_touches_what_it_answers_for"),
+            ("in_process",),
+        )
+    ],
+    "the_interpreter_ends_while_the_daemon_serves": [
+        Ending(0, "there: True", _PLAIN),
+        Ending(Watchdog.STATUS, _TOLD.format("__del__"), ("in_process",)),
+    ],
+    "the_daemon_ends_under_a_buffer": [Ending(-signal.SIGBUS, _ENDED, _PLAIN)],
+    "the_daemon_ends_under_a_buffer_and_poisons": [Ending(-signal.SIGBUS, _ENDED, _PLAIN)],
+    "the_daemon_ends_under_a_buffer_that_is_complete": [Ending(0, "there: True", _PLAIN)],
 }
-"""By program: its status (negative: a signal), and what is found in what it wrote."""
 
 
 @pytest.mark.parametrize("name", _ENDINGS)
-@kernel_test()
+@kernel_test(features=Features.SIGBUS)
 def test_programs_end(name: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-W", "error", "-m", "tests.hangs.ending", name],
+    """The ways side by side."""
+    running = [
+        (way, ending, _start(name, way)) for ending in _ENDINGS[name] for way in ending.ways
+    ]
+    ended = [(way, ending, *_end(process, ending)) for way, ending, process in running]
+    for way, ending, status, text in ended:
+        assert re.search(ending.text, text), (way, status, text)
+        assert status == ending.status, (way, status, text)
+
+
+def _start(name: str, way: Way) -> subprocess.Popen[bytes]:
+    python = [sys.executable, "-X", "faulthandler", "-W", "error"]
+    return subprocess.Popen(
+        [*python, "-m", "tests.hangs.ending", name, way],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    status, line = _ENDINGS[name]
-    assert re.search(line, ended.stdout), ended.stdout
-    assert ended.returncode == status, ended.stdout
+
+
+def _end(process: subprocess.Popen[bytes], ending: Ending) -> tuple[int, str]:
+    """Wait for the end; one that is to hang is killed once it has said so."""
+    assert process.stdout is not None
+    text = b""
+    while more := os.read(process.stdout.fileno(), 65536):
+        text += more
+        if ending.status == -signal.SIGKILL and re.search(ending.text, text.decode()):
+            assert process.poll() is None
+            process.kill()
+    return process.wait(), text.decode()
 
 
 def test_every_program_has_its_ending() -> None:

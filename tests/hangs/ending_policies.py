@@ -1,0 +1,16 @@
+"""Policies of the programs that end, to be imported by themselves and by the process that serves."""
+
+from __future__ import annotations
+
+from tests.daemon.support import content
+from tests.hangs.hung import InPython
+from uffdaemon import Action, BytesSource, CopyFrom, Fault, actions
+
+DATA = content(4)
+
+copied = CopyFrom(BytesSource(DATA))
+answered = InPython(DATA)
+
+
+def held(fault: Fault) -> Action | None:
+    return actions.Hold("for the test")
