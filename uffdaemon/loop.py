@@ -436,7 +436,8 @@ class Server:
         if regions:
             exported = any(isinstance(r, GuardedRegion) and r.memory.exported for r in regions)
             # A thread with a buffer may hold the GIL while it waits: then no successor can come.
-            self.post.abandon("poison" if self._poisoning or exported else None)
+            ranges = [(segment.start, segment.end) for segment in self.handler.regions]
+            self.post.abandon(ranges, "poison" if self._poisoning or exported else None)
 
     def _warn_of_closing(self) -> None:
         """Somebody closes a descriptor under us, whose client may go on to fault."""

@@ -12,7 +12,7 @@ import trio
 
 from uffdaemon.native.ports import Port
 from uffdaemon.placement import Resolver
-from uffdaemon.watching import abandon, watch
+from uffdaemon.watching import abandon, resume, watch
 
 if TYPE_CHECKING:
     from uffdaemon.native.ports import Watch
@@ -49,6 +49,7 @@ class Post:
 
     def take_up(self) -> None:
         """Have it served from now on."""
+        resume(self._uffd)
         if self._sleeper is not None:
             self._sleeper.add(self._fd, self.port)
         if self._resolving is not None:
@@ -88,8 +89,9 @@ class Post:
         """Until there may be something to take.  Raises `trio.ClosedResourceError`."""
         await trio.lowlevel.wait_readable(self.port.notify if self.native else self._fd)
 
-    def abandon(self, then: Then | None) -> None:
+    def abandon(self, ranges: list[tuple[int, int]], then: Then | None) -> None:
         """Nobody serves it any more, and its memory may be touched on: leave it to the watchdog,
         which does as declared or `then`."""
         if self._watchdog is not None and self.resolver is not Resolver.IN_THREAD:
-            abandon(self._uffd, self._name, self._watchdog, then or self._watchdog.then)
+            watchdog = self._watchdog
+            abandon(self._uffd, self._name, ranges, watchdog, then or watchdog.then)

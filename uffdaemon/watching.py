@@ -9,9 +9,11 @@ from __future__ import annotations
 import faulthandler
 import signal
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
 from uffdaemon.native.ports import Watch
+from uffdaemon.outcomes import Code, Operation
 from uffdaemon.placement import Then, Watchdog
 
 if TYPE_CHECKING:
@@ -27,17 +29,24 @@ _abandoned: Final[dict[Userfaultfd, Watch]] = {}
 
 def watch(uffd: Userfaultfd, port: Port, name: str, watchdog: Watchdog) -> Watch:
     """Look after a port that is served in this process.  Raises OSError."""
-    _end(uffd)
     return _watch(uffd, port, name, watchdog, watchdog.then)
 
 
-def abandon(uffd: Userfaultfd, name: str, watchdog: Watchdog, then: Then) -> None:
-    """Nobody serves it any more: look after it until somebody does, or until it is closed."""
+def abandon(
+    uffd: Userfaultfd, name: str, ranges: list[tuple[int, int]], watchdog: Watchdog, then: Then
+) -> None:
+    """Nobody serves it any more: look after it until `resume`, or until it is closed.
+
+    Threads that wait in the ranges, (start, end), are woken: their faults have been read, and come
+    again, to be seen.
+    """
     _abandoned[uffd] = _watch(uffd, None, name, watchdog, then)
-    uffd.on_close.append(lambda: _end(uffd))
+    uffd.on_close.append(partial(resume, uffd))
+    uffd.execute([Operation(Code.WAKE, start, end - start) for start, end in ranges])
 
 
-def _end(uffd: Userfaultfd) -> None:
+def resume(uffd: Userfaultfd) -> None:
+    """Somebody serves it again, or it is closed."""
     left = _abandoned.pop(uffd, None)
     if left is not None:
         left.end()
