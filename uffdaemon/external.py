@@ -20,12 +20,14 @@ import trio
 
 import uffdaemon.supervising
 from uffdaemon import errors
+from uffdaemon.guarded import GuardedRegion
 from uffdaemon.inheritance import file_size
 from uffdaemon.listening import Listener
 from uffdaemon.loop import Shutdown
 from uffdaemon.pagemap import PageCategory, scan_pages
 from uffdaemon.plans import DEFAULTS, FAREWELL, ExternalOptions, ExternalPolicy, plan_of
 from uffdaemon.slow import AsyncHooks
+from uffdaemon.watching import abandon, resume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from uffdaemon.features import RegisterMode
     from uffdaemon.hooks import Hooks
     from uffdaemon.ledger import OpenFault
+    from uffdaemon.placement import Watchdog
     from uffdaemon.region import Region
     from uffdaemon.removing import Missing
     from uffdaemon.statistics import Counters
@@ -71,6 +74,7 @@ class ExternalServer:
         hooks: Sequence[Hooks] = (),
         log: BoundLogger,
         options: ExternalOptions = DEFAULTS,
+        watchdog: Watchdog | None = None,
     ) -> None:
         if not isinstance(region.policy, ExternalPolicy):
             raise TypeError(f"the region's policy is to be external, and is {region.policy!r:.100}")
@@ -81,6 +85,10 @@ class ExternalServer:
         log = log.bind(region=region.label, policy=self.policy)
         self._log = log
         self._listener = Listener(region, self.policy, hooks, log, self._send)
+        self._watchdog = watchdog
+        """Looks after the region when nobody serves it any more."""
+        self._poisoning = False
+        self._removed_region = False
         self._plan = _memory_file("uffdaemon plan", plan_of(region, self.policy, hooks, options))
         self._removed = _memory_file("uffdaemon discarded pages", b"")
         # Never empty, and a little longer than need be: it has to be mapped.
@@ -103,6 +111,7 @@ class ExternalServer:
             self._supervisor = self._spawn()
             if register is not None:
                 self.uffd.register(self.region.start, self.region.length, register)
+            resume(self.uffd)
         except BaseException:
             if self._supervisor is not None:
                 self._kill(self._supervisor)
@@ -152,10 +161,21 @@ class ExternalServer:
                     await hooks.finish(FAREWELL)
         finally:
             self._close()
+            self._abandon()
             self.ended.set()
             self._listener.ended = True
             self._listener.worker = None
             self._listener.tell()
+
+    def _abandon(self) -> None:
+        """The memory may be touched on, while nobody answers."""
+        region = self.region
+        if self._watchdog is None or self._removed_region or self.uffd.closed:
+            return
+        # A thread with a buffer may hold the GIL while it waits: then no successor can come.
+        exported = isinstance(region, GuardedRegion) and region.memory.exported
+        then = "poison" if self._poisoning or exported else self._watchdog.then
+        abandon(self.uffd, region.label, [(region.start, region.end)], self._watchdog, then)
 
     async def _supervise(self) -> None:
         deaths = 0
@@ -246,6 +266,7 @@ class ExternalServer:
                 self.uffd.poison(first, length, page_size=page_size)
         if not absent or missing != "hold":
             self.uffd.unregister(start, self.region.length)
+        self._removed_region = True
         self.stop()
 
     def _absent(self) -> Iterator[tuple[int, int]]:
@@ -266,6 +287,7 @@ class ExternalServer:
     async def shut_down(self, how: Shutdown, patience: float) -> None:
         """End within `patience` seconds and a few more, doing about open faults what `how` says."""
         await self._begun.wait()
+        self._poisoning = how is Shutdown.POISON
         if self.worker is not None or how is not Shutdown.HOLD:
             with trio.move_on_after(patience + FAREWELL):
                 await self._listener.end(how.value, patience)

@@ -125,9 +125,11 @@ class Servers:
         self, uffd: Userfaultfd, region: Region, register: RegisterMode
     ) -> ExternalServer:
         """Have a worker serve a region.  Raises what `ExternalServer.start` does."""
-        hooks, on_fork, _, rereads, fetch_limit = self._options
+        hooks, on_fork, watchdog, rereads, fetch_limit = self._options
         options = ExternalOptions(rereads, fetch_limit, on_fork)
-        server = ExternalServer(uffd, region, hooks=hooks, log=self.log, options=options)
+        server = ExternalServer(
+            uffd, region, hooks=hooks, log=self.log, options=options, watchdog=watchdog
+        )
         server.start(register)
         self.external[region] = server
         self._nursery.start_soon(self._run_external, server)
