@@ -1,4 +1,4 @@
-"""Policies of the programs that end, to be imported by themselves and by the process that serves."""
+"""Policies of the programs that end, for themselves and for the process that serves."""
 
 from __future__ import annotations
 

@@ -82,9 +82,7 @@ _ENDINGS: dict[str, list[Ending]] = {
 @kernel_test(features=Features.SIGBUS)
 def test_programs_end(name: str) -> None:
     """The ways side by side."""
-    running = [
-        (way, ending, _start(name, way)) for ending in _ENDINGS[name] for way in ending.ways
-    ]
+    running = [(way, ending, _start(name, way)) for ending in _ENDINGS[name] for way in ending.ways]
     ended = [(way, ending, *_end(process, ending)) for way, ending, process in running]
     for way, ending, status, text in ended:
         assert re.search(ending.text, text), (way, status, text)

@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import pytest
 import trio
 
 from tests.daemon.support import PAGE, content
+from tests.hangs import ending_policies
 from tests.hangs.pattern import map_memory, view_of
 from tests.kernel.harness import kernel_test
 from uffdaemon import (
@@ -31,10 +32,8 @@ from uffdaemon import (
     open_daemon,
 )
 
-if TYPE_CHECKING:
-    from uffdaemon.placement import ResolverName
-
 _DATA = content(4)
+_NONE = Features(0)
 _MAYMOVE, _FIXED = 1, 2  # MREMAP_* of include/uapi/linux/mman.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,12 +50,21 @@ for _library in (_libc, _libc_held):
     ]
     _library.mremap.restype = ctypes.c_void_p
 
-both_resolvers = pytest.mark.parametrize("resolver", ["thread", "in-thread"])
+Way: TypeAlias = Literal["thread", "in-thread", "external"]
+"""Who answers: a resolver of this process, or a daemon of its own."""
+
+every_way = pytest.mark.parametrize("way", get_args(Way))
 
 forking = pytest.mark.parametrize(
-    ("resolver", "event"),
-    [("thread", True), ("thread", False), ("in-thread", False)],
-    ids=["thread-event", "thread-no-event", "in-thread"],
+    ("way", "event"),
+    [
+        ("thread", True),
+        ("thread", False),
+        ("in-thread", False),
+        ("external", True),
+        ("external", False),
+    ],
+    ids=["thread-event", "thread-no-event", "in-thread", "external-event", "external-no-event"],
 )
 
 # -- children ----------------------------------------------------------------------------------
@@ -124,11 +132,11 @@ def _look(address: int) -> bytes:
 
 @forking
 @kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
-async def test_children_see_what_is_right_or_nothing(resolver: ResolverName, event: bool) -> None:
+async def test_children_see_what_is_right_or_nothing(way: Way, event: bool) -> None:
     async with open_daemon() as daemon:
         for how in (_os_fork, _multiprocessing_fork, _preexec_fn):
             for touched in (0, PAGE, len(_DATA)):
-                memory, buffer = _guard_with(daemon, resolver, event=event)
+                memory, buffer = _guard_with(daemon, way, event=event)
                 assert bytes(buffer[:touched]) == _DATA[:touched]
                 look = partial(_look, memory.start)
                 seen = await trio.to_thread.run_sync(how, look)
@@ -140,10 +148,10 @@ async def test_children_see_what_is_right_or_nothing(resolver: ResolverName, eve
 
 @forking
 @kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
-async def test_forks_in_the_loops_own_thread(resolver: ResolverName, event: bool) -> None:
+async def test_forks_in_the_loops_own_thread(way: Way, event: bool) -> None:
     """The thread that forks is the one that would have to read of it."""
     async with open_daemon() as daemon:
-        memory, buffer = _guard_with(daemon, resolver, event=event)
+        memory, buffer = _guard_with(daemon, way, event=event)
         pid = os.fork()
         if pid == 0:
             os._exit(0 if _look(memory.start) == _DATA else 1)
@@ -166,53 +174,58 @@ def _nothing() -> None:
     """Something for a child to do."""
 
 
-def _guard_with(
-    daemon: Daemon, resolver: ResolverName, *, event: bool
-) -> tuple[Memory, memoryview]:
+def _guard_with(daemon: Daemon, way: Way, *, event: bool) -> tuple[Memory, memoryview]:
     """With EVENT_FORK children are served as well; without it they do not get the memory."""
     if event:
-        return _guard(daemon, resolver, Features.EVENT_FORK)
+        # It is asked for where it may be had.
+        return _guard(daemon, way)
     _, memory = map_memory(len(_DATA))
-    if resolver == "thread":
+    if way != "in-thread":
         # As for a user who may not have the event.
         memory.userfaultfd = Userfaultfd.open(Features.THREAD_ID)
-    region = daemon.guard(memory, CopyFrom(BytesSource(_DATA)), resolver=resolver)
-    return memory, region.buffer()
+    return _guard(daemon, way, memory=memory)
 
 
 def _guard(
-    daemon: Daemon, resolver: ResolverName, features: Features, length: int = len(_DATA)
+    daemon: Daemon, way: Way, features: Features = _NONE, memory: Memory | None = None
 ) -> tuple[Memory, memoryview]:
-    """Fresh memory; it stays until the process ends."""
-    _, memory = map_memory(length)
-    region = daemon.guard(
-        memory,
-        CopyFrom(BytesSource(_DATA)),
-        resolver=resolver,
-        features=Features.THREAD_ID | features,
-    )
+    """Fresh memory, unless it is given; it stays until the process ends."""
+    if memory is None:
+        _, memory = map_memory(len(_DATA))
+    features |= Features.THREAD_ID
+    if way == "external":
+        path = f"{ending_policies.__name__}:copied"
+        region = daemon.guard(memory, path, placement="external", features=features)
+    else:
+        policy = CopyFrom(BytesSource(_DATA))
+        region = daemon.guard(memory, policy, resolver=way, features=features)
     return memory, region.buffer()
 
 
 # -- discarding, moving, unmapping -------------------------------------------------------------
 
 _EVENTS = {
-    "none": Features(0),
+    "none": _NONE,
     "remove": Features.EVENT_REMOVE,
     "remap": Features.EVENT_REMAP,
     "unmap": Features.EVENT_UNMAP,
     "all": Features.EVENT_REMOVE | Features.EVENT_REMAP | Features.EVENT_UNMAP,
 }
 
-every_event = pytest.mark.parametrize("events", list(_EVENTS.values()), ids=list(_EVENTS))
+every_event = pytest.mark.parametrize(
+    ("events", "way"),
+    [
+        pytest.param(events, way, id=f"{name}-{way}")
+        for way in get_args(Way)
+        for name, events in _EVENTS.items()
+        if way != "external" or name in ("none", "all")  # each of its regions takes half a second
+    ],
+)
 
 
 @every_event
-@both_resolvers
 @kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
-async def test_what_python_discards_is_zeros_afterwards(
-    events: Features, resolver: ResolverName
-) -> None:
+async def test_what_python_discards_is_zeros_afterwards(events: Features, way: Way) -> None:
     """Or, where nobody hears of it, what the policy says."""
 
     def by_memory(memory: Memory, mapping: mmap.mmap) -> None:
@@ -230,39 +243,35 @@ async def test_what_python_discards_is_zeros_afterwards(
     zeros = bytes(2 * PAGE)
     discarded = zeros if Features.EVENT_REMOVE in events else _DATA[PAGE : 3 * PAGE]
     expected = _DATA[:PAGE] + discarded + _DATA[3 * PAGE :]
+    # By half of the threads, each external region being two processes.
+    halves = [False] if way == "external" else [False, True]
     async with open_daemon() as daemon:
         for how in (by_memory, by_cdll, by_pydll, by_mmap):
             for touched in (0, len(_DATA)):
-                for in_worker in (False, True):
+                for half in halves:
+                    in_worker = half is not (touched == 0)
                     print(how.__name__, touched, in_worker)
                     mapping, memory = map_memory(len(_DATA))
-                    region = daemon.guard(
-                        memory,
-                        CopyFrom(BytesSource(_DATA)),
-                        resolver=resolver,
-                        features=Features.THREAD_ID | events,
-                    )
-                    assert bytes(region.buffer()[:touched]) == _DATA[:touched]
+                    _, buffer = _guard(daemon, way, events, memory)
+                    assert bytes(buffer[:touched]) == _DATA[:touched]
                     if in_worker:
                         await trio.to_thread.run_sync(how, memory, mapping)
                     else:
                         how(memory, mapping)
-                    assert bytes(region.buffer()) == expected
+                    assert bytes(buffer) == expected
         assert not daemon.open_faults()
 
 
-@both_resolvers
+@every_way
 @pytest.mark.parametrize("held", [False, True], ids=["cdll", "pydll"])
 @kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
-async def test_what_python_moves_elsewhere_is_served_there(
-    held: bool, resolver: ResolverName
-) -> None:
+async def test_what_python_moves_elsewhere_is_served_there(held: bool, way: Way) -> None:
     """With EVENT_REMAP; without it the kernel stops watching what is moved, and tells nobody."""
     library = _libc_held if held else _libc
     async with open_daemon() as daemon:
         for events in (Features.EVENT_REMAP, _EVENTS["all"]):
             for touched in (0, PAGE):
-                memory, buffer = _guard(daemon, resolver, events)
+                memory, buffer = _guard(daemon, way, events)
                 assert bytes(buffer[:touched]) == _DATA[:touched]
                 elsewhere = Memory.map(len(_DATA)).start
                 length = len(_DATA)
@@ -273,15 +282,12 @@ async def test_what_python_moves_elsewhere_is_served_there(
 
 
 @every_event
-@both_resolvers
 @kernel_test(features=_EVENTS["all"] | Features.SIGBUS)
-async def test_what_python_unmaps_takes_nothing_else_with_it(
-    events: Features, resolver: ResolverName
-) -> None:
+async def test_what_python_unmaps_takes_nothing_else_with_it(events: Features, way: Way) -> None:
     async with open_daemon() as daemon:
         for library in (_libc, _libc_held):
             for touched in (0, PAGE):
-                memory, buffer = _guard(daemon, resolver, events)
+                memory, buffer = _guard(daemon, way, events)
                 assert bytes(buffer[:touched]) == _DATA[:touched]
                 assert library.munmap(memory.start + 2 * PAGE, PAGE) == 0
                 assert bytes(buffer[: 2 * PAGE]) == _DATA[: 2 * PAGE]
