@@ -312,10 +312,14 @@ async def test_interrupted_by_the_keyboard_while_it_sleeps() -> None:
     uffd = await client.uffd()
     memory = await client.guarded(PAGE)
     interrupted = in_thread(_interrupt_when_asleep)
-    with pytest.raises(KeyboardInterrupt):
+
+    async def serve() -> None:
         async with open_daemon() as daemon:
             daemon.add_region(uffd, region_of(memory, ZeroPage()), register=None)
             await trio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        await serve()
     interrupted.result()
     # Who comes later finds nobody, and is not lost: the next daemon answers.
     reader = client.start(Inside.read_all)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import ctypes
 import faulthandler
+import mmap
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -21,7 +23,18 @@ import trio
 from tests.daemon.support import PAGE
 from tests.hangs import ending_policies
 from tests.hangs.ending_policies import DATA
-from uffdaemon import Daemon, GuardedRegion, Memory, Shutdown, Watchdog, errors, open_daemon
+from uffdaemon import (
+    CopyFrom,
+    Daemon,
+    FileSource,
+    GuardedRegion,
+    Memory,
+    Shutdown,
+    Watchdog,
+    actions,
+    errors,
+    open_daemon,
+)
 
 if TYPE_CHECKING:
     from uffdaemon.placement import Then
@@ -222,6 +235,40 @@ async def the_loops_thread_touches_what_it_answers_for(way: Way) -> None:
             else:
                 raise AssertionError("not refused")
         ctypes.string_at(region.start, 1)
+
+
+# -- SIGBUS that is meant ----------------------------------------------------------------------
+
+
+@program
+async def a_page_that_cannot_be_had_is_poisoned(way: Way) -> None:
+    """By C, while this thread holds the GIL."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(DATA)
+        file.flush()
+        source = FileSource(file.name)
+        file.truncate(PAGE)
+        async with open_daemon() as daemon:
+            assert way in ("thread", "in-thread")
+            region = daemon.guard(
+                Memory.map(len(DATA)), CopyFrom(source), resolver=way, on_failure=actions.Poison()
+            )
+            assert ctypes.string_at(region.start, PAGE) == DATA[:PAGE]
+            ctypes.string_at(region.start + PAGE, 1)
+
+
+@program
+async def memory_of_somebody_elses_is_lost(way: Way) -> None:
+    """Who has handled SIGBUS before is told of what is none of ours."""
+    with tempfile.TemporaryFile() as file:
+        file.write(DATA)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), len(DATA))
+        async with open_daemon() as daemon:
+            region = _guard(daemon, way)
+            assert bytes(region.buffer()) == DATA
+            file.truncate(0)
+            print(mapped[0])
 
 
 # -- the interpreter ends before the daemon ----------------------------------------------------

@@ -34,6 +34,7 @@ _LEFT_WAITING = "thread left waiting"
 _ENDED = r"uffdaemon: thread \d+ .*whoever guarded this memory has ended"
 _LEFT = rf"(?s){_LEFT_WAITING}.*{_ENDED}"
 _TOLD = r"uffdaemon: thread \d+ has waited(.*\n)*.*in {}\n"
+_BUS_ERROR = r"Fatal Python error: Bus error\n(.*\n)*.*in {}\n"
 _REFUSED = r"(.*thread that runs trio.*\n){4}no buffer of ours.*\n"
 
 _ENDINGS: dict[str, list[Ending]] = {
@@ -66,6 +67,20 @@ _ENDINGS: dict[str, list[Ending]] = {
             Watchdog.STATUS,
             _REFUSED + _TOLD.format("the_loops_thread_touches_what_it_answers_for"),
             ("in_process",),
+        )
+    ],
+    "a_page_that_cannot_be_had_is_poisoned": [
+        Ending(
+            -signal.SIGBUS,
+            _BUS_ERROR.format("a_page_that_cannot_be_had_is_poisoned"),
+            ("thread", "in-thread"),
+        )
+    ],
+    "memory_of_somebody_elses_is_lost": [
+        Ending(
+            -signal.SIGBUS,
+            _BUS_ERROR.format("memory_of_somebody_elses_is_lost"),
+            ("thread", "in-thread"),
         )
     ],
     "the_interpreter_ends_while_the_daemon_serves": [
