@@ -245,7 +245,6 @@ void uffdaemon_watch_remove(struct uffdaemon_watch *watch);
 
 /* signal.c */
 int uffdaemon_signal_add(struct uffdaemon_port *port);
-void uffdaemon_signal_wait(void);
 void uffdaemon_signal_remove(struct uffdaemon_port *port);
 void uffdaemon_signal_release(struct uffdaemon_port *port, uint64_t start, uint64_t length);
 

@@ -24,7 +24,7 @@
 
 /* What a signal handler can find without being told. */
 static struct uffdaemon_port *ports;
-static struct uffdaemon_readers everybody; /* of `ports`, and of their rules */
+static struct uffdaemon_readers everybody; /* of `ports` */
 static uint32_t adding;
 static struct sigaction previous;
 static uint32_t forked; /* set in children, whose memory is not the one that `ports` fill */
@@ -97,32 +97,28 @@ static void wait_for_python(struct uffdaemon_port *port, struct uffdaemon_waiter
     uffdaemon_unlock(&port->waiting);
 }
 
-/* The rule for an address.  The kernel does not say whether its page is missing or only not mapped;
- * memory is watched for one of the two. */
-static const struct uffdaemon_rule *find(const struct uffdaemon_table *table,
-                                         struct uffdaemon_record *record)
-{
-    uint64_t address = record->message.arg.pagefault.address;
-    const struct uffdaemon_rule *rule = uffdaemon_find(table, 0, address), *minor;
-
-    if (rule && rule->code)
-        return rule;
-    minor = uffdaemon_find(table, UFFD_PAGEFAULT_FLAG_MINOR, address);
-    if (minor)
-        record->message.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
-    return minor ? minor : rule;
-}
-
 /* Has the rules of `port` answer.  0: done, 1: it is Python's, -1: these addresses are not ours. */
 static int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
+    uint64_t address = record->message.arg.pagefault.address;
+    unsigned ticket = uffdaemon_enter(&port->readers);
     const struct uffdaemon_table *table = uffdaemon_table_of(port);
-    const struct uffdaemon_rule *rule = table ? find(table, record) : NULL;
+    const struct uffdaemon_rule *rule = NULL, *minor;
 
+    if (table) {
+        rule = uffdaemon_find(table, 0, address);
+        minor = uffdaemon_find(table, UFFD_PAGEFAULT_FLAG_MINOR, address);
+        if (minor && !(rule && rule->code)) {
+            /* The kernel does not say which of the two it is; memory is watched for one only. */
+            rule = minor;
+            record->message.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
+        }
+    }
+    if (rule && rule->code)
+        uffdaemon_answer(port, table, record, 1);
+    uffdaemon_leave(&port->readers, ticket);
     if (!rule)
         return -1;
-    if (rule->code)
-        uffdaemon_answer(port, table, record, 1);
     return record->code == 0;
 }
 
@@ -240,12 +236,6 @@ static int install(void)
     sigdelset(&ours.sa_mask, SIGRTMAX - 1);
     previous = now;
     return sigaction(SIGBUS, &ours, NULL) ? -errno : 0;
-}
-
-/* Returns when no thread can be using rules that were in force before. */
-void uffdaemon_signal_wait(void)
-{
-    uffdaemon_wait_for_readers(&everybody);
 }
 
 /* Has faulting threads answer by the rules of `port`.  0 or -errno. */

@@ -94,6 +94,5 @@ void uffdaemon_replace(struct uffdaemon_port *port, struct uffdaemon_table *tabl
 
     set_bounds(port, table);
     uffdaemon_wait_for_readers(&port->readers);
-    uffdaemon_signal_wait();
     free(old);
 }
