@@ -40,12 +40,13 @@ void uffdaemon_leave(struct uffdaemon_readers *readers, unsigned ticket)
 
 /* Returns when everybody has left who entered before the call.  Those who enter meanwhile are
  * counted elsewhere, so that they cannot keep it waiting; both sides are waited for, since somebody
- * may have looked at the epoch long before he says that he is there. */
+ * may have looked at the epoch long before he says that he is there.  Others who wait at the same
+ * time turn the epoch as well, so that one side may come up twice. */
 void uffdaemon_wait_for_readers(struct uffdaemon_readers *readers)
 {
     struct timespec pause = {0, 20000};
 
-    for (int round = 0; round < 2; round++) {
+    for (unsigned empty = 0; empty != 3;) {
         unsigned old = __atomic_fetch_add(&readers->epoch, 1, __ATOMIC_SEQ_CST) & 1;
 
         for (unsigned tries = 0; __atomic_load_n(&readers->inside[old], __ATOMIC_SEQ_CST); tries++)
@@ -53,6 +54,7 @@ void uffdaemon_wait_for_readers(struct uffdaemon_readers *readers)
                 sched_yield();
             else
                 nanosleep(&pause, NULL);
+        empty |= 1u << old;
     }
 }
 
