@@ -94,13 +94,23 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
     return 0;
 }
 
-/* Has no rule answer any more, until others are published; none is at it when this returns. */
+/* Has no rule answer any more, until others are published; none is at it when this returns.  Events
+ * are still booked, for those that come after, and faulting threads know that they are to wait. */
 void uffdaemon_port_withdraw(struct uffdaemon_port *port)
 {
+    struct uffdaemon_table *table = NULL;
+
     if (inherited(port))
         return;
     pthread_mutex_lock(&port->change);
-    uffdaemon_replace(port, NULL);
+    if (port->table)
+        table = uffdaemon_table_new(port->table->count);
+    if (table) {
+        memcpy(table->rules, port->table->rules, table->count * sizeof(table->rules[0]));
+        for (size_t index = 0; index < table->count; index++)
+            table->rules[index].code = 0;
+    }
+    uffdaemon_replace(port, table);
     pthread_mutex_unlock(&port->change);
 }
 
