@@ -21,6 +21,7 @@
 
 #define LOOK_NS 100000000 /* how often a waiting thread looks whether its page is there after all */
 #define ENDED 64
+#define MADV_POPULATE_READ_ 22 /* MADV_POPULATE_READ, Linux 5.14: before POISON */
 
 /* What a signal handler can find without being told. */
 static struct uffdaemon_port *ports;
@@ -74,6 +75,13 @@ static int in_memory(uint64_t page)
 {
     unsigned char there = 0;
     return mincore((void *)(uintptr_t)page, 4096, &there) == 0 && (there & 1);
+}
+
+/* Whether the page is poisoned.  Kernels without CONFIG_MEMORY_FAILURE say the same of it as of one
+ * that is missing, and it would be answered for ever. */
+static int poisoned(uint64_t page)
+{
+    return madvise((void *)(uintptr_t)page, 4096, MADV_POPULATE_READ_) && errno == EHWPOISON;
 }
 
 /* Waits until Python has seen to the page, or it is there by other ways. */
@@ -136,7 +144,7 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
     if (write_access(context))
         record.message.arg.pagefault.flags = UFFD_PAGEFAULT_FLAG_WRITE;
     python = answer(port, &record);
-    if (python < 0)
+    if (python < 0 || ((python || record.present) && poisoned(waiter.page)))
         return 0;
     if (!python && !port->record_all && !record.error)
         return 1;
