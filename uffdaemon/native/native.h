@@ -123,6 +123,7 @@ struct uffdaemon_port {
     uint32_t applies;        /* whether events change the rules here; else rules rest until Python
                                 has taken the event */
     uint32_t closing;        /* to be left alone */
+    uint32_t in_thread;      /* whether signal handlers answer as well */
     int32_t process;         /* whose it is: in a forked child nobody serves it */
     int32_t notify;          /* an eventfd that is written when there are records, or -1 */
     uint32_t notified;       /* whether it has been, since Python last took any */

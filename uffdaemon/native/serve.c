@@ -165,6 +165,9 @@ static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
     int locked = port->applies && uffdaemon_port_lock(port) == 0;
 
     __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
+    /* Who causes an event goes on once it is read: what others have decided on must be done by then. */
+    if (__atomic_load_n(&port->in_thread, __ATOMIC_SEQ_CST))
+        uffdaemon_wait_for_readers(&port->readers);
     bytes = read(port->fd, port->messages, sizeof(port->messages));
     port->reads++;
     if (bytes <= 0)

@@ -105,11 +105,34 @@ static void wait_for_python(struct uffdaemon_port *port, struct uffdaemon_waiter
     uffdaemon_unlock(&port->waiting);
 }
 
+/* What this thread has just discarded or moved is an event that may have been read only. */
+static void let_events_be_applied(const struct uffdaemon_port *port)
+{
+    uint64_t reading = __atomic_load_n(&port->reading, __ATOMIC_SEQ_CST);
+
+    if (reading & 1)
+        while (__atomic_load_n(&port->reading, __ATOMIC_SEQ_CST) == reading)
+            sched_yield();
+}
+
+/* As `uffdaemon_enter`, and no event is read before this thread has left. */
+static unsigned enter(struct uffdaemon_port *port)
+{
+    for (;;) {
+        unsigned ticket = uffdaemon_enter(&port->readers);
+
+        if (!(__atomic_load_n(&port->reading, __ATOMIC_SEQ_CST) & 1))
+            return ticket;
+        uffdaemon_leave(&port->readers, ticket);
+        let_events_be_applied(port);
+    }
+}
+
 /* Has the rules of `port` answer.  0: done, 1: it is Python's, -1: these addresses are not ours. */
 static int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
     uint64_t address = record->message.arg.pagefault.address;
-    unsigned ticket = uffdaemon_enter(&port->readers);
+    unsigned ticket = enter(port);
     const struct uffdaemon_table *table = uffdaemon_table_of(port);
     const struct uffdaemon_rule *rule = NULL, *minor;
 
@@ -174,16 +197,6 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
     wait_for_python(port, &waiter);
     __atomic_fetch_sub(&port->inside, 1, __ATOMIC_SEQ_CST);
     return 2;
-}
-
-/* What this thread has just discarded or moved is an event that may have been read only. */
-static void let_events_be_applied(const struct uffdaemon_port *port)
-{
-    uint64_t reading = __atomic_load_n(&port->reading, __ATOMIC_SEQ_CST);
-
-    if (reading & 1)
-        while (__atomic_load_n(&port->reading, __ATOMIC_SEQ_CST) == reading)
-            sched_yield();
 }
 
 static void on_bus_error(int number, siginfo_t *info, void *context)
@@ -254,6 +267,7 @@ int uffdaemon_signal_add(struct uffdaemon_port *port)
     uffdaemon_lock(&adding);
     error = install();
     if (!error) {
+        __atomic_store_n(&port->in_thread, 1, __ATOMIC_SEQ_CST);
         port->next = ports;
         __atomic_store_n(&ports, port, __ATOMIC_SEQ_CST);
     }
