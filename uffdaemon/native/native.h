@@ -179,6 +179,7 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
 void uffdaemon_port_withdraw(struct uffdaemon_port *port);
 void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
                             size_t count, uint64_t events);
+int uffdaemon_port_applies(const struct uffdaemon_port *port);
 void uffdaemon_port_settle(struct uffdaemon_port *port);
 int uffdaemon_port_lock(struct uffdaemon_port *port);
 
@@ -187,6 +188,7 @@ void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_
                           uint64_t now);
 long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
                           size_t capacity);
+uint64_t uffdaemon_queue_count(const struct uffdaemon_queue *queue);
 size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *messages,
                             size_t capacity);
 void uffdaemon_queue_free(struct uffdaemon_queue *queue);

@@ -43,6 +43,12 @@ static int inherited(const struct uffdaemon_port *port)
     return port->process != getpid();
 }
 
+/* Whether events change the rules here, which Python may end at any time. */
+int uffdaemon_port_applies(const struct uffdaemon_port *port)
+{
+    return __atomic_load_n(&port->applies, __ATOMIC_RELAXED) != 0;
+}
+
 /* Locks `change`, or gives up after a while: whoever holds it may be copying from memory that the
  * same thread guards, which has to answer then.  0, or an errno. */
 int uffdaemon_port_lock(struct uffdaemon_port *port)
@@ -117,7 +123,7 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
 /* Returns when no event is half applied: what was read by then is in the queue. */
 void uffdaemon_port_settle(struct uffdaemon_port *port)
 {
-    if (port->applies && !inherited(port) && uffdaemon_port_lock(port) == 0)
+    if (uffdaemon_port_applies(port) && !inherited(port) && uffdaemon_port_lock(port) == 0)
         pthread_mutex_unlock(&port->change);
 }
 
@@ -126,8 +132,9 @@ void uffdaemon_port_settle(struct uffdaemon_port *port)
 void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
                             size_t count, uint64_t events)
 {
-    int locked = port->applies && uffdaemon_port_lock(port) == 0;
-    int late = port->applies && __atomic_load_n(&port->events, __ATOMIC_ACQUIRE) != events;
+    int applies = uffdaemon_port_applies(port);
+    int locked = applies && uffdaemon_port_lock(port) == 0;
+    int late = applies && __atomic_load_n(&port->events, __ATOMIC_ACQUIRE) != events;
 
     for (size_t index = 0; index < count; index++) {
         struct uffdaemon_operation *operation = &operations[index];

@@ -112,6 +112,12 @@ long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record
     return (long)taken;
 }
 
+/* How many records there are by now, from any thread. */
+uint64_t uffdaemon_queue_count(const struct uffdaemon_queue *queue)
+{
+    return __atomic_load_n(&queue->count, __ATOMIC_RELAXED);
+}
+
 /* Copies the messages that are Python's, at most `capacity`, without taking them; returns how many. */
 size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *messages,
                             size_t capacity)

@@ -43,7 +43,7 @@ void uffdaemon_notify(struct uffdaemon_port *port)
 static int postpone(struct uffdaemon_port *port, const struct uffdaemon_record *record,
                     uint64_t now)
 {
-    if (!port->applies || record->error != EAGAIN || port->postponed == UFFDAEMON_MESSAGES)
+    if (!uffdaemon_port_applies(port) || record->error != EAGAIN || port->postponed == UFFDAEMON_MESSAGES)
         return 0;
     if (!port->postponed)
         port->postponed_since = now;
@@ -57,12 +57,12 @@ static int postpone(struct uffdaemon_port *port, const struct uffdaemon_record *
 /* Hands on what has been looked at: to Python, or to a later try. */
 static void hand_on(struct uffdaemon_port *port, size_t count, uint64_t now)
 {
-    int forwarded = 0;
+    int all = __atomic_load_n(&port->record_all, __ATOMIC_RELAXED) != 0, forwarded = 0;
 
     for (size_t index = 0; index < count; index++) {
         const struct uffdaemon_record *record = &port->fresh[index];
 
-        if (record->code ? !port->record_all && !record->error : postpone(port, record, now))
+        if (record->code ? !all && !record->error : postpone(port, record, now))
             continue;
         forwarded |= !record->code;
         uffdaemon_queue_push(&port->queue, record, now);
@@ -86,9 +86,9 @@ static void answer(struct uffdaemon_port *port, size_t count, uint64_t now)
  * and the kernel hands out faults before older events.  Where events are not applied here, a batch
  * with one in it is Python's as a whole, and so is one that filled the buffer, since more may be
  * pending. */
-static void take(struct uffdaemon_port *port, size_t count, uint64_t now)
+static void take(struct uffdaemon_port *port, size_t count, uint64_t now, int applies)
 {
-    int rest = !port->applies && count == UFFDAEMON_MESSAGES;
+    int rest = !applies && count == UFFDAEMON_MESSAGES;
     size_t faults = 0;
 
     for (size_t index = 0; index < count; index++) {
@@ -99,9 +99,9 @@ static void take(struct uffdaemon_port *port, size_t count, uint64_t now)
             port->fresh[faults++] = record;
             continue;
         }
-        rest |= !port->applies;
-        record.present = port->applies;
-        if (port->applies)
+        rest |= !applies;
+        record.present = (uint32_t)applies;
+        if (applies)
             uffdaemon_change(port, message);
         uffdaemon_queue_push(&port->queue, &record, now);
         uffdaemon_notify(port);
@@ -156,26 +156,33 @@ static void shun(struct uffdaemon_port *port, uint64_t now)
     port->rereads = port->quick = port->misses = 0;
 }
 
+/* For others to look at; nobody else counts. */
+static void count(uint64_t *counter)
+{
+    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
+}
+
 /* Reads and answers once.  Returns the bytes read, or -errno.  Where events are applied, nobody may
  * act on what they void between their being read and being applied. */
 static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
 {
     ssize_t bytes;
     uint64_t now;
-    int locked = port->applies && uffdaemon_port_lock(port) == 0;
+    int applies = uffdaemon_port_applies(port);
+    int locked = applies && uffdaemon_port_lock(port) == 0;
 
     __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
     /* Who causes an event goes on once it is read: what others have decided on must be done by then. */
     if (__atomic_load_n(&port->in_thread, __ATOMIC_SEQ_CST))
         uffdaemon_wait_for_readers(&port->readers);
     bytes = read(port->fd, port->messages, sizeof(port->messages));
-    port->reads++;
+    count(&port->reads);
     if (bytes <= 0)
         __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
     if (bytes > 0) {
         now = uffdaemon_now();
         busy(port, now - port->last, tries);
-        take(port, (size_t)bytes / sizeof(struct uffd_msg), now);
+        take(port, (size_t)bytes / sizeof(struct uffd_msg), now, applies);
         port->last = now;
     } else {
         bytes = bytes ? -errno : -EIO;
@@ -223,7 +230,9 @@ int uffdaemon_serve(struct uffdaemon_port *port)
         long bytes;
 
         /* An event that Python has not seen yet may void the rules: nothing is answered by them. */
-        if (!port->applies && (port->queue.forwarded || port->queue.count >= ENOUGH)) {
+        if (!uffdaemon_port_applies(port) &&
+            (__atomic_load_n(&port->queue.forwarded, __ATOMIC_RELAXED) ||
+             uffdaemon_queue_count(&port->queue) >= ENOUGH)) {
             if (port->notify >= 0)
                 nanosleep(&pause, NULL); /* what is not read stays ready */
             return 0;
@@ -231,11 +240,11 @@ int uffdaemon_serve(struct uffdaemon_port *port)
         bytes = read_and_answer(port, tries);
         if (bytes < 0) {
             if (bytes != -EAGAIN && bytes != -EINTR) {
-                port->error = (int32_t)-bytes;
+                __atomic_store_n(&port->error, (int32_t)-bytes, __ATOMIC_RELAXED);
                 uffdaemon_notify(port);
                 return 0;
             }
-            port->empty_reads++;
+            count(&port->empty_reads);
             if (port->postponed) {
                 try_postponed(port);
                 return port->postponed > 0;

@@ -99,7 +99,7 @@ static void wait_for_python(struct uffdaemon_port *port, struct uffdaemon_waiter
     uffdaemon_lock(&port->waiting);
     for (at = &port->waiters; *at; at = &(*at)->next)
         if (*at == waiter) {
-            *at = waiter->next;
+            __atomic_store_n(at, waiter->next, __ATOMIC_RELAXED);
             break;
         }
     uffdaemon_unlock(&port->waiting);
@@ -169,7 +169,7 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
     python = answer(port, &record);
     if (python < 0 || ((python || record.present) && poisoned(waiter.page)))
         return 0;
-    if (!python && !port->record_all && !record.error)
+    if (!python && !__atomic_load_n(&port->record_all, __ATOMIC_RELAXED) && !record.error)
         return 1;
     waiter.thread = (int32_t)syscall(SYS_gettid);
     record.message.arg.pagefault.feat.ptid = (uint32_t)waiter.thread;
@@ -220,8 +220,9 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
     }
     if (!ours) {
         for (unsigned index = 0; index < ENDED; index++)
-            if (info->si_code == BUS_ADRERR && address >= ended[index][0] &&
-                address < ended[index][1]) {
+            if (info->si_code == BUS_ADRERR &&
+                address >= __atomic_load_n(&ended[index][0], __ATOMIC_RELAXED) &&
+                address < __atomic_load_n(&ended[index][1], __ATOMIC_RELAXED)) {
                 say(address, forked ? "in a forked child, nobody guards this memory"
                                     : "whoever guarded this memory has ended");
                 break;
@@ -299,8 +300,10 @@ void uffdaemon_signal_remove(struct uffdaemon_port *port)
             __atomic_store_n(at, port->next, __ATOMIC_SEQ_CST);
             break;
         }
-    ended[ended_count % ENDED][0] = port->low;
-    ended[ended_count % ENDED][1] = port->high;
+    __atomic_store_n(&ended[ended_count % ENDED][0],
+                     __atomic_load_n(&port->low, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    __atomic_store_n(&ended[ended_count % ENDED][1],
+                     __atomic_load_n(&port->high, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     ended_count++;
     uffdaemon_unlock(&adding);
     __atomic_store_n(&port->closing, 1, __ATOMIC_SEQ_CST);

@@ -42,10 +42,10 @@ static int attend(int epoll, struct uffdaemon_port *port, struct uffdaemon_port 
     if (!port->error && uffdaemon_serve(port))
         *hot = port;
     if (!told)
-        return port->error || port->queue.count;
+        return port->error || uffdaemon_queue_count(&port->queue);
     if (port->error)
         uffdaemon_wait_remove(epoll, port->fd); /* never to be read again, and always ready */
-    if (port->queue.count && *hot != port)
+    if (uffdaemon_queue_count(&port->queue) && *hot != port)
         uffdaemon_notify(port);
     return 0;
 }
