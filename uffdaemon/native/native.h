@@ -145,6 +145,8 @@ struct uffdaemon_port {
     struct uffdaemon_readers readers;
     struct uffdaemon_queue queue;
     pthread_mutex_t change; /* held while messages are read and events applied, rules replaced */
+    pthread_mutex_t executing; /* held while Python's operations are carried out, and messages read;
+                                  taken before `change`, and only with patience */
     struct uffdaemon_port *next;      /* signal.c: those whose faulting threads answer */
     struct uffdaemon_waiter *waiters; /* signal.c: under `waiting` */
     uint32_t waiting, inside;         /* a spin lock; how many wait */
@@ -181,7 +183,7 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
                             size_t count, uint64_t events);
 int uffdaemon_port_applies(const struct uffdaemon_port *port);
 void uffdaemon_port_settle(struct uffdaemon_port *port);
-int uffdaemon_port_lock(struct uffdaemon_port *port);
+int uffdaemon_lock_patiently(pthread_mutex_t *mutex);
 
 /* queue.c */
 void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,

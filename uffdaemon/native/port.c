@@ -25,6 +25,7 @@ struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int not
     port->process = getpid();
     port->applies = notify >= 0;
     pthread_mutex_init(&port->change, NULL);
+    pthread_mutex_init(&port->executing, NULL);
     return port;
 }
 
@@ -33,6 +34,7 @@ void uffdaemon_port_free(struct uffdaemon_port *port)
 {
     uffdaemon_queue_free(&port->queue);
     pthread_mutex_destroy(&port->change);
+    pthread_mutex_destroy(&port->executing);
     free(port->table);
     free(port);
 }
@@ -49,13 +51,13 @@ int uffdaemon_port_applies(const struct uffdaemon_port *port)
     return __atomic_load_n(&port->applies, __ATOMIC_RELAXED) != 0;
 }
 
-/* Locks `change`, or gives up after a while: whoever holds it may be copying from memory that the
- * same thread guards, which has to answer then.  0, or an errno. */
-int uffdaemon_port_lock(struct uffdaemon_port *port)
+/* Locks, or gives up after a while: whoever holds it may be copying from memory that the same thread
+ * guards, which has to answer then.  0, or an errno. */
+int uffdaemon_lock_patiently(pthread_mutex_t *mutex)
 {
     struct timespec until;
 
-    if (pthread_mutex_trylock(&port->change) == 0)
+    if (pthread_mutex_trylock(mutex) == 0)
         return 0;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_nsec += PATIENCE_NS;
@@ -63,7 +65,7 @@ int uffdaemon_port_lock(struct uffdaemon_port *port)
         until.tv_nsec -= 1000000000;
         until.tv_sec++;
     }
-    return pthread_mutex_timedlock(&port->change, &until);
+    return pthread_mutex_timedlock(mutex, &until);
 }
 
 /* Takes at most `capacity` records, the oldest first; returns how many. */
@@ -123,7 +125,8 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
 /* Returns when no event is half applied: what was read by then is in the queue. */
 void uffdaemon_port_settle(struct uffdaemon_port *port)
 {
-    if (uffdaemon_port_applies(port) && !inherited(port) && uffdaemon_port_lock(port) == 0)
+    if (uffdaemon_port_applies(port) && !inherited(port) &&
+        uffdaemon_lock_patiently(&port->change) == 0)
         pthread_mutex_unlock(&port->change);
 }
 
@@ -133,7 +136,7 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
                             size_t count, uint64_t events)
 {
     int applies = uffdaemon_port_applies(port);
-    int locked = applies && uffdaemon_port_lock(port) == 0;
+    int locked = applies && uffdaemon_lock_patiently(&port->executing) == 0;
     int late = applies && __atomic_load_n(&port->events, __ATOMIC_ACQUIRE) != events;
 
     for (size_t index = 0; index < count; index++) {
@@ -147,7 +150,7 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
         }
     }
     if (locked)
-        pthread_mutex_unlock(&port->change);
+        pthread_mutex_unlock(&port->executing);
     for (size_t index = 0; index < count; index++) {
         uint64_t length = operations[index].done + operations[index].present;
 

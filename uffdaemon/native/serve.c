@@ -163,13 +163,17 @@ static void count(uint64_t *counter)
 }
 
 /* Reads and answers once.  Returns the bytes read, or -errno.  Where events are applied, nobody may
- * act on what they void between their being read and being applied. */
+ * act on what they void between their being read and being applied; who carries out operations is
+ * not waited for without end, since he may wait for us. */
 static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
 {
     ssize_t bytes;
     uint64_t now;
     int applies = uffdaemon_port_applies(port);
-    int locked = applies && uffdaemon_port_lock(port) == 0;
+    int locked = applies && uffdaemon_lock_patiently(&port->executing) == 0;
+
+    if (applies)
+        pthread_mutex_lock(&port->change);
 
     __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
     /* Who causes an event goes on once it is read: what others have decided on must be done by then. */
@@ -187,8 +191,10 @@ static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
     } else {
         bytes = bytes ? -errno : -EIO;
     }
-    if (locked)
+    if (applies)
         pthread_mutex_unlock(&port->change);
+    if (locked)
+        pthread_mutex_unlock(&port->executing);
     return bytes;
 }
 
