@@ -101,10 +101,21 @@ static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int
     uffdaemon_replace(port, kept);
 }
 
+/* Whether an event's ranges end after they begin, and do not wrap: others mean nothing. */
+static int sound(const struct uffd_msg *message)
+{
+    uint64_t length = message->arg.remap.len;
+
+    if (message->event == UFFD_EVENT_REMAP)
+        return length && message->arg.remap.from <= UINT64_MAX - length &&
+               message->arg.remap.to <= UINT64_MAX - length;
+    return message->arg.remove.start < message->arg.remove.end;
+}
+
 /* Applies one event.  Under `change`, and by a thread that does not read the table. */
 void uffdaemon_change(struct uffdaemon_port *port, const struct uffd_msg *message)
 {
-    switch (message->event) {
+    switch (sound(message) ? message->event : 0) {
     case UFFD_EVENT_REMOVE:
         removed(port->table, message->arg.remove.start, message->arg.remove.end);
         break;
