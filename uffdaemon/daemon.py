@@ -200,7 +200,7 @@ class Daemon:
         self._memories[region] = memory
         if external:
             worker = self._servers.start_external(uffd, region, register)
-            region.why_unsafe = lambda: _ENDED if worker.ended.is_set() else ""
+            region.why_unsafe = lambda: _ENDED if worker.ended.is_set() else worker.refusal
             return region
         self.add_region(uffd, region, register=register, resolver=resolver)
         if again:

@@ -21,11 +21,13 @@ import trio
 import uffdaemon.supervising
 from uffdaemon import errors
 from uffdaemon.guarded import GuardedRegion
+from uffdaemon.guarding import leave_behind
 from uffdaemon.inheritance import file_size
 from uffdaemon.listening import Listener
 from uffdaemon.loop import Shutdown
 from uffdaemon.pagemap import PageCategory, scan_pages
 from uffdaemon.plans import DEFAULTS, FAREWELL, ExternalOptions, ExternalPolicy, plan_of
+from uffdaemon.regions import Segment
 from uffdaemon.slow import AsyncHooks
 from uffdaemon.watching import abandon, resume
 
@@ -170,12 +172,20 @@ class ExternalServer:
     def _abandon(self) -> None:
         """The memory may be touched on, while nobody answers."""
         region = self.region
-        if self._watchdog is None or self._removed_region or self.uffd.closed:
+        if self._removed_region or self.uffd.closed:
+            return
+        leave_behind(self.uffd, Segment(region.start, region.end, region))
+        if self._watchdog is None:
             return
         # A thread with a buffer may hold the GIL while it waits: then no successor can come.
         exported = isinstance(region, GuardedRegion) and region.memory.exported
         then = "poison" if self._poisoning or exported else self._watchdog.then
         abandon(self.uffd, region.label, [(region.start, region.end)], self._watchdog, then)
+
+    @property
+    def refusal(self) -> str:
+        """What is wrong with the policy, as far as that is known by now; "": nothing."""
+        return self._listener.refusal
 
     async def _supervise(self) -> None:
         deaths = 0

@@ -77,19 +77,5 @@ class GuardedRegion(Region):
         self.memory.touch(offset, length, write=write)
 
     def prefault(self, offset: int = 0, length: int | None = None, *, write: bool = False) -> None:
-        """The same for those pages that are not known to be there.  What system calls shall
-        access may need it: see `Resolver.IN_THREAD`."""
-        if length is None:
-            length = self.length - offset
-        if write:
-            self.memory.touch(offset, length, write=True)
-            return
-        size = self.page_size
-        end = (offset + length + size - 1) // size
-        page = self.pages.present.next_absent(offset // size, end)
-        while page is not None:
-            stop = min(page + 1, end)
-            while stop < end and stop not in self.pages.present:
-                stop += 1
-            self.memory.touch(page * size, (stop - page) * size)
-            page = self.pages.present.next_absent(stop, end)
+        """Bring pages, so that system calls find them there: see `Resolver.IN_THREAD`."""
+        self.memory.touch(offset, length, write=write)

@@ -127,6 +127,11 @@ class Listener:
                 self._begin(kind, packet)
         self.tell()
 
+    @property
+    def refusal(self) -> str:
+        """Why the policy answers nothing; "": it does, or is not known not to."""
+        return "" if self._refusal is None else str(self._refusal)
+
     def _call(self, told: Resolved | Event) -> None:
         if isinstance(told, Resolved):
             self.calls.after(told)

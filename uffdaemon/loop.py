@@ -16,6 +16,7 @@ import trio
 
 from uffdaemon.events import FaultKind, PageFault, parse
 from uffdaemon.guarded import GuardedRegion
+from uffdaemon.guarding import leave_behind
 from uffdaemon.hooks import Resolved
 from uffdaemon.ledger import Waiting
 from uffdaemon.native.ports import MESSAGE_BATCH
@@ -100,6 +101,7 @@ class Server:
         self._on_fork = on_fork
         self._token = trio.lowlevel.current_trio_token()
         self._begun = trio.Event()
+        self._left = False
         self._stopping = False
         self._poisoning = False
         self._patience = _PATIENCE
@@ -137,6 +139,7 @@ class Server:
                         while self.uffd.copies.under_way and not self.uffd.closed:  # noqa: ASYNC110  # set by threads
                             await trio.sleep(_COPY_PAUSE)
                         reading.cancel_scope.cancel()
+                    self._leave_post()
                     await hooks.finish(self._patience)
         finally:
             self.let_go()
@@ -166,7 +169,7 @@ class Server:
     def _last_turn(self) -> None:
         if self.uffd.closed:
             return
-        self.take()
+        self.catch_up()
         if self._poisoning and not self.handler.client_gone:
             self._poison()
 
@@ -409,14 +412,8 @@ class Server:
             # Memory may be closed wherever it is used.
             trio.from_thread.run_sync(self.let_go, trio_token=self._token)
             return
+        self._leave_post()
         self._fd = -1
-        self._rulebook.close()
-        self.post.leave()
-        if self.post.native and not self.uffd.closed:
-            # Who waits by now is listed, although nobody is going to answer.
-            left = b"".join(record.message for record in self._port.take() if not record.code)
-            self.handler.note(parse(left), _clock())
-        self.handler.carry_out_all = None
         self.post.close()
         self._stopping = True
         self.wake()
@@ -430,8 +427,28 @@ class Server:
         if self.owns_fd and not self.is_orphan():
             self.uffd.close()
 
+    def _leave_post(self) -> None:
+        """Nobody serves it from here on, and nothing that was read is forgotten."""
+        if self._left:
+            return
+        self._left = True
+        self._rulebook.close()
+        self.post.leave()
+        if self.post.native and not self.uffd.closed:
+            now, records = _clock(), self._port.take()
+            for record in records:
+                if record.code and (record.error or self.handler.hooks.see_endings):
+                    self._tell(record, now)
+            # Who waits by now is listed, although nobody is going to answer.
+            left = b"".join(record.message for record in records if not record.code)
+            self.handler.note(parse(left), now)
+        self.handler.carry_out_all = None
+
     def _abandon(self) -> None:
         """Memory of this process may be touched on, while nobody answers."""
+        if self.uffd.same_process:
+            for segment in self.handler.regions:
+                leave_behind(self.uffd, segment)
         regions = [segment.region for segment in self.handler.regions]
         if regions:
             exported = any(isinstance(r, GuardedRegion) and r.memory.exported for r in regions)

@@ -127,6 +127,8 @@ class Memory:
         self.fd = fd
         """The memory file behind it, -1 for anonymous memory."""
         self._exports = 0
+        self.kept_from_children = False
+        """Whether children do not get it because nobody would guard it there (MADV_DONTFORK)."""
         self._thread = 0
         self._guarded: PageMap | None = None
         self.userfaultfd: Userfaultfd | None = None

@@ -239,7 +239,7 @@ static void in_child(void)
 
 static int install(void)
 {
-    static int watches_forks;
+    static int before;
     struct sigaction ours = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     struct sigaction now;
 
@@ -247,16 +247,17 @@ static int install(void)
         return -errno;
     if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_bus_error)
         return 0;
-    if (!watches_forks) {
+    if (!before) {
         int error = pthread_atfork(NULL, NULL, in_child);
         if (error)
             return -error;
-        watches_forks = 1;
+        /* Whoever has put a handler over ours since chains to ours: that would go round and round. */
+        previous = now;
+        before = 1;
     }
     /* All signals but the one by which the watchdog has Python stacks written. */
     sigfillset(&ours.sa_mask);
     sigdelset(&ours.sa_mask, SIGRTMAX - 1);
-    previous = now;
     return sigaction(SIGBUS, &ours, NULL) ? -errno : 0;
 }
 

@@ -64,6 +64,20 @@ static void say(const struct uffdaemon_watch *watch, const struct uffd_msg *mess
     uffdaemon_line_write(&line);
 }
 
+/* Its pages are asked for at a userfaultfd of its own, which nobody serves yet. */
+static void say_child(const struct uffdaemon_watch *watch, uint64_t age)
+{
+    struct uffdaemon_line line = {.length = 0};
+
+    uffdaemon_line_add(&line, "uffdaemon: a forked child that shares ");
+    uffdaemon_line_add(&line, watch->name);
+    uffdaemon_line_add(&line, " has not been taken in for ");
+    uffdaemon_line_add_number(&line, age / 1000000, 10);
+    uffdaemon_line_add(&line, watch->port ? " ms: whoever waits for it may keep trio's loop from that"
+                                          : " ms: whoever guarded this memory has ended");
+    uffdaemon_line_write(&line);
+}
+
 /* Has the page poisoned; its thread gets SIGBUS. */
 static void poison(const struct uffdaemon_watch *watch, uint64_t address)
 {
@@ -113,6 +127,10 @@ static void bark(struct uffdaemon_watch *watch, const struct uffd_msg *messages,
         if (messages[index].event == UFFD_EVENT_PAGEFAULT &&
             !told(watch, messages[index].arg.pagefault.address)) {
             say(watch, &messages[index], age);
+            news = 1;
+        } else if (messages[index].event == UFFD_EVENT_FORK &&
+                   !told(watch, messages[index].arg.fork.ufd)) {
+            say_child(watch, age);
             news = 1;
         }
     if (news && stacks)
@@ -170,8 +188,6 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
 
         if (messages[index].event != UFFD_EVENT_PAGEFAULT && watch->port)
             uffdaemon_queue_push(&watch->port->queue, &record, now);
-        else if (messages[index].event == UFFD_EVENT_FORK)
-            close((int)messages[index].arg.fork.ufd);
         else if (messages[index].event == UFFD_EVENT_PAGEFAULT && watch->port)
             wake(watch, messages[index].arg.pagefault.address);
     }
