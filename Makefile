@@ -15,7 +15,7 @@ export C_INCLUDE_PATH := $(HEADERS)/python3:$(HEADERS)$(C_INCLUDE_PATH:%=:%)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test check pure bench soak wheel wheel-test clean
+.PHONY: demo test check pure bench soak sanitize fuzz wheel wheel-test clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runs
@@ -41,6 +41,17 @@ bench: .venv/develops
 # A million moves of pages that threads write to; `make test` has ten thousand of them.
 soak: .venv/develops
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# The C code under ThreadSanitizer and AddressSanitizer for longer than `make test` takes; and
+# libFuzzer on messages and rules, where there is clang.  SECONDS=... is for each part.
+sanitize: SECONDS = 60
+sanitize: .venv/develops
+	UFFDAEMON_SANITIZE_SECONDS=$(SECONDS) UFFDAEMON_FUZZ_ROUNDS=$(SECONDS)0000 \
+		$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/sanitize $(ARGS)
+
+fuzz: SECONDS = 300
+fuzz: .venv/develops
+	$(BIN)/python -m tests.sanitize.test_sanitizers $(SECONDS)
 
 wheel: .venv/develops
 	rm -rf dist && mkdir -p build

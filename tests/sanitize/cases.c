@@ -1,0 +1,292 @@
+/* Races that were found, each brought about for certain: `cases NAME`. */
+#include "stress.h"
+
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static struct uffdaemon_port *port;
+static struct uffdaemon_resolver *resolver;
+static uint64_t bits[2], start;
+static char *source;
+static uint32_t done, held; /* held: 1: the next COPY is to be held, 2: it is, 0: it may go on */
+static __thread sigjmp_buf *volatile escape;
+
+int __real_ioctl(int fd, unsigned long request, void *argument);
+int __wrap_ioctl(int fd, unsigned long request, void *argument);
+
+int __wrap_ioctl(int fd, unsigned long request, void *argument)
+{
+    uint32_t one = 1;
+
+    if (request == UFFDIO_COPY &&
+        __atomic_compare_exchange_n(&held, &one, 2, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        while (__atomic_load_n(&held, __ATOMIC_SEQ_CST))
+            sched_yield();
+    return __real_ioctl(fd, request, argument);
+}
+
+static void expect(int holds, const char *what)
+{
+    if (!holds) {
+        fprintf(stderr, "cases: %s\n", what);
+        _exit(1);
+    }
+}
+
+static uint32_t load(uint32_t *word)
+{
+    return __atomic_load_n(word, __ATOMIC_SEQ_CST);
+}
+
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    (void)number;
+    (void)info;
+    (void)context;
+    expect(escape != NULL, "a signal out of place");
+    siglongjmp(*escape, 1);
+}
+
+/* The first byte of a page, or -1: SIGBUS came of it. */
+static int byte_of(unsigned page)
+{
+    sigjmp_buf here;
+    int byte;
+
+    if (sigsetjmp(here, 1)) {
+        escape = NULL;
+        return -1;
+    }
+    escape = &here;
+    byte = *(volatile char *)(uintptr_t)(start + page * PAGE);
+    escape = NULL;
+    return byte;
+}
+
+static void *touch_first(void *result)
+{
+    *(int *)result = byte_of(0);
+    __atomic_store_n(&done, 1, __ATOMIC_SEQ_CST);
+    return NULL;
+}
+
+/* Sixteen pages that are guarded and served, and hold 'x'. */
+static void guard(int in_thread)
+{
+    static const struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
+    uint64_t ioctls, features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_POISON |
+                                (in_thread ? UFFD_FEATURE_SIGBUS : 0);
+    int error, fd = uffdaemon_open_syscall(0);
+
+    sigaction(SIGBUS, &action, NULL);
+    expect(!uffdaemon_handshake(fd, &features, &ioctls), "UFFDIO_API");
+    start = (uint64_t)(uintptr_t)mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    source = aligned_alloc(PAGE, 16 * PAGE);
+    memset(source, 'x', 16 * PAGE);
+    expect(!uffdaemon_register(fd, start, 16 * PAGE, UFFDIO_REGISTER_MODE_MISSING, &ioctls),
+           "UFFDIO_REGISTER");
+    port = uffdaemon_port_new(fd, 0, eventfd(0, EFD_NONBLOCK));
+    resolver = uffdaemon_resolver_start(&error);
+    expect(resolver && !uffdaemon_resolver_add(resolver, port), "the resolver");
+    expect(!in_thread || !uffdaemon_signal_add(port), "uffdaemon_signal_add");
+}
+
+static void publish_rule(uint64_t code, uint64_t events)
+{
+    struct uffdaemon_rule rule = {.start = start,
+                                  .end = start + 16 * PAGE,
+                                  .code = code,
+                                  .src = code == _UFFDIO_COPY ? (uint64_t)(uintptr_t)source : 0,
+                                  .origin = start,
+                                  .page_size = PAGE,
+                                  .window = PAGE,
+                                  .pages = (uint64_t)(uintptr_t)&bits[0],
+                                  .removed = (uint64_t)(uintptr_t)&bits[1],
+                                  .zeros = 1};
+
+    expect(!uffdaemon_port_publish(port, &rule, 1, events), "uffdaemon_port_publish");
+}
+
+static void discard_first(void)
+{
+    expect(!madvise((void *)(uintptr_t)start, PAGE, MADV_DONTNEED), "MADV_DONTNEED");
+}
+
+static void *wait_for_readers(void *readers)
+{
+    uffdaemon_wait_for_readers(readers);
+    __atomic_store_n(&done, 1, __ATOMIC_SEQ_CST);
+    return NULL;
+}
+
+static void *wait_as_well(void *readers)
+{
+    uffdaemon_wait_for_readers(readers);
+    return NULL;
+}
+
+static void wait_for_epoch(struct uffdaemon_readers *readers, uint64_t epoch)
+{
+    while (__atomic_load_n(&readers->epoch, __ATOMIC_SEQ_CST) < epoch && !load(&done))
+        sched_yield();
+}
+
+/* Two wait at once, and turn the epoch for each other: neither may miss who is inside. */
+static void two_wait_for_readers(void)
+{
+    static struct uffdaemon_readers readers;
+    unsigned even = uffdaemon_enter(&readers), odd;
+    pthread_t one, other;
+
+    readers.epoch = 1;
+    odd = uffdaemon_enter(&readers);
+    readers.epoch = 2;
+    pthread_create(&one, NULL, wait_for_readers, &readers);
+    wait_for_epoch(&readers, 3);
+    pthread_create(&other, NULL, wait_as_well, &readers);
+    wait_for_epoch(&readers, 4);
+    uffdaemon_leave(&readers, even);
+    wait_for_epoch(&readers, 6);
+    expect(!load(&done), "who waited did not wait for everybody");
+    uffdaemon_leave(&readers, odd);
+    pthread_join(one, NULL);
+    pthread_join(other, NULL);
+}
+
+/* What is discarded while rules are withdrawn is known to those that come after. */
+static void discarded_while_withdrawn(void)
+{
+    guard(0);
+    publish_rule(_UFFDIO_COPY, 0);
+    expect(byte_of(0) == 'x', "the page is not what it was to be");
+    uffdaemon_port_withdraw(port);
+    discard_first();
+    publish_rule(_UFFDIO_COPY, 1);
+    expect(byte_of(0) == 0, "a page that was discarded is not zeros");
+    expect(byte_of(1) == 'x', "its neighbour is not what it was to be");
+}
+
+/* The thread that faults waits, as for any rule that is Python's. */
+static void withdrawn_in_thread(void)
+{
+    struct uffdaemon_operation operation = {.code = _UFFDIO_COPY, .length = PAGE};
+    pthread_t toucher;
+    int byte = 0;
+
+    guard(1);
+    publish_rule(_UFFDIO_COPY, 0);
+    uffdaemon_port_withdraw(port);
+    pthread_create(&toucher, NULL, touch_first, &byte);
+    while (!__atomic_load_n(&port->queue.count, __ATOMIC_SEQ_CST) && !load(&done))
+        sched_yield();
+    expect(!load(&done), "rules were withdrawn, and SIGBUS came of it");
+    operation.dst = start;
+    operation.src = (uint64_t)(uintptr_t)source;
+    uffdaemon_port_execute(port, &operation, 1, 0);
+    pthread_join(toucher, NULL);
+    expect(byte == 'x', "the page is not what it was to be");
+}
+
+/* By a rule, beside a rule, and by Python: the access ends in SIGBUS each time. */
+static void poisoned_in_thread(void)
+{
+    struct uffdaemon_operation operation = {.code = _UFFDIO_POISON, .length = PAGE};
+    pthread_t toucher;
+    int byte = 0;
+
+    guard(1);
+    publish_rule(_UFFDIO_POISON, 0);
+    expect(byte_of(2) == -1, "poisoned by a rule");
+    expect(byte_of(2) == -1, "poisoned by a rule before");
+    publish_rule(0, 0);
+    expect(byte_of(2) == -1, "poisoned by a rule that is Python's by now");
+    pthread_create(&toucher, NULL, touch_first, &byte);
+    while (!__atomic_load_n(&port->queue.count, __ATOMIC_SEQ_CST))
+        sched_yield();
+    operation.dst = start;
+    uffdaemon_port_execute(port, &operation, 1, 0);
+    pthread_join(toucher, NULL);
+    expect(byte == -1, "poisoned by Python");
+    publish_rule(_UFFDIO_ZEROPAGE, 0);
+    expect(byte_of(0) == -1, "poisoned by Python before");
+    expect(byte_of(1) == 0, "its neighbour is not what it was to be");
+}
+
+static void *discard_first_thread(void *unused)
+{
+    discard_first();
+    __atomic_store_n(&done, 1, __ATOMIC_SEQ_CST);
+    return unused;
+}
+
+/* A handler has decided on a copy; then the page is discarded, and is zeros from then on. */
+static void discarded_while_answered(void)
+{
+    pthread_t toucher, owner;
+    uint64_t epoch;
+    int byte = 0;
+
+    guard(1);
+    publish_rule(_UFFDIO_COPY, 0);
+    epoch = __atomic_load_n(&port->readers.epoch, __ATOMIC_SEQ_CST);
+    held = 1;
+    pthread_create(&toucher, NULL, touch_first, &byte);
+    while (load(&held) != 2)
+        sched_yield();
+    pthread_create(&owner, NULL, discard_first_thread, NULL);
+    /* It has gone on, or waits for the handler. */
+    while (!load(&done) && __atomic_load_n(&port->readers.epoch, __ATOMIC_SEQ_CST) == epoch)
+        sched_yield();
+    __atomic_store_n(&held, 0, __ATOMIC_SEQ_CST);
+    pthread_join(toucher, NULL);
+    pthread_join(owner, NULL);
+    expect(byte_of(0) == 0, "a page that was discarded holds what was decided on before");
+}
+
+/* Rules are being replaced: an event waits until they have been, however long that takes. */
+static void discarded_while_published(void)
+{
+    const struct timespec longer_than_patience = {0, 100000000};
+    pthread_t owner;
+
+    guard(0);
+    publish_rule(_UFFDIO_COPY, 0);
+    pthread_mutex_lock(&port->change);
+    pthread_create(&owner, NULL, discard_first_thread, NULL);
+    nanosleep(&longer_than_patience, NULL);
+    expect(!__atomic_load_n(&port->events, __ATOMIC_SEQ_CST), "an event was applied meanwhile");
+    pthread_mutex_unlock(&port->change);
+    pthread_join(owner, NULL);
+    expect(byte_of(0) == 0, "a page that was discarded is not zeros");
+}
+
+int main(int count, char **arguments)
+{
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } cases[] = {
+        {"two-wait-for-readers", two_wait_for_readers},
+        {"discarded-while-withdrawn", discarded_while_withdrawn},
+        {"withdrawn-in-thread", withdrawn_in_thread},
+        {"poisoned-in-thread", poisoned_in_thread},
+        {"discarded-while-answered", discarded_while_answered},
+        {"discarded-while-published", discarded_while_published},
+    };
+
+    for (size_t index = 0; count == 2 && index < sizeof(cases) / sizeof(cases[0]); index++)
+        if (!strcmp(arguments[1], cases[index].name)) {
+            cases[index].run();
+            _exit(0);
+        }
+    expect(0, "which?");
+}
