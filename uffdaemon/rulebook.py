@@ -33,7 +33,8 @@ class _Lowered(NamedTuple):
     rules: list[Rule] | None
     """None: to be asked for."""
     pages: PinnedBuffer
-    removed: PinnedBuffer
+    removed: Bitmap
+    pinned: PinnedBuffer
     zeros: int
 
 
@@ -136,13 +137,16 @@ class Rulebook:
             if self._native_port:
                 pages.present.share(set_bits)
                 removed = Bitmap(pages.pages)
-                for first, end in pages.removed.runs():
-                    removed.add_range(first, end)
+                removed.share(set_bits)
             due = 0
             if region.after_remove == "zero":
                 size = region.page_size
                 due = ZEROPAGE if size == PAGE_SIZE else zeros(size).address(0, size) or 0
-            known = _Lowered(None, pin(pages.present.buffer), pin(removed.buffer), due)
+            known = _Lowered(None, pin(pages.present.buffer), removed, pin(removed.buffer), due)
+        if self._native_port and region.pages.any_removed:
+            # What was discarded while no rule was in force there, C has not noted.
+            for first, end in region.pages.removed.runs():
+                known.removed.add_range(first, end)
         if known.rules is None:
             known = known._replace(rules=rules_of(region) if self._lowered else [])
         self._known[id(region.pages)] = known
@@ -166,7 +170,7 @@ class Rulebook:
                 region.page_size,
                 max(part.window, region.page_size),
                 known.pages,
-                known.removed,
+                known.pinned,
                 known.zeros,
                 Code.POISON if poisons and code and not _is_move(part) else 0,
             )

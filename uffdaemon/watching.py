@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
 from uffdaemon.native.ports import Watch
-from uffdaemon.outcomes import Code, Operation
 from uffdaemon.placement import Then, Watchdog
 
 if TYPE_CHECKING:
@@ -40,9 +39,10 @@ def abandon(
     Threads that wait in the ranges, (start, end), are woken: their faults have been read, and come
     again, to be seen.
     """
-    _abandoned[uffd] = _watch(uffd, None, name, watchdog, then)
+    left = _abandoned[uffd] = _watch(uffd, None, name, watchdog, then)
     uffd.on_close.append(partial(resume, uffd))
-    uffd.execute([Operation(Code.WAKE, start, end - start) for start, end in ranges])
+    for start, end in ranges:
+        left.wake(start, end - start)
 
 
 def resume(uffd: Userfaultfd) -> None:

@@ -86,6 +86,8 @@ ffibuilder.cdef(
     struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
                                                 uint64_t after, unsigned then, int signal,
                                                 const char *name, int *error);
+    void uffdaemon_watch_wake(const struct uffdaemon_watch *watch, uint64_t start,
+                              uint64_t length);
     void uffdaemon_watch_remove(struct uffdaemon_watch *watch);
     void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value);
     void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);

@@ -296,6 +296,10 @@ class Watch:
         if self._watch == ffi.NULL:
             raise OSError(int(number[0]), "starting the watchdog's thread")
 
+    def wake(self, start: int, length: int) -> None:
+        """Have threads that wait in a range fault again, so that the watchdog sees them."""
+        lib.uffdaemon_watch_wake(self._watch, start, length)
+
     def end(self) -> None:
         """Neither the port nor the descriptor is looked at any more."""
         watch, self._watch = self._watch, ffi.NULL

@@ -100,14 +100,6 @@ static void poison(const struct uffdaemon_watch *watch, uint64_t address)
     }
 }
 
-static void wake(const struct uffdaemon_watch *watch, uint64_t address)
-{
-    struct uffdaemon_operation operation = {
-        .code = _UFFDIO_WAKE, .dst = address & ~UINT64_C(4095), .length = 4096};
-
-    uffdaemon_execute(watch->fd, &operation, 1);
-}
-
 static int told(struct uffdaemon_watch *watch, uint64_t address)
 {
     for (size_t index = 0; index < TOLD; index++)
@@ -189,7 +181,8 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
         if (messages[index].event != UFFD_EVENT_PAGEFAULT && watch->port)
             uffdaemon_queue_push(&watch->port->queue, &record, now);
         else if (messages[index].event == UFFD_EVENT_PAGEFAULT && watch->port)
-            wake(watch, messages[index].arg.pagefault.address);
+            uffdaemon_watch_wake(watch, messages[index].arg.pagefault.address & ~UINT64_C(4095),
+                                 4096);
     }
     watch->unread_since = 0;
     watch->quiet = watch->port != NULL;
@@ -297,6 +290,14 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
         return NULL;
     }
     return watch;
+}
+
+/* Has threads that wait in a range fault again, whose messages have been read before. */
+void uffdaemon_watch_wake(const struct uffdaemon_watch *watch, uint64_t start, uint64_t length)
+{
+    struct uffdaemon_operation operation = {.code = _UFFDIO_WAKE, .dst = start, .length = length};
+
+    uffdaemon_execute(watch->fd, &operation, 1);
 }
 
 /* Watches it no more; neither port nor descriptor is used when this returns. */
