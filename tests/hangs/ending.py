@@ -258,6 +258,34 @@ async def a_page_that_cannot_be_had_is_poisoned(way: Way) -> None:
 
 
 @program
+async def a_page_is_poisoned_by_a_rule(way: Way) -> None:
+    async with open_daemon() as daemon:
+        ctypes.string_at(_guard(daemon, way, "poisoned").start, 1)
+
+
+@program
+async def a_page_is_poisoned_by_python(way: Way) -> None:
+    async with open_daemon() as daemon:
+        await trio.to_thread.run_sync(_guard(daemon, way, "poisoned_by_python").touch)
+
+
+@program
+async def a_page_was_poisoned_before(way: Way) -> None:
+    """Who would bring zeros finds that something is there, and must not try for ever."""
+    async with open_daemon() as daemon:
+        region = _guard(daemon, way, "zeros")
+        assert region.memory.userfaultfd is not None
+        region.memory.userfaultfd.poison(region.start, PAGE)
+        ctypes.string_at(region.start, 1)
+
+
+@program
+async def a_page_is_poisoned_by_the_watchdog(way: Way) -> None:
+    async with open_daemon(watchdog=Watchdog(after=0.2, then="poison")) as daemon:
+        ctypes.string_at(_guard(daemon, way, "answered").start, 1)
+
+
+@program
 async def memory_of_somebody_elses_is_lost(way: Way) -> None:
     """Who has handled SIGBUS before is told of what is none of ours."""
     with tempfile.TemporaryFile() as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.daemon.support import content
 from tests.hangs.hung import InPython
-from uffdaemon import Action, BytesSource, CopyFrom, Fault, actions
+from uffdaemon import Action, BytesSource, CopyFrom, Fault, Poison, ZeroPage, actions
 
 DATA = content(4)
 
@@ -14,3 +14,11 @@ answered = InPython(DATA)
 
 def held(fault: Fault) -> Action | None:
     return actions.Hold("for the test")
+
+
+poisoned = Poison()
+zeros = ZeroPage()
+
+
+def poisoned_by_python(fault: Fault) -> Action | None:
+    return actions.Poison()

@@ -76,6 +76,16 @@ _ENDINGS: dict[str, list[Ending]] = {
             ("thread", "in-thread"),
         )
     ],
+    "a_page_is_poisoned_by_a_rule": [Ending(-signal.SIGBUS, "Bus error", _PLAIN)],
+    "a_page_is_poisoned_by_python": [Ending(-signal.SIGBUS, "Bus error")],
+    "a_page_was_poisoned_before": [Ending(-signal.SIGBUS, "Bus error", _PLAIN)],
+    "a_page_is_poisoned_by_the_watchdog": [
+        Ending(
+            -signal.SIGBUS,
+            _TOLD.format("a_page_is_poisoned_by_the_watchdog"),
+            ("thread", "in-thread", "in_process"),
+        )
+    ],
     "memory_of_somebody_elses_is_lost": [
         Ending(
             -signal.SIGBUS,
