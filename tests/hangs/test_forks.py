@@ -243,10 +243,11 @@ async def test_what_python_discards_is_zeros_afterwards(events: Features, way: W
     zeros = bytes(2 * PAGE)
     discarded = zeros if Features.EVENT_REMOVE in events else _DATA[PAGE : 3 * PAGE]
     expected = _DATA[:PAGE] + discarded + _DATA[3 * PAGE :]
-    # By half of the threads, each external region being two processes.
-    halves = [False] if way == "external" else [False, True]
+    hows, halves = [by_memory, by_cdll, by_pydll, by_mmap], [False, True]
+    if way == "external":  # each of its regions is two processes
+        hows, halves = [by_memory, by_pydll], [False]
     async with open_daemon() as daemon:
-        for how in (by_memory, by_cdll, by_pydll, by_mmap):
+        for how in hows:
             for touched in (0, len(_DATA)):
                 for half in halves:
                     in_worker = half is not (touched == 0)

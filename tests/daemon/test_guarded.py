@@ -1,0 +1,179 @@
+"""What `guard` returns: buffers, arrays, and accesses that never hold the GIL."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import numpy as np
+import pytest
+import trio
+
+from tests.daemon.external_policies import DATA as MANY
+from tests.daemon.support import PAGE
+from tests.kernel.harness import kernel_test
+from tests.kernel.support import in_thread
+from uffdaemon import (
+    BytesSource,
+    CopyFrom,
+    Daemon,
+    Features,
+    GuardedRegion,
+    Memory,
+    Watchdog,
+    errors,
+    open_daemon,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Way: TypeAlias = Literal["thread", "in-thread", "external", "in_process"]
+_ALL: tuple[Way, ...] = get_args(Way)
+every_way = pytest.mark.parametrize("way", _ALL)
+plain_ways = pytest.mark.parametrize("way", _ALL[:3])
+
+_PAGES = 8
+_DATA = MANY[: _PAGES * PAGE]
+
+
+def _guard(daemon: Daemon, way: Way, memory: Memory) -> GuardedRegion:
+    if way == "external":
+        policy = "tests.daemon.external_policies:copied"
+        return daemon.guard(memory, policy, placement="external")
+    answer = CopyFrom(BytesSource(_DATA))
+    if way == "in_process":
+        return daemon.guard(memory, answer, placement="in_process")
+    return daemon.guard(memory, answer, resolver=way)
+
+
+async def _counted(daemon: Daemon, region: GuardedRegion) -> int:
+    """How many faults there have been."""
+    if region in daemon.external:
+        await daemon.external[region].refresh()
+    return daemon.statistics().resolved
+
+
+@every_way
+@kernel_test(features=Features.SIGBUS)
+async def test_accesses_that_work_everywhere(way: Way) -> None:
+    run = trio.to_thread.run_sync
+    with Memory.map(len(_DATA)) as memory:
+        async with open_daemon() as daemon:
+            region = _guard(daemon, way, memory)
+            found = bytearray(PAGE)
+            assert await run(region.read_into, PAGE - 9, found) == PAGE
+            assert found == _DATA[PAGE - 9 : 2 * PAGE - 9]
+            assert await _counted(daemon, region) == 2
+            await run(region.write_from, 3 * PAGE - 2, b"four")
+            await run(partial(region.touch, 4 * PAGE, PAGE, write=True))
+            assert await _counted(daemon, region) == 5
+            await run(region.prefault, 0, 6 * PAGE)
+            assert await _counted(daemon, region) == 6
+            await run(partial(region.prefault, write=True))
+            assert await _counted(daemon, region) == _PAGES
+            await run(region.read_into, 0, whole := bytearray(len(_DATA)))
+            assert whole == _DATA[: 3 * PAGE - 2] + b"four" + _DATA[3 * PAGE + 2 :]
+            outside: list[Callable[[], object]] = [
+                lambda: region.read_into(len(_DATA) - 1, bytearray(2)),
+                lambda: region.write_from(len(_DATA), b"x"),
+                lambda: region.touch(0, len(_DATA) + 1),
+                lambda: region.read_into(-1, bytearray(1)),
+            ]
+            for access in outside:
+                with pytest.raises(errors.InvalidRange):
+                    access()
+
+
+@plain_ways
+@kernel_test(features=Features.SIGBUS)
+async def test_memory_stays_where_it_is_while_a_buffer_is_alive(way: Way) -> None:
+    memory = Memory.map(len(_DATA))
+    async with open_daemon() as daemon:
+        region = _guard(daemon, way, memory)
+        part = region.array("<u8")[PAGE:]
+        for change in (memory.close, memory.remap, partial(memory.unmap, 0, PAGE)):
+            with pytest.raises(BufferError, match="buffers of it are alive"):
+                change()
+        assert part.tobytes() == _DATA[8 * PAGE :]
+        buffer = region.buffer(readonly=True)
+        del part
+        with pytest.raises(BufferError, match="1 buffers"):
+            memory.close()
+        buffer.release()
+        region.prefault()
+    memory.close()
+
+
+@plain_ways
+@kernel_test(features=Features.SIGBUS)
+async def test_a_daemon_that_has_ended_gives_no_buffers_and_the_next_one_does(way: Way) -> None:
+    with Memory.map(len(_DATA)) as memory:
+        async with open_daemon() as daemon:
+            first = _guard(daemon, way, memory)
+            assert first.buffer()[0] == _DATA[0]
+        for plain in (first.buffer, first.array):
+            with pytest.raises(errors.PlacementRefused, match="has ended"):
+                plain()
+        for _ in range(2):
+            async with open_daemon(watchdog=None) as daemon:
+                again = _guard(daemon, way, memory)
+                assert bytes(again.buffer()[:PAGE]) == _DATA[:PAGE]
+                found = np.frombuffer(again.buffer(), "u1")
+                assert found[-1] == _DATA[-1]
+                del found
+        async with open_daemon() as daemon:
+            assert bytes(_guard(daemon, way, memory).buffer()) == _DATA
+
+
+@kernel_test()
+async def test_what_is_served_again_is_none_of_the_last_watchdogs() -> None:
+    """Not even while the loop is busy, and has no watchdog of its own."""
+    with Memory.map(len(_DATA)) as memory:
+        async with open_daemon(watchdog=Watchdog(after=0.1, then="exit")) as daemon:
+            _guard(daemon, "in_process", memory)
+        async with open_daemon(watchdog=None) as daemon:
+            region = _guard(daemon, "in_process", memory)
+            reader = in_thread(region.read_into, 0, found := bytearray(len(_DATA)))
+            time.sleep(0.5)  # noqa: ASYNC251  # that is what is tested
+            assert reader.running
+            await trio.to_thread.run_sync(reader.result)
+            assert found == _DATA
+
+
+@kernel_test(features=Features.SIGBUS)
+async def test_who_answers_is_decided_when_memory_is_guarded_first() -> None:
+    """The userfaultfd is made for it."""
+    for first, then in (("thread", "in-thread"), ("in-thread", "thread")):
+        with Memory.map(len(_DATA)) as memory:
+            async with open_daemon() as daemon:
+                _guard(daemon, first, memory)  # type: ignore[arg-type]  # of a tuple of literals
+            async with open_daemon() as daemon:
+                with pytest.raises(errors.PlacementRefused, match="guarded for the first time"):
+                    _guard(daemon, then, memory)  # type: ignore[arg-type]  # of a tuple of literals
+
+
+@kernel_test()
+async def test_shapes_and_types_of_arrays() -> None:
+    memory = Memory.map(len(_DATA))
+    async with open_daemon() as daemon:
+        region = _guard(daemon, "thread", memory)
+        for dtype in ("u1", "<u2", ">i4", "f8", "S7", [("a", "<u4"), ("b", "u1")]):
+            kind = np.dtype(dtype)
+            count = len(_DATA) // kind.itemsize
+            found = region.array(kind)
+            assert (found.shape, found.dtype) == ((count,), kind)
+            assert found.tobytes() == _DATA[: count * kind.itemsize]
+            assert found.flags.writeable
+        shaped = region.array("<u4", (2, 3, 5), readonly=True)
+        assert shaped.shape == (2, 3, 5)
+        assert shaped.tobytes() == _DATA[: 4 * 2 * 3 * 5]
+        assert not shaped.flags.writeable
+        assert region.array("u1", 7).tobytes() == _DATA[:7]
+        assert region.array("u1", 0).shape == (0,)
+        with pytest.raises(ValueError, match="buffer is smaller than"):
+            region.array("u1", len(_DATA) + 1)
+        written = region.array("<u2")
+        written[-1] = 0xABCD
+        assert bytes(region.buffer()[-2:]) == b"\xcd\xab"
