@@ -367,6 +367,8 @@ async def the_daemon_ends_under_a_buffer_that_is_complete(way: Way) -> None:
 
 
 if __name__ == "__main__":
+    # Of the thread that gets SIGBUS alone: to look at the stack of one that runs may crash.
+    faulthandler.enable(all_threads=False)
     # One that hangs says where.  This needs no GIL.
     faulthandler.dump_traceback_later(_LONG, exit=True)
     _name, _way = sys.argv[1:]
