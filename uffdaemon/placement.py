@@ -44,7 +44,7 @@ Then: TypeAlias = Literal["report", "poison", "exit"]
 class Watchdog:
     """Looks after faults of this process that Python does not take in, from a thread of its own.
 
-    After `after` seconds it writes to standard error who waits, where, and the Python stacks; and
+    After `after` seconds it writes to standard error who waits, where, and its Python stack; and
     then does what `then` says: nothing else; poison the page, so that its thread gets SIGBUS; or
     end the process with status `STATUS`.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NUMBERS: Final = {name: number for number, name in enumerate(get_args(Then))}
 STACKS: Final = signal.SIGRTMAX - 1
-"""The signal by which the watchdog has faulthandler write the stacks of all Python threads."""
+"""The signal by which the watchdog has faulthandler write a waiting thread's Python stack."""
 
 _abandoned: Final[dict[Userfaultfd, Watch]] = {}
 
@@ -58,7 +58,7 @@ def _watch(
     number = 0
     # Without standard error there is nothing to write to.
     with suppress(OSError, RuntimeError, ValueError):
-        faulthandler.register(STACKS, file=2, all_threads=True, chain=False)
+        faulthandler.register(STACKS, file=2, all_threads=False, chain=False)
         number = STACKS
     return Watch(
         uffd.fileno(), port, name, after=watchdog.after, then=_NUMBERS[then], stacks=number

@@ -3,14 +3,16 @@
  *
  * A fault that has been forwarded, or that nobody reads, and that Python does not take in for a
  * while, may be one that Python itself waits for.  This thread needs nothing of Python: it looks at
- * what the ports keep, writes who waits, where and since when, has faulthandler write the Python
- * stacks by a signal to itself, and then does what was declared.
+ * what the ports keep, writes who waits, where and since when, has faulthandler write that thread's
+ * Python stack by a signal, and then does what was declared.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -22,6 +24,7 @@
 
 #define ROUND_NS 100000000 /* between two looks while something waits for Python */
 #define POLL_NS 250000000  /* the same at userfaultfds that nobody may be reading */
+#define STACK_NS 20000000  /* what a stack takes to be written, and its thread to wait again */
 #define TOLD 32
 #define HUGE_PAGE (2u << 20)
 
@@ -41,7 +44,7 @@ static pthread_mutex_t watching = PTHREAD_MUTEX_INITIALIZER;
 static struct uffdaemon_watch *watches;
 static pid_t process;
 static uint32_t alarmed; /* a futex: something waits for Python, or there is more to look after */
-static int stacks; /* the signal by which faulthandler writes all stacks; 0: none */
+static int stacks; /* the signal by which faulthandler writes a thread's stack; 0: none */
 
 static void say(const struct uffdaemon_watch *watch, const struct uffd_msg *message, uint64_t age)
 {
@@ -109,6 +112,38 @@ static int told(struct uffdaemon_watch *watch, uint64_t address)
     return 0;
 }
 
+/* Whether a thread waits in user mode: only there a signal is handled while its page is missing.  See
+ * proc_pid_syscall(5). */
+static int in_user_mode(uint32_t thread)
+{
+    char path[64], state[16] = "";
+    int fd;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%u/syscall", thread);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    if (read(fd, state, sizeof(state) - 1) <= 0)
+        state[0] = 0;
+    close(fd);
+    return strncmp(state, "-1 ", 3) == 0;
+}
+
+/* Has faulthandler write the Python stack of a thread, by that thread: nobody else changes it. */
+static void write_stack(const struct uffdaemon_watch *watch, const struct uffd_msg *message)
+{
+    uint32_t thread = message->arg.pagefault.feat.ptid;
+    struct timespec pause = {0, STACK_NS};
+
+    /* Who waits in its signal handler, in futex(2), has this signal unblocked. */
+    int in_handler = watch->port && __atomic_load_n(&watch->port->waiters, __ATOMIC_RELAXED);
+
+    if (stacks && thread && (in_handler || in_user_mode(thread))) {
+        syscall(SYS_tgkill, getpid(), thread, stacks);
+        nanosleep(&pause, NULL);
+    }
+}
+
 /* Says who waits, unless that was said before, and does what was declared. */
 static void bark(struct uffdaemon_watch *watch, const struct uffd_msg *messages, size_t count,
                  uint64_t age)
@@ -119,14 +154,13 @@ static void bark(struct uffdaemon_watch *watch, const struct uffd_msg *messages,
         if (messages[index].event == UFFD_EVENT_PAGEFAULT &&
             !told(watch, messages[index].arg.pagefault.address)) {
             say(watch, &messages[index], age);
+            write_stack(watch, &messages[index]);
             news = 1;
         } else if (messages[index].event == UFFD_EVENT_FORK &&
                    !told(watch, messages[index].arg.fork.ufd)) {
             say_child(watch, age);
             news = 1;
         }
-    if (news && stacks)
-        pthread_kill(pthread_self(), stacks);
     if (watch->then == UFFDAEMON_EXIT && news)
         _exit(UFFDAEMON_EXIT_STATUS);
     for (size_t index = 0; watch->then == UFFDAEMON_POISON && index < count; index++)
@@ -240,8 +274,6 @@ static int start(void)
     if (process == getpid())
         return 0;
     sigfillset(&blocked);
-    if (stacks)
-        sigdelset(&blocked, stacks);
     pthread_sigmask(SIG_SETMASK, &blocked, &old);
     error = pthread_create(&thread, NULL, run, NULL);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -254,7 +286,7 @@ static int start(void)
 }
 
 /* Watches a userfaultfd: what `port` keeps from Python, or with NULL one that nobody serves.  `after`
- * is ns.  `signal` makes faulthandler write all stacks; 0: nothing does.  NULL: *error says why. */
+ * is ns.  `signal` makes faulthandler write the stack of a thread; 0: nothing does.  NULL: *error says why. */
 struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port, uint64_t after,
                                             unsigned then, int signal, const char *name, int *error)
 {
