@@ -186,7 +186,7 @@ def take_turn(side: Side, client: Client, cores: Cores, image: int) -> Seen:
         far.close()
         try:
             seen = _touch(client, cores, near)
-        except (subprocess.SubprocessError, json.JSONDecodeError) as error:
+        except (subprocess.SubprocessError, TurnFailed) as error:
             near.close()
             try:
                 _, complaint = handler.communicate(timeout=GRACE)
@@ -219,8 +219,12 @@ def _touch(client: Client, cores: Cores, sock: socket.socket | None) -> Seen:
 
 
 def parse_seen(text: bytes) -> Seen:
-    """What a client has written."""
-    return cast("Seen", json.loads(text))
+    """What a client has written: its last line, for some peers log on standard output, too.
+    Raises `TurnFailed`."""
+    try:
+        return cast("Seen", json.loads(text.splitlines()[-1]))
+    except (IndexError, ValueError) as error:
+        raise TurnFailed(f"the client wrote {text[-100:]!r} where its figures belong") from error
 
 
 def touch_unguarded(client: Client, cores: Cores) -> Seen:
