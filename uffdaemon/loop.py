@@ -106,6 +106,7 @@ class Server:
         self._poisoning = False
         self._patience = _PATIENCE
         self._rules_outdated = False
+        self._applying = 0
         self._awake = True
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
@@ -219,12 +220,17 @@ class Server:
         if len(forwarded) >= MESSAGE_BATCH and not self.post.native:
             # The buffer was full: an event that came before these faults may still be unread.
             events += self.uffd.read_events()
-        self.handler.answer(events, read_at)
+        self._applying += 1
+        try:
+            self.handler.answer(events, read_at)
+        finally:
+            self._applying -= 1
         if self.handler.stale:
             self.update_rules()
         forks, self.handler.forks = self.handler.forks, []
         for event, regions in forks:
             self._on_fork(self, event, regions)
+        self._forget_fresh()
 
     def _end_held(self, answered: list[bytes]) -> None:
         """Threads whose faults were held have asked again, and rules have answered."""
@@ -302,8 +308,14 @@ class Server:
     def update_rules(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""
         self._rules_outdated = not self._rulebook.update()
+        self._forget_fresh()
         if self._rules_outdated:
             self.wake()  # what came in between has to be taken first
+
+    def _forget_fresh(self) -> None:
+        """Have C forget what Python has noted of discarded pages."""
+        if not self._applying:  # or a hook has come here while others are still to be noted
+            self._rulebook.forget_fresh()
 
     def publish_rules(self) -> None:
         """The same at once: whoever asks for it may touch the memory next, in this very thread."""

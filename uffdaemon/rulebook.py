@@ -20,9 +20,11 @@ from uffdaemon.sources import zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from mmap import mmap
 
     from uffdaemon.handlers import Handler
     from uffdaemon.native import PinnedBuffer
+    from uffdaemon.pages import PageMap
     from uffdaemon.region import Region
     from uffdaemon.regions import Segment
 
@@ -32,18 +34,27 @@ class _Lowered(NamedTuple):
 
     rules: list[Rule] | None
     """None: to be asked for."""
-    pages: PinnedBuffer
-    removed: Bitmap
-    pinned: PinnedBuffer
+    pages: PageMap
+    present: PinnedBuffer
+    removed: PinnedBuffer
+    noted: bytearray | mmap
+    """What is pinned as `removed`."""
+    fresh: PinnedBuffer | None
     zeros: int
+
+    @property
+    def current(self) -> bool:
+        """Whether C looks at what Python notes discarded pages in."""
+        return self.noted is self.pages.removed.buffer
 
 
 class Rulebook:
     """Keeps the rules of `port` in step with the regions of `handler`.
 
     `outdated` is called, from any thread, when they have to be written anew.  With `native`, the
-    port is not served by the event loop: C keeps its own note of discarded pages then, because it
-    knows of events before Python does.  With `mark`, it gets told of addresses that are Python's.
+    port is not served by the event loop: C knows of events before Python does then, and notes by
+    itself which pages were discarded until Python has.  With `mark`, it gets told of addresses that
+    are Python's.
     """
 
     def __init__(
@@ -91,6 +102,15 @@ class Rulebook:
                 return False
         return True
 
+    def forget_fresh(self) -> None:
+        """Python has noted all that was taken from the port: C need not any longer."""
+        if not self._port.has_fresh:
+            return
+        if all(known.current for known in self._known.values()):
+            self._port.forget_fresh()
+        else:
+            self._outdated()
+
     def gap(self, region: Region, kind: FaultKind) -> int | None:
         """The first offset at which C does not answer faults of `kind`; None: it answers all."""
         known = self._known.get(id(region.pages))
@@ -132,25 +152,27 @@ class Rulebook:
     def _lower(self, region: Region) -> _Lowered:
         known = self._known.get(id(region.pages))
         if known is None:
-            pages = region.pages
-            removed = pages.removed
-            if self._native_port:
-                pages.present.share(set_bits)
-                removed = Bitmap(pages.pages)
-                removed.share(set_bits)
-            due = 0
-            if region.after_remove == "zero":
-                size = region.page_size
-                due = ZEROPAGE if size == PAGE_SIZE else zeros(size).address(0, size) or 0
-            known = _Lowered(None, pin(pages.present.buffer), removed, pin(removed.buffer), due)
-        if self._native_port and region.pages.any_removed:
-            # What was discarded while no rule was in force there, C has not noted.
-            for first, end in region.pages.removed.runs():
-                known.removed.add_range(first, end)
+            known = self._pinned(region)
+        elif not known.current:
+            buffer = region.pages.removed.buffer
+            known = known._replace(removed=pin(buffer), noted=buffer)
         if known.rules is None:
             known = known._replace(rules=rules_of(region) if self._lowered else [])
         self._known[id(region.pages)] = known
         return known
+
+    def _pinned(self, region: Region) -> _Lowered:
+        pages = region.pages
+        fresh = None
+        if self._native_port:
+            pages.present.share(set_bits)
+            fresh = pin(Bitmap(pages.pages).buffer)
+        due = 0
+        if region.after_remove == "zero":
+            size = region.page_size
+            due = ZEROPAGE if size == PAGE_SIZE else zeros(size).address(0, size) or 0
+        present, noted = pages.present.buffer, pages.removed.buffer
+        return _Lowered(None, pages, pin(present), pin(noted), noted, fresh, due)
 
     def _of(self, segment: Segment) -> list[NativeRule]:
         region = segment.region
@@ -169,8 +191,9 @@ class Rulebook:
                 region.start % (1 << 64),  # a part that was moved down may begin "before" 0
                 region.page_size,
                 max(part.window, region.page_size),
-                known.pages,
-                known.pinned,
+                known.present,
+                known.removed,
+                known.fresh,
                 known.zeros,
                 Code.POISON if poisons and code and not _is_move(part) else 0,
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from tests.daemon.support import HUGE, PAGE, Gate, Recorder, content
 from tests.kernel.harness import kernel_test
@@ -178,6 +179,52 @@ async def test_discarded_huge_pages_are_zeros(resolver: ResolverName, kind: Memo
             assert bytes(buffer[offset : offset + HUGE]) == bytes(HUGE)
     del buffer
     memory.close()
+
+
+@both_resolvers
+@kernel_test(features=Features.EVENT_REMOVE | Features.EVENT_FORK | Features.SIGBUS)
+async def test_who_notes_what_was_discarded(resolver: ResolverName) -> None:
+    """C does until Python has, and then looks at what Python has noted.  Nobody but C can answer:
+    the thread that touches holds the GIL, and is the event loop's."""
+    pages, recorder = 16, Recorder()
+    data = content(pages)
+    with Memory.map(len(data)) as memory:
+        async with open_daemon(hooks=[recorder.hooks]) as daemon:
+            region = daemon.guard(
+                memory,
+                CopyFrom(BytesSource(data)),
+                resolver=resolver,
+                features=Features.THREAD_ID | Features.EVENT_REMOVE,
+            )
+            server = daemon._servers.of(region)
+            buffer = region.buffer(readonly=True)
+
+            def holds(page: int, expected: bytes, buffer: memoryview = buffer) -> None:
+                assert bytes(buffer[page * PAGE : (page + 1) * PAGE]) == expected
+
+            def discard(page: int) -> None:
+                assert _libc_held.madvise(memory.start + page * PAGE, PAGE, mmap.MADV_DONTNEED) == 0
+
+            def original(page: int) -> bytes:
+                return data[page * PAGE : (page + 1) * PAGE]
+
+            holds(1, original(1))
+            discard(1)
+            discard(3)  # before it was ever touched
+            server._port.settle()
+            assert server._port.has_fresh
+            assert not region.pages.removed.runs()
+            holds(1, bytes(PAGE))
+            await recorder.until(lambda: len(recorder.events) == 2)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not server._port.has_fresh
+            assert region.pages.removed.runs() == [(1, 2), (3, 4)]
+            holds(3, bytes(PAGE))
+            holds(2, original(2))
+            discard(1)
+            holds(1, bytes(PAGE))
+            holds(4, original(4))
+            del buffer, holds
 
 
 @both_resolvers

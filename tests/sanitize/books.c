@@ -80,10 +80,12 @@ static void enter(struct service *service, const struct uffd_msg *message)
         for (unsigned page = 0; page < PAGES; page++) {
             if (region->at[page] < start || region->at[page] >= end)
                 continue;
-            if (message->event == UFFD_EVENT_REMOVE)
+            if (message->event == UFFD_EVENT_REMOVE) {
                 region->zeros[page] = 1;
-            else
+                uffdaemon_set_bits(region->removed, page, page + 1, 1);
+            } else {
                 region->at[page] = shift ? region->at[page] + shift : 0;
+            }
         }
 }
 
@@ -113,6 +115,8 @@ int catch_up(struct service *service)
             }
         }
     }
+    if (__atomic_load_n(&service->port->noted, __ATOMIC_RELAXED))
+        uffdaemon_port_forget(service->port, service->events);
     return taken;
 }
 
@@ -212,6 +216,7 @@ static size_t write_rules(const struct service *service, const struct region *re
                 .window = (uint64_t)PAGE << variant % 6,
                 .pages = (uint64_t)(uintptr_t)region->present,
                 .removed = (uint64_t)(uintptr_t)region->removed,
+                .fresh = (uint64_t)(uintptr_t)region->fresh,
                 .zeros = variant & 1 ? 1 : (uint64_t)(uintptr_t)nothing,
                 .refusal = _UFFDIO_POISON,
             };

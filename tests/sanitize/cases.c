@@ -14,7 +14,7 @@
 
 static struct uffdaemon_port *port;
 static struct uffdaemon_resolver *resolver;
-static uint64_t bits[2], start;
+static uint64_t bits[3], start;
 static char *source;
 static uint32_t done, held; /* held: 1: the next COPY is to be held, 2: it is, 0: it may go on */
 static __thread sigjmp_buf *volatile escape;
@@ -111,6 +111,7 @@ static void publish_rule(uint64_t code, uint64_t events)
                                   .window = PAGE,
                                   .pages = (uint64_t)(uintptr_t)&bits[0],
                                   .removed = (uint64_t)(uintptr_t)&bits[1],
+                                  .fresh = (uint64_t)(uintptr_t)&bits[2],
                                   .zeros = 1};
 
     expect(!uffdaemon_port_publish(port, &rule, 1, events), "uffdaemon_port_publish");
@@ -173,6 +174,43 @@ static void discarded_while_withdrawn(void)
     publish_rule(_UFFDIO_COPY, 1);
     expect(byte_of(0) == 0, "a page that was discarded is not zeros");
     expect(byte_of(1) == 'x', "its neighbour is not what it was to be");
+}
+
+/* What Python has noted of discarded pages counts from the moment at which C has forgotten it; what
+ * it has not noted yet is not forgotten. */
+static void discarded_and_noted(void)
+{
+    guard(0);
+    publish_rule(_UFFDIO_COPY, 0);
+    discard_first();
+    uffdaemon_port_settle(port);
+    expect(port->noted && bits[2] == 1 && bits[1] == 0, "what was discarded is not noted");
+    uffdaemon_port_forget(port, 0);
+    expect(port->noted && bits[2] == 1, "an event was forgotten that Python does not know of");
+    uffdaemon_set_bits(&bits[1], 0, 1, 1);
+    uffdaemon_port_forget(port, 1);
+    expect(!port->noted && bits[2] == 0, "what Python has noted is not forgotten");
+    expect(byte_of(0) == 0, "a page that was discarded is not zeros");
+    expect(byte_of(1) == 'x', "its neighbour is not what it was to be");
+}
+
+/* Of a bitmap of three pages; all that is between the ends goes back to the kernel. */
+static void emptied_bits(void)
+{
+    uint64_t length = 3 * PAGE, last = length * 8 - 3;
+    unsigned char *bitmap = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char resident[3];
+
+    memset(bitmap, 0xff, length);
+    uffdaemon_empty_bits(bitmap, 5, last);
+    expect(!mincore(bitmap, length, resident), "mincore");
+    expect(!(resident[1] & 1), "memory of bits that are not set was kept");
+    expect(bitmap[0] == 0x1f && bitmap[length - 1] == 0xe0, "a bit too many was cleared");
+    for (uint64_t byte = 1; byte < length - 1; byte++)
+        expect(!bitmap[byte], "a bit was left");
+    memset(bitmap, 0xff, length);
+    uffdaemon_empty_bits(bitmap, 8 * PAGE + 1, 16 * PAGE);
+    expect(bitmap[PAGE] == 1 && !bitmap[2 * PAGE - 1] && bitmap[2 * PAGE] == 0xff, "a part of a page");
 }
 
 /* The thread that faults waits, as for any rule that is Python's. */
@@ -278,6 +316,8 @@ int main(int count, char **arguments)
         {"two-wait-for-readers", two_wait_for_readers},
         {"discarded-while-withdrawn", discarded_while_withdrawn},
         {"withdrawn-in-thread", withdrawn_in_thread},
+        {"discarded-and-noted", discarded_and_noted},
+        {"emptied-bits", emptied_bits},
         {"poisoned-in-thread", poisoned_in_thread},
         {"discarded-while-answered", discarded_while_answered},
         {"discarded-while-published", discarded_while_published},

@@ -70,6 +70,7 @@ static void renew(struct service *service, struct region *region, uint64_t *seed
     catch_up(service);
     uffdaemon_set_bits(region->present, 0, PAGES, 0);
     uffdaemon_set_bits(region->removed, 0, PAGES, 0);
+    uffdaemon_set_bits(region->fresh, 0, PAGES, 0);
     for (unsigned page = 0; page < PAGES; page++) {
         region->at[page] = region->start + page * PAGE;
         region->zeros[page] = 0;
@@ -119,7 +120,7 @@ void *come_and_go(void *argument)
     uint64_t seed = 17;
 
     while (!stopped()) {
-        uint64_t length = GUEST_PAGES * PAGE, ioctls, bits[2] = {0, 0}, word, start;
+        uint64_t length = GUEST_PAGES * PAGE, ioctls, bits[3] = {0, 0, 0}, word, start;
         int error = pthread_rwlock_rdlock(&forking);
         int fd = open_userfaultfd(guest->in_thread);
         int notify = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -131,6 +132,7 @@ void *come_and_go(void *argument)
                                       .window = PAGE * 2,
                                       .pages = (uint64_t)(uintptr_t)&bits[0],
                                       .removed = (uint64_t)(uintptr_t)&bits[1],
+                                      .fresh = (uint64_t)(uintptr_t)&bits[2],
                                       .zeros = 1};
         struct region own = {.number = 9};
 

@@ -45,8 +45,9 @@ static size_t make_rules(struct input *input, struct uffdaemon_rule *rules, uint
                     .origin = origin,
                     .page_size = size,
                     .window = size * (1 + take_bytes(input, 1) % 50),
-                    .pages = (uint64_t)(uintptr_t)bitmaps[2 * region],
-                    .removed = (uint64_t)(uintptr_t)bitmaps[2 * region + 1],
+                    .pages = (uint64_t)(uintptr_t)bitmaps[3 * region],
+                    .removed = (uint64_t)(uintptr_t)bitmaps[3 * region + 1],
+                    .fresh = choice & 128 ? (uint64_t)(uintptr_t)bitmaps[3 * region + 2] : 0,
                     .zeros = choice >> 4 & 3,
                     .refusal = choice & 64 ? _UFFDIO_POISON : 0,
                 };
@@ -98,7 +99,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct uffdaemon_record records[64];
     struct uffd_msg seen[16];
     struct input input = {data, size};
-    uint8_t *bitmaps[2 * REGIONS];
+    uint8_t *bitmaps[3 * REGIONS];
     uint64_t options = take_bytes(&input, 1);
     uint64_t events = 0, forwarded = 0, answered = 0;
     struct pollfd unread = {.events = POLLIN};
@@ -106,7 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     int ends[2], notify = options & 1 ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
     long more;
 
-    for (unsigned index = 0; index < 2 * REGIONS; index++) {
+    for (unsigned index = 0; index < 3 * REGIONS; index++) {
         bitmaps[index] = malloc(BITMAP);
         memset(bitmaps[index], (int)take_bytes(&input, 1), BITMAP);
     }
@@ -136,6 +137,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 forwarded += fault && !records[index].code;
             }
         }
+        if (options & 32)
+            uffdaemon_port_forget(fuzz_port, fuzz_port->events);
         if (!again && !fuzz_port->postponed && poll(&unread, 1, 0) == 0)
             break;
     }
@@ -152,7 +155,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fuzz_expect(forwarded + answered == 0, "a fault was lost, or answered twice");
     fuzz_kernel = NULL;
     uffdaemon_port_free(fuzz_port);
-    for (unsigned index = 0; index < 2 * REGIONS; index++)
+    for (unsigned index = 0; index < 3 * REGIONS; index++)
         free(bitmaps[index]);
     close(ends[0]);
     close(ends[1]);

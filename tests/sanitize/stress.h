@@ -33,7 +33,8 @@ struct region {
     uint64_t at[PAGES];                /* books: where each page is, 0: nowhere */
     unsigned char zeros[PAGES];        /* books: whether zeros are due there */
     uint32_t state[PAGES];             /* atomic; of the three above */
-    unsigned char present[PAGES / 8], removed[PAGES / 8]; /* C's bitmaps */
+    unsigned char removed[PAGES / 8];  /* the same, for C to look at */
+    unsigned char present[PAGES / 8], fresh[PAGES / 8]; /* C's bitmaps */
 };
 
 struct service {

@@ -26,6 +26,8 @@ SANITIZERS = ("thread", "address,undefined")
 CASES = (
     "two-wait-for-readers",
     "discarded-while-withdrawn",
+    "discarded-and-noted",
+    "emptied-bits",
     "withdrawn-in-thread",
     "poisoned-in-thread",
     "discarded-while-answered",

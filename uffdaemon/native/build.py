@@ -46,7 +46,7 @@ ffibuilder.cdef(
     };
     struct uffdaemon_port {
         int32_t fd, error;
-        uint32_t record_all, applies, rereads;
+        uint32_t record_all, applies, noted, rereads;
         uint64_t reads, empty_reads, events;
         uint64_t counts[8][16];
         uint64_t latencies[64];
@@ -64,6 +64,7 @@ ffibuilder.cdef(
     int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                                size_t count, uint64_t events);
     void uffdaemon_port_withdraw(struct uffdaemon_port *port);
+    void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events);
     void uffdaemon_port_settle(struct uffdaemon_port *port);
     void uffdaemon_port_execute(struct uffdaemon_port *port,
                                struct uffdaemon_operation *operations, size_t count,

@@ -20,8 +20,10 @@ static int by_kind_and_start(const void *left, const void *right)
 }
 
 /* The pages from `start` to `end` were discarded. */
-static void removed(const struct uffdaemon_table *table, uint64_t start, uint64_t end)
+static void removed(struct uffdaemon_port *port, uint64_t start, uint64_t end)
 {
+    const struct uffdaemon_table *table = port->table;
+
     for (size_t index = 0; table && index < table->count; index++) {
         const struct uffdaemon_rule *rule = &table->rules[index];
         uint64_t low = start > rule->start ? start : rule->start;
@@ -32,8 +34,10 @@ static void removed(const struct uffdaemon_table *table, uint64_t start, uint64_
         low = (low - rule->origin) / rule->page_size;
         high = (high - rule->origin + rule->page_size - 1) / rule->page_size;
         uffdaemon_set_bits((void *)(uintptr_t)rule->pages, low, high, 0);
-        if (rule->removed)
-            uffdaemon_set_bits((void *)(uintptr_t)rule->removed, low, high, 1);
+        if (rule->fresh) {
+            uffdaemon_set_bits((void *)(uintptr_t)rule->fresh, low, high, 1);
+            __atomic_store_n(&port->noted, 1, __ATOMIC_RELAXED);
+        }
     }
 }
 
@@ -117,7 +121,7 @@ void uffdaemon_change(struct uffdaemon_port *port, const struct uffd_msg *messag
 {
     switch (sound(message) ? message->event : 0) {
     case UFFD_EVENT_REMOVE:
-        removed(port->table, message->arg.remove.start, message->arg.remove.end);
+        removed(port, message->arg.remove.start, message->arg.remove.end);
         break;
     case UFFD_EVENT_UNMAP:
         moved(port, message->arg.remove.start, message->arg.remove.end, 0, 0);

@@ -30,7 +30,7 @@ struct uffdaemon_operation {
 };
 _Static_assert(sizeof(struct uffdaemon_operation) == 64, "uffdaemon_operation");
 
-/* A policy for a range that C can carry out by itself.  104 bytes, packed by Python's struct. */
+/* A policy for a range that C can carry out by itself.  112 bytes, packed by Python's struct. */
 struct uffdaemon_rule {
     uint64_t kind;      /* the fault flags WP and MINOR that it answers; rules are sorted by it, */
     uint64_t start;     /* then by this (bytes) */
@@ -42,13 +42,14 @@ struct uffdaemon_rule {
     uint64_t page_size; /* bytes, a power of two */
     uint64_t window;    /* bytes to fill around a fault, at least page_size */
     uint64_t pages;     /* address of the region's bitmap of present pages, one bit each */
-    uint64_t removed;   /* the same of pages whose owner discarded them */
+    uint64_t removed;   /* the same of pages whose owner discarded them, as Python has it */
+    uint64_t fresh;     /* the same of those that Python does not know of yet; 0: it knows of all */
     uint64_t zeros;     /* what is due there: 0: the same as before; 1: zeros by ZEROPAGE; else by
                            COPY from this address, where a page of zeros lies */
     uint64_t refusal;   /* what to do about a page that it cannot bring: 0: ask Python; else this
                            operation, _UFFDIO_POISON */
 };
-_Static_assert(sizeof(struct uffdaemon_rule) == 104, "uffdaemon_rule");
+_Static_assert(sizeof(struct uffdaemon_rule) == 112, "uffdaemon_rule");
 
 /* The rules in force, read without locks and replaced as a whole (table.c). */
 struct uffdaemon_table {
@@ -122,6 +123,7 @@ struct uffdaemon_port {
     uint32_t record_all;     /* whether answered faults are to be recorded as well */
     uint32_t applies;        /* whether events change the rules here; else rules rest until Python
                                 has taken the event */
+    uint32_t noted;          /* whether any rule's `fresh` has bits, under `change` */
     uint32_t closing;        /* to be left alone */
     uint32_t in_thread;      /* whether signal handlers answer as well */
     int32_t process;         /* whose it is: in a forked child nobody serves it */
@@ -179,6 +181,7 @@ long uffdaemon_port_take(struct uffdaemon_port *port, struct uffdaemon_record *r
 int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                            size_t count, uint64_t events);
 void uffdaemon_port_withdraw(struct uffdaemon_port *port);
+void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events);
 void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
                             size_t count, uint64_t events);
 int uffdaemon_port_applies(const struct uffdaemon_port *port);
@@ -212,6 +215,7 @@ void uffdaemon_change(struct uffdaemon_port *port, const struct uffd_msg *messag
 const struct uffdaemon_rule *uffdaemon_find(const struct uffdaemon_table *table, uint64_t kind,
                                             uint64_t address);
 void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value);
+void uffdaemon_empty_bits(void *bitmap, uint64_t first, uint64_t end);
 void uffdaemon_answer(struct uffdaemon_port *port, const struct uffdaemon_table *table,
                       struct uffdaemon_record *records, size_t count);
 

@@ -122,6 +122,27 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
     pthread_mutex_unlock(&port->change);
 }
 
+/* Python has entered `events` events into its own bitmaps: if there have been no more, what C has
+ * noted of them is not needed any longer. */
+void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events)
+{
+    if (inherited(port) || uffdaemon_lock_patiently(&port->change))
+        return;
+    if (port->events == events) {
+        for (size_t index = 0; port->table && index < port->table->count; index++) {
+            const struct uffdaemon_rule *rule = &port->table->rules[index];
+
+            if (rule->fresh)
+                uffdaemon_empty_bits((void *)(uintptr_t)rule->fresh,
+                                     (rule->start - rule->origin) / rule->page_size,
+                                     (rule->end - rule->origin + rule->page_size - 1) /
+                                         rule->page_size);
+        }
+        __atomic_store_n(&port->noted, 0, __ATOMIC_RELAXED);
+    }
+    pthread_mutex_unlock(&port->change);
+}
+
 /* Returns when no event is half applied: what was read by then is in the queue. */
 void uffdaemon_port_settle(struct uffdaemon_port *port)
 {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from uffdaemon.native import OperationArray
 
-_RULE: Final = struct.Struct("=13Q")
+_RULE: Final = struct.Struct("=14Q")
 _RECORD: Final = struct.Struct("=32sIIQQQ")
 MESSAGE_BATCH: Final = 128
 """Messages that C reads in one go; fewer mean that no more were pending."""
@@ -56,7 +56,9 @@ class NativeRule(NamedTuple):
     pages: PinnedBuffer
     """The region's bitmap of present pages, which the rule keeps alive."""
     removed: PinnedBuffer
-    """The same of pages whose owner discarded them."""
+    """The same of pages whose owner discarded them, which C only looks at."""
+    fresh: PinnedBuffer | None
+    """The same of those that only C knows of yet."""
     zeros: int
     """What is due there: 0, what was due before; `ZEROPAGE`; or the address of a page of zeros."""
     refusal: int
@@ -150,16 +152,26 @@ class Port:
         """
         packed = bytearray(_RULE.size * len(rules))
         for index, rule in enumerate(rules):
-            addresses = rule.pages.address, rule.removed.address
-            _RULE.pack_into(packed, index * _RULE.size, *rule[:9], *addresses, *rule[11:])
+            fresh = 0 if rule.fresh is None else rule.fresh.address
+            maps = rule.pages.address, rule.removed.address, fresh
+            _RULE.pack_into(packed, index * _RULE.size, *rule[:9], *maps, *rule[12:])
         pinned = ffi.from_buffer("struct uffdaemon_rule[]", packed)
         number = lib.uffdaemon_port_publish(self._port, pinned, len(rules), self.events)
         if number == -errno.EAGAIN:
             return False
         if number < 0:
             raise MemoryError
-        self._keep = [(rule.pages, rule.removed) for rule in rules]
+        self._keep = [(rule.pages, rule.removed, rule.fresh) for rule in rules]
         return True
+
+    @property
+    def has_fresh(self) -> bool:
+        """Whether C has noted discarded pages for as long as Python has not."""
+        return bool(self._port.noted)
+
+    def forget_fresh(self) -> None:
+        """Python has noted what was discarded, up to the last event that was taken."""
+        lib.uffdaemon_port_forget(self._port, self.events)
 
     def withdraw(self) -> None:
         """Have C answer nothing any more, until there are new rules.  From any thread."""

@@ -5,6 +5,8 @@
  * What no rule covers, and what a rule could not do, is left to Python: its record keeps code 0.
  */
 #include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "native.h"
 
@@ -57,15 +59,15 @@ static const struct uffdaemon_rule *rule_of(const struct uffdaemon_table *table,
 static int bit(uint64_t bitmap, uint64_t page)
 {
     const unsigned char *bits = (const void *)(uintptr_t)bitmap;
-    return __atomic_load_n(&bits[page >> 3], __ATOMIC_RELAXED) >> (page & 7) & 1;
+    return __atomic_load_n(&bits[page >> 3], __ATOMIC_ACQUIRE) >> (page & 7) & 1;
 }
 
 static void set_byte(unsigned char *byte, unsigned char mask, int value)
 {
     if (value)
-        __atomic_fetch_or(byte, mask, __ATOMIC_RELAXED);
+        __atomic_fetch_or(byte, mask, __ATOMIC_RELEASE);
     else if (__atomic_load_n(byte, __ATOMIC_RELAXED) & mask)
-        __atomic_fetch_and(byte, (unsigned char)~mask, __ATOMIC_RELAXED); /* zeros stay unwritten */
+        __atomic_fetch_and(byte, (unsigned char)~mask, __ATOMIC_RELEASE); /* zeros stay unwritten */
 }
 
 /* Sets or clears the bits `first` to `end`, exclusive. */
@@ -86,6 +88,19 @@ void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value)
     }
 }
 
+/* Clears the bits, and gives the kernel back the pages of anonymous memory that hold nothing else. */
+void uffdaemon_empty_bits(void *bitmap, uint64_t first, uint64_t end)
+{
+    uint64_t base = (uint64_t)(uintptr_t)bitmap, size = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t low = (base + (first + 7) / 8 + size - 1) / size * size, high = (base + end / 8) / size * size;
+
+    if (low < high && madvise((void *)(uintptr_t)low, high - low, MADV_DONTNEED) == 0) {
+        uffdaemon_set_bits(bitmap, first, (low - base) * 8, 0);
+        first = (high - base) * 8;
+    }
+    uffdaemon_set_bits(bitmap, first, end, 0);
+}
+
 static void mark_present(const struct uffdaemon_rule *rule, uint64_t start, uint64_t length)
 {
     uint64_t page = (start - rule->origin) / rule->page_size;
@@ -93,18 +108,24 @@ static void mark_present(const struct uffdaemon_rule *rule, uint64_t start, uint
     uffdaemon_set_bits((void *)(uintptr_t)rule->pages, page, page + length / rule->page_size, 1);
 }
 
+/* Whether the page's owner discarded it.  Python enters into its own bitmap what is fresh before that
+ * is forgotten: looked at in this order, nothing is missed. */
+static int removed(const struct uffdaemon_rule *rule, uint64_t page)
+{
+    return (rule->fresh && bit(rule->fresh, page)) || bit(rule->removed, page);
+}
+
 /* Whether zeros are due there, since the page was discarded. */
 static int discarded(const struct uffdaemon_rule *rule, uint64_t page)
 {
-    return rule->zeros && rule->kind == 0 && rule->code != _UFFDIO_POISON &&
-           bit(rule->removed, page);
+    return rule->zeros && rule->kind == 0 && rule->code != _UFFDIO_POISON && removed(rule, page);
 }
 
 /* Whether a page may be filled because a neighbour is: it is neither there nor was it discarded. */
 static int fillable(const struct uffdaemon_rule *rule, uint64_t address)
 {
     uint64_t page = (address - rule->origin) / rule->page_size;
-    return !bit(rule->pages, page) && !bit(rule->removed, page);
+    return !bit(rule->pages, page) && !removed(rule, page);
 }
 
 /* What to fill for one fault: the aligned window around it, cut to the rule and to the run of
@@ -124,7 +145,7 @@ static void window(const struct uffdaemon_rule *rule, uint64_t address, uint64_t
         high = rule->end;
     *from = page;
     *to = page + size;
-    if (bit(rule->removed, offset / size))
+    if (removed(rule, offset / size))
         return; /* alone, whatever is due there */
     while (*from > low && fillable(rule, *from - size))
         *from -= size;
