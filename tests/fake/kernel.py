@@ -30,7 +30,9 @@ from uffdaemon.outcomes import result_of
 from uffdaemon.region import HOLD, RETRY, AfterRemove, FailureAction
 
 PAGE = 4096
-START = 0x7F00_0000_0000
+START = 0x2000_0000_0000
+"""Where nothing is mapped: far below what the kernel hands out, from the top down.  The library
+does look what is there, and memory that happened to be would change what is due."""
 
 Answer = Callable[[Operation], Result]
 
