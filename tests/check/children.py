@@ -7,14 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.check.confined import CANNOT
+from tests.paths import ROOT
 
-ROOT: Final = Path(__file__).parents[2]
 DEADLINE: Final = 90  # seconds
 PLAIN: Final = {"NO_COLOR", "TERM", "container", "KUBERNETES_SERVICE_HOST"}
 

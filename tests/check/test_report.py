@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,6 +18,7 @@ from tests.check.machines import (
     with_attempts,
     with_files,
 )
+from tests.paths import ROOT
 from uffdaemon.check.facts import (
     FILES,
     HUGETLB,
@@ -33,7 +33,7 @@ from uffdaemon.check.findings import Group, Mark
 from uffdaemon.check.text import render
 from uffdaemon.features import SINCE
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "privileges.md"
+DOCUMENT = ROOT / "docs" / "privileges.md"
 
 
 # -- whole machines ------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from structlog.testing import capture_logs
 from tests.daemon.external_policies import DATA, PAGES
 from tests.daemon.support import PAGE, Recorder, open_descriptors
 from tests.kernel.clib import Helpers
-from tests.kernel.harness import ROOT, kernel_test
+from tests.kernel.harness import kernel_test
 from tests.kernel.support import Barrier, in_thread, wait_readable
+from tests.paths import ROOT
 from uffdaemon import (
     Advice,
     Daemon,

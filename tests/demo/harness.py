@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.kernel.harness import ROOT
+from tests.paths import ROOT
 
 DEADLINE = 60.0
 WORKER = re.compile(r"(?P<name>eager|lazy)(?P<rest>.*): worker (?P<pid>\d+)")

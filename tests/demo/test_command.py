@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.demo.harness import WORKER, demo
-from tests.kernel.harness import ROOT, require
+from tests.kernel.harness import require
+from tests.paths import ROOT
 from uffdaemon.demo.command import QUERIES
 from uffdaemon.features import Features
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.harness import ROOT, require
+from tests.kernel.harness import require
+from tests.paths import ROOT
 from uffdaemon.features import Features
 
 pytestmark = pytest.mark.kernel

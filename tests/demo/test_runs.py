@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.kernel.harness import ROOT, kernel_test
+from tests.kernel.harness import kernel_test
+from tests.paths import ROOT
 from uffdaemon.demo.errors import DemoError, WorkerDied, WorkerFailed
 from uffdaemon.demo.image import build_image
 from uffdaemon.demo.process import started_worker

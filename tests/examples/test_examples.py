@@ -13,9 +13,10 @@ import pytest
 
 from tests.kernel import clib
 from tests.kernel.harness import require
+from tests.paths import ROOT
 from uffdaemon import Features
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 pytestmark = pytest.mark.kernel
 

@@ -1,4 +1,4 @@
-"""The inside of a real-kernel test: ``python -m tests.kernel.child module:function fd deadline``.
+"""The inside of a real-kernel test, which `tests.kernel.forkserver` has forked off.
 
 Reads pickled arguments from standard input, runs the body, writes a report to the descriptor, and
 leaves without looking back: a thread may still be waiting for a page.
@@ -18,6 +18,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 import pytest
 
@@ -28,8 +29,8 @@ _TESTS = str(Path(__file__).parents[1])
 _OUTLIVED = 30.0  # seconds after which a child whose parent died ends by itself
 
 
-def main() -> None:
-    what, report, deadline = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+def main(what: str, report: int, deadline: float) -> NoReturn:
+    """Run ``module:function`` within about `deadline` seconds, and report to a descriptor."""
     os.set_inheritable(report, False)
     # Whoever runs the tests in the background of a shell has it ignored, which is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,7 +112,3 @@ def _short(value: object) -> str:
     except Exception:  # noqa: BLE001  # a broken repr must not hide the failure
         return f"<{type(value).__name__}>"
     return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,9 @@
 """Runs the body of a real-kernel test in a child process that can be killed.
 
 A thread that waits for a page cannot be unwound, and may hold the GIL: such a test must not run
-inside of pytest.  The child is a fresh interpreter in a session of its own; when its deadline is
-over it gets SIGABRT, on which faulthandler says where every thread is, and then SIGKILL.
+inside of pytest.  The child is a process in a session of its own, forked off an interpreter that
+has done nothing yet (`tests.kernel.forkserver`); when its deadline is over it gets SIGABRT, on
+which faulthandler says where every thread is, and then SIGKILL.
 """
 
 from __future__ import annotations
@@ -15,22 +16,20 @@ import os
 import pickle
 import select
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Literal, NoReturn, ParamSpec, TypedDict
 
 import pytest
 
+from tests.kernel.forkserver import fork_server
 from uffdaemon import Features, PermissionRefused, Userfaultfd
 from uffdaemon.errors import FeatureMissing, OpenRefused
 
 P = ParamSpec("P")
 
-ROOT = Path(__file__).parents[2]
 REQUIRED = "UFFDAEMON_REQUIRE_KERNEL"
 NO_FEATURES = Features(0)
 _DUMP_SECONDS = 5.0  # what faulthandler gets to write where every thread is
@@ -140,16 +139,8 @@ def run_child(what: str, arguments: dict[str, object], deadline: float) -> Ended
         stdin.write(pickle.dumps(arguments))
         stdin.seek(0)
         # Files instead of pipes: what a grandchild holds open cannot keep us waiting.
-        python = [sys.executable, "-X", "faulthandler", "-W", "error"]
-        child = subprocess.Popen(
-            [*python, "-m", "tests.kernel.child", what, str(report.fileno()), str(deadline)],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=(report.fileno(),),
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        files = [file.fileno() for file in (stdin, stdout, stderr, report)]
+        child = fork_server().fork(what, deadline, files)
         late = True
         try:
             late = not _ends_within(child.pid, deadline)
@@ -159,11 +150,11 @@ def run_child(what: str, arguments: dict[str, object], deadline: float) -> Ended
         finally:
             # Not reaped yet: the number still is the child's, and so is its process group.
             os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            status = child.reap()
         written = _text(report)
         return Ended(
             report=json.loads(written) if written else None,
-            status=child.returncode,
+            status=status,
             late=late,
             stdout=_text(stdout),
             stderr=_text(stderr),

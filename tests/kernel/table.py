@@ -9,14 +9,13 @@ import platform
 import re
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from tests.kernel.conformance import KERNEL_TESTS
+from tests.paths import ROOT
 from uffdaemon import MemoryType, supported_features
 
-ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "conformance.md"
 TYPES = [kind.value for kind in MemoryType]
 _KEY = "conformance"

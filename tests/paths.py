@@ -1,0 +1,7 @@
+"""Where things are."""
+
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+"""The checkout."""
