@@ -208,8 +208,12 @@ class Server:
                 self._tell(record, now)
         if self.handler.holds:
             self._end_held([record.message for record in records if record.code])
-        if forwarded:
-            self._answer(forwarded, read_at)
+        try:
+            if forwarded:
+                self._answer(forwarded, read_at)
+        finally:
+            if not self._applying:
+                self._port.turn_over()
         if self._quiet is not None and self._is_quiet():
             self._quiet.set()
         return True

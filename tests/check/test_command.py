@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from tests.check import children
-from tests.check.children import DEADLINE, ROOT, check, run
+from tests.check.children import DEADLINE, check, run
+from tests.paths import ROOT
 from uffdaemon import cli
 from uffdaemon.check.facts import FILES, SYSCTL
 from uffdaemon.features import SINCE

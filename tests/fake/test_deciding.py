@@ -129,7 +129,7 @@ HOSTILE: dict[str, tuple[Any, type[Exception], str]] = {
     "senseless work": (perform(_senseless), errors.PolicyAnswerInvalid, "returned True"),
     "failed work": (perform(_failed), errors.PolicyRaised, "reports that it failed"),
     "cancelled work": (perform(_cancels_itself), errors.PolicyAnswerInvalid, "returned None"),
-    "work in sync": (perform(_no_coroutine), errors.PolicyRaised, "can't be used in 'await'"),
+    "work in sync": (perform(_no_coroutine), errors.PolicyRaised, "raised TypeError"),
     "no patience": (perform(_raising, -1), errors.PolicyRaised, "raised ValueError"),
     "no number": (perform(_raising, "soon"), errors.PolicyRaised, "raised TypeError"),
     "off by one": (answers(actions.Zero(Span(1, PAGE))), errors.InvalidRange, "not made of pages"),

@@ -65,7 +65,7 @@ def file_readinto(guarded: Guarded) -> None:
 @pattern("released", system_call=True)
 def file_write_past_the_buffer(guarded: Guarded) -> None:
     """What is longer than the buffer of an ordinary file is written as it is."""
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile(buffering=8192) as file:
         file.write(guarded.buffer)
         file.flush()
         file.seek(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import re
 import signal
@@ -19,6 +20,9 @@ from tests.hangs.pattern import Guarded, Pattern, map_memory
 from tests.hangs.patterns import PATTERNS
 from uffdaemon import Action, BytesSource, Fault, Watchdog, actions, open_daemon
 
+A_FEW = ["memoryview_index", "ctypes_string_at", "numpy_scalar_index", "background_thread"]
+"""Patterns of different kinds, for what takes a process each."""
+
 
 @dataclass(frozen=True)
 class InPython:
@@ -30,13 +34,33 @@ class InPython:
         return actions.Copy(BytesSource(self.data))
 
 
+@dataclass(frozen=True)
+class StopsTheWorld(InPython):
+    """The same, but it first waits until every other thread stands still."""
+
+    def __call__(self, fault: Fault) -> Action | None:
+        gc.collect()
+        return super().__call__(fault)
+
+
+@dataclass(frozen=True)
+class WaitsForEver(InPython):
+    """The same, but it waits for something that does not come, with the GIL released."""
+
+    def __call__(self, fault: Fault) -> Action | None:
+        threading.Event().wait()
+        return super().__call__(fault)
+
+
 class Toucher:
     """A fork of this process, in which a worker thread touches memory of one region.
 
     To be made before this process has started any thread.
     """
 
-    def __init__(self, name: str, watchdog: Watchdog | None) -> None:
+    def __init__(
+        self, name: str, watchdog: Watchdog | None, policy: type[InPython] = InPython
+    ) -> None:
         self.pattern = PATTERNS[name]
         self._hand, theirs = socket.socketpair()
         self._stderr, stderr = os.pipe()
@@ -45,7 +69,7 @@ class Toucher:
         if self.pid == 0:
             self._hand.close()
             os.dup2(stderr, 2)
-            _touch(self.pattern, watchdog, theirs)
+            _touch(self.pattern, policy, watchdog, theirs)
         theirs.close()
         os.close(stderr)
         self._told = struct.Struct("=qQ")
@@ -75,6 +99,13 @@ class Toucher:
             self._text += more.decode()
         return self._text
 
+    def told_within_a_second(self) -> None:
+        """The watchdog says which thread waits, where, and what Python was doing."""
+        self.read_until(r"uffdaemon.*\n")
+        assert time.monotonic() - self.touched < 1.0
+        self.read_until(rf"in {self.pattern.name}\n")
+        assert self.names_the_place(), self.read_until("")
+
     def running(self) -> bool:
         """Whether it has not ended."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
@@ -99,7 +130,9 @@ class Toucher:
         return bool(told) and any(self.address <= found < end for found in addresses)
 
 
-def _touch(pattern: Pattern, watchdog: Watchdog | None, hand: socket.socket) -> NoReturn:
+def _touch(
+    pattern: Pattern, policy: type[InPython], watchdog: Watchdog | None, hand: socket.socket
+) -> NoReturn:
     faulthandler.disable()  # the watchdog has to say it
     data = pattern.make_data()
     mapping, memory = map_memory(len(data))
@@ -111,7 +144,7 @@ def _touch(pattern: Pattern, watchdog: Watchdog | None, hand: socket.socket) -> 
 
     async def main() -> None:
         async with open_daemon(watchdog=watchdog) as daemon:
-            daemon.guard(memory, InPython(data), placement="in_process")
+            daemon.guard(memory, policy(data), placement="in_process")
             await trio.to_thread.run_sync(touch)
 
     status = 1

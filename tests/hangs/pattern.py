@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,9 @@ _WRITABLE = 0x200  # PyBUF_WRITE of Include/cpython/object.h
 _view_of_memory = ctypes.pythonapi.PyMemoryView_FromMemory
 _view_of_memory.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
 _view_of_memory.restype = ctypes.py_object
+
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Free-threaded CPython runs without one."""
 
 Gil: TypeAlias = Literal["held", "released"]
 
@@ -51,8 +55,8 @@ class Pattern:
 
     run: Callable[[Guarded], None]
     gil: Gil
-    """Whether the GIL is held while the pattern waits for a page.  If so, a handler that needs the
-    GIL never answers."""
+    """Whether the GIL, where there is one, is held while the pattern waits for a page.  If so, a
+    handler that needs the GIL never answers."""
     system_call: bool
     """Whether it is the kernel that touches a page on the pattern's behalf, in a system call."""
     writes: bool
@@ -129,3 +133,10 @@ def map_memory(length: int) -> tuple[mmap.mmap, Memory]:
     _mapped.append(mapping)
     start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     return mapping, Memory(start, length, MemoryType.ANONYMOUS, PAGE, -1)
+
+
+def run_and_check(pattern: Pattern, guarded: Guarded) -> None:
+    """Run it, and see that the memory is what it is to be."""
+    print(pattern.name, flush=True)  # the last line names the one that hangs or crashes
+    pattern.run(guarded)
+    assert (bytes(guarded.buffer) != guarded.data) == pattern.writes

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import signal
-import time
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -13,10 +11,10 @@ import trio
 
 from tests.daemon.support import PAGE, content
 from tests.hangs import served
-from tests.hangs.hung import InPython, Toucher
+from tests.hangs.hung import InPython, Toucher, WaitsForEver
 from tests.hangs.measuring import Measured, measure
-from tests.hangs.pattern import Guarded, Pattern, map_memory
-from tests.hangs.patterns import HOLDING, PATTERNS, RELEASING
+from tests.hangs.pattern import Guarded, Pattern, map_memory, run_and_check
+from tests.hangs.patterns import PATTERNS
 from tests.kernel.harness import kernel_test
 from uffdaemon import (
     BytesSource,
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
     from uffdaemon.placement import PlacementName, ResolverName
 
 Where: TypeAlias = Literal["loop", "worker"]
-
-_A_FEW = ["memoryview_index", "ctypes_string_at", "numpy_scalar_index", "background_thread"]
-_AT_A_TIME = 6
-"""Processes that hang side by side."""
 
 everywhere = pytest.mark.parametrize("where", ["loop", "worker"])
 """In the thread that runs trio, and in another."""
@@ -82,10 +76,10 @@ async def test_native_in_thread_and_system_calls() -> None:
             if pattern.system_call:
                 guarded, region = _guard(daemon, pattern, resolver="in-thread")
                 with pytest.raises(OSError, match="Bad address") as raised:
-                    _run(pattern, guarded)
+                    run_and_check(pattern, guarded)
                 assert raised.value.errno == errno.EFAULT
                 region.prefault()
-                _run(pattern, guarded)
+                run_and_check(pattern, guarded)
 
 
 @everywhere
@@ -112,9 +106,9 @@ async def _works(daemon: Daemon, pattern: Pattern, where: Where, **options: str)
 
 async def _run_there(pattern: Pattern, guarded: Guarded, where: Where) -> None:
     if where == "loop":
-        _run(pattern, guarded)
+        run_and_check(pattern, guarded)
     else:
-        await trio.to_thread.run_sync(_run, pattern, guarded)
+        await trio.to_thread.run_sync(run_and_check, pattern, guarded)
 
 
 def _guard(daemon: Daemon, pattern: Pattern, **options: str) -> tuple[Guarded, GuardedRegion]:
@@ -128,76 +122,19 @@ def _guard(daemon: Daemon, pattern: Pattern, **options: str) -> tuple[Guarded, G
     return Guarded(region.buffer(), data, memory.start, mapping), region
 
 
-def _run(pattern: Pattern, guarded: Guarded) -> None:
-    print(pattern.name, flush=True)  # the last line names the one that hangs or crashes
-    pattern.run(guarded)
-    assert (bytes(guarded.buffer) != guarded.data) == pattern.writes
+# -- in process: who waits while Python is at it -----------------------------------------------
 
 
-# -- in process: what lets go of the GIL works, what holds it is told about --------------------
-
-
-@kernel_test(deadline=60.0)
-async def test_in_process_works_for_what_lets_go_of_the_gil() -> None:
-    async with open_daemon() as daemon:
-        for name in RELEASING:
-            data = PATTERNS[name].make_data()
-            mapping, memory = map_memory(len(data))
-            daemon.guard(memory, InPython(data), placement="in_process")
-            guarded = Guarded(memoryview(mapping), data, memory.start, mapping)
-            await trio.to_thread.run_sync(_run, PATTERNS[name], guarded)
-
-
-@kernel_test(deadline=90.0)
-def test_in_process_hangs_for_what_holds_the_gil_and_the_watchdog_ends_it() -> None:
-    for first in range(0, len(HOLDING), _AT_A_TIME):
-        names = HOLDING[first : first + _AT_A_TIME]
-        touchers = [Toucher(name, Watchdog(after=0.2, then="exit")) for name in names]
-        for toucher in touchers:
-            toucher.touch()
-        for toucher in touchers:
-            text = toucher.read_all()
-            assert toucher.status() == Watchdog.STATUS, (toucher.pattern.name, text)
-            assert toucher.names_the_place(), (toucher.pattern.name, text)
-            assert f"in {toucher.pattern.name}\n" in text, text
-
-
-@pytest.mark.parametrize("name", _A_FEW)
+@pytest.mark.parametrize("name", ["file_readinto", "numpy_copy"])
 @kernel_test()
-def test_the_watchdog_poisons(name: str) -> None:
-    toucher = Toucher(name, Watchdog(then="poison"))
+def test_a_policy_that_waits_is_told_of(name: str) -> None:
+    """Its fault has been taken in, and nobody would ever read of it again."""
+    toucher = Toucher(name, Watchdog(then="exit"), WaitsForEver)
     toucher.touch()
-    _told_within_a_second(toucher)
+    text = toucher.read_until("has not come to an end with it")
+    assert toucher.names_the_place(), text
     toucher.read_all()
-    assert toucher.status() == -signal.SIGBUS
-
-
-@pytest.mark.parametrize("name", _A_FEW)
-@kernel_test()
-def test_the_watchdog_exits(name: str) -> None:
-    toucher = Toucher(name, Watchdog(then="exit"))
-    toucher.touch()
-    _told_within_a_second(toucher)
-    toucher.read_all()
-    assert toucher.status() == 70  # EX_SOFTWARE, which is in the docs
-
-
-@pytest.mark.parametrize("name", _A_FEW)
-@kernel_test()
-def test_the_watchdog_reports_and_leaves_it_at_that(name: str) -> None:
-    toucher = Toucher(name, Watchdog())
-    toucher.touch()
-    _told_within_a_second(toucher)
-    assert toucher.running()
-    toucher.kill()
-
-
-def _told_within_a_second(toucher: Toucher) -> None:
-    """Which thread waits, where, and what Python was doing."""
-    toucher.read_until(r"uffdaemon.*\n")
-    assert time.monotonic() - toucher.touched < 1.0
-    toucher.read_until(rf"in {toucher.pattern.name}\n")
-    assert toucher.names_the_place(), toucher.read_until("")
+    assert toucher.status() == Watchdog.STATUS
 
 
 # -- what is refused ---------------------------------------------------------------------------

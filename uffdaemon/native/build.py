@@ -1,8 +1,9 @@
-"""Builds the extension ``uffdaemon.native._native`` (cffi in API mode, abi3).
+"""Builds the extension ``uffdaemon.native._native``: cffi in API mode, abi3 where there is a GIL.
 
 Run by setuptools through ``cffi_modules``; not imported at run time.
 """
 
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -25,6 +26,7 @@ SOURCES = (
     "resolver.c",
     "signal.c",
     "watchdog.c",
+    "bark.c",
     "text.c",
 )
 
@@ -41,7 +43,7 @@ ffibuilder.cdef(
         uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
     };
     struct uffdaemon_queue {
-        uint64_t count, forwarded, since;
+        uint64_t count, forwarded, since, turn_since;
         ...;
     };
     struct uffdaemon_port {
@@ -65,6 +67,7 @@ ffibuilder.cdef(
                                size_t count, uint64_t events);
     void uffdaemon_port_withdraw(struct uffdaemon_port *port);
     void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events);
+    void uffdaemon_port_turn_over(struct uffdaemon_port *port);
     void uffdaemon_port_settle(struct uffdaemon_port *port);
     void uffdaemon_port_execute(struct uffdaemon_port *port,
                                struct uffdaemon_operation *operations, size_t count,
@@ -129,7 +132,7 @@ ffibuilder.set_source(
     '#include "native.h"',
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / "native.h"), str(HERE / "uapi.h"), str(HERE / "text.h")],
+    depends=[str(path) for path in sorted(HERE.glob("*.h"))],
     extra_compile_args=["-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"],
-    py_limited_api=True,
+    py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
 )

@@ -90,6 +90,7 @@ struct uffdaemon_copy {
 #define UFFDAEMON_CODES 16    /* by _UFFDIO_*; 0 counts what was there before */
 #define UFFDAEMON_BUCKETS 64  /* latencies: bucket n counts those below 2^n nanoseconds */
 #define UFFDAEMON_MESSAGES 128
+#define UFFDAEMON_TURN 16     /* messages that are remembered while Python is at them */
 
 /* Records on their way to Python: a queue that grows, so that nobody has to wait for Python before
  * a message is read (queue.c). */
@@ -99,7 +100,10 @@ struct uffdaemon_queue {
     uint64_t count;     /* records in it */
     uint64_t forwarded; /* how many of them C did nothing about */
     uint64_t since;     /* when the first of those came, CLOCK_MONOTONIC ns; 0: there is none */
+    uint64_t turn_since; /* the same of those that Python has taken, and is at; 0: it is at none */
     uint32_t lock, lost;    /* lost: records dropped because there was no memory for them */
+    uint32_t turn_count;
+    struct uffd_msg turn[UFFDAEMON_TURN]; /* the first of what Python is at */
 };
 
 /* Who uses a port's rules.  The numbers are those of table.c. */
@@ -185,6 +189,7 @@ void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events);
 void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
                             size_t count, uint64_t events);
 int uffdaemon_port_applies(const struct uffdaemon_port *port);
+void uffdaemon_port_turn_over(struct uffdaemon_port *port);
 void uffdaemon_port_settle(struct uffdaemon_port *port);
 int uffdaemon_lock_patiently(pthread_mutex_t *mutex);
 
@@ -196,6 +201,8 @@ long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record
 uint64_t uffdaemon_queue_count(const struct uffdaemon_queue *queue);
 size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *messages,
                             size_t capacity);
+size_t uffdaemon_queue_look_at_turn(struct uffdaemon_queue *queue, struct uffd_msg *messages);
+void uffdaemon_queue_turn_over(struct uffdaemon_queue *queue);
 void uffdaemon_queue_free(struct uffdaemon_queue *queue);
 
 /* table.c */

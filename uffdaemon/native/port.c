@@ -76,6 +76,12 @@ long uffdaemon_port_take(struct uffdaemon_port *port, struct uffdaemon_record *r
     return uffdaemon_queue_take(&port->queue, records, capacity);
 }
 
+/* Python has come to an end with what it has taken: nobody waits for it to return. */
+void uffdaemon_port_turn_over(struct uffdaemon_port *port)
+{
+    uffdaemon_queue_turn_over(&port->queue);
+}
+
 /* Replaces all rules by these, sorted by (kind, start) and without overlaps, made by somebody who
  * knows of `events` events.  -EAGAIN: there have been more, which may void them. */
 int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,

@@ -219,6 +219,11 @@ class Port:
                     self.events += 1
         return found
 
+    def turn_over(self) -> None:
+        """Python has come to an end with what it took: until then, the watchdog says who waits."""
+        if self._port.queue.turn_since:
+            lib.uffdaemon_port_turn_over(self._port)
+
     def counts(self) -> Iterable[tuple[int, int, int]]:
         """(fault flags, operation, how often) of the faults that rules have answered; operation 0
         counts pages that had been there before."""

@@ -81,6 +81,15 @@ void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_
     uffdaemon_unlock(&queue->lock);
 }
 
+/* What Python is at counts as waiting until its turn is over. */
+static void begin_turn(struct uffdaemon_queue *queue, const struct uffdaemon_record *record)
+{
+    if (queue->turn_count < UFFDAEMON_TURN)
+        queue->turn[queue->turn_count++] = record->message;
+    if (!queue->turn_since)
+        __atomic_store_n(&queue->turn_since, queue->since, __ATOMIC_SEQ_CST);
+}
+
 /* Takes at most `capacity` records, the oldest first; returns how many.  From one thread at a time. */
 long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
                           size_t capacity)
@@ -93,7 +102,10 @@ long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record
 
         if (chunk->taken < chunk->filled) {
             records[taken] = chunk->records[chunk->taken++];
-            forwarded += !records[taken].code;
+            if (!records[taken].code) {
+                begin_turn(queue, &records[taken]);
+                forwarded++;
+            }
             taken++;
         } else if (chunk->next) {
             queue->head = chunk->next;
@@ -107,7 +119,7 @@ long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record
     __atomic_store_n(&queue->count, queue->count - taken, __ATOMIC_RELAXED);
     __atomic_store_n(&queue->forwarded, queue->forwarded - forwarded, __ATOMIC_RELAXED);
     if (!queue->forwarded)
-        __atomic_store_n(&queue->since, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&queue->since, 0, __ATOMIC_SEQ_CST);
     uffdaemon_unlock(&queue->lock);
     return (long)taken;
 }
@@ -131,6 +143,27 @@ size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *mess
                 messages[found++] = chunk->records[index].message;
     uffdaemon_unlock(&queue->lock);
     return found;
+}
+
+/* Copies what Python is at: room for UFFDAEMON_TURN; returns how many. */
+size_t uffdaemon_queue_look_at_turn(struct uffdaemon_queue *queue, struct uffd_msg *messages)
+{
+    size_t found;
+
+    uffdaemon_lock(&queue->lock);
+    found = queue->turn_count;
+    memcpy(messages, queue->turn, found * sizeof(messages[0]));
+    uffdaemon_unlock(&queue->lock);
+    return found;
+}
+
+/* Python has come to an end with what it has taken. */
+void uffdaemon_queue_turn_over(struct uffdaemon_queue *queue)
+{
+    uffdaemon_lock(&queue->lock);
+    queue->turn_count = 0;
+    __atomic_store_n(&queue->turn_since, 0, __ATOMIC_SEQ_CST);
+    uffdaemon_unlock(&queue->lock);
 }
 
 void uffdaemon_queue_free(struct uffdaemon_queue *queue)

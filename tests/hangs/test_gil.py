@@ -1,0 +1,72 @@
+"""In-process Python answers what lets go of the GIL; of what holds it, the watchdog tells."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import trio
+
+from tests.hangs.hung import A_FEW, InPython, Toucher
+from tests.hangs.pattern import Guarded, map_memory, run_and_check
+from tests.hangs.patterns import HOLDING, PATTERNS, RELEASING
+from tests.kernel.harness import kernel_test
+from uffdaemon import Watchdog, open_daemon
+
+_AT_A_TIME = 6
+"""Processes that hang side by side."""
+
+
+@kernel_test(deadline=60.0)
+async def test_in_process_works_for_what_lets_go_of_the_gil() -> None:
+    async with open_daemon() as daemon:
+        for name in RELEASING:
+            data = PATTERNS[name].make_data()
+            mapping, memory = map_memory(len(data))
+            daemon.guard(memory, InPython(data), placement="in_process")
+            guarded = Guarded(memoryview(mapping), data, memory.start, mapping)
+            await trio.to_thread.run_sync(run_and_check, PATTERNS[name], guarded)
+
+
+@kernel_test(deadline=90.0)
+def test_in_process_hangs_for_what_holds_the_gil_and_the_watchdog_ends_it() -> None:
+    for first in range(0, len(HOLDING), _AT_A_TIME):
+        names = HOLDING[first : first + _AT_A_TIME]
+        touchers = [Toucher(name, Watchdog(after=0.2, then="exit")) for name in names]
+        for toucher in touchers:
+            toucher.touch()
+        for toucher in touchers:
+            text = toucher.read_all()
+            assert toucher.status() == Watchdog.STATUS, (toucher.pattern.name, text)
+            assert toucher.names_the_place(), (toucher.pattern.name, text)
+            assert f"in {toucher.pattern.name}\n" in text, text
+
+
+@pytest.mark.parametrize("name", A_FEW)
+@kernel_test()
+def test_the_watchdog_poisons(name: str) -> None:
+    toucher = Toucher(name, Watchdog(then="poison"))
+    toucher.touch()
+    toucher.told_within_a_second()
+    toucher.read_all()
+    assert toucher.status() == -signal.SIGBUS
+
+
+@pytest.mark.parametrize("name", A_FEW)
+@kernel_test()
+def test_the_watchdog_exits(name: str) -> None:
+    toucher = Toucher(name, Watchdog(then="exit"))
+    toucher.touch()
+    toucher.told_within_a_second()
+    toucher.read_all()
+    assert toucher.status() == 70  # EX_SOFTWARE, which is in the docs
+
+
+@pytest.mark.parametrize("name", A_FEW)
+@kernel_test()
+def test_the_watchdog_reports_and_leaves_it_at_that(name: str) -> None:
+    toucher = Toucher(name, Watchdog())
+    toucher.touch()
+    toucher.told_within_a_second()
+    assert toucher.running()
+    toucher.kill()

@@ -1,0 +1,146 @@
+/*
+ * What the watchdog does about who waits: a line, the thread's Python stack, and what was declared.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "text.h"
+#include "watch.h"
+
+#define STACK_NS 20000000  /* what a stack takes to be written, and its thread to wait again */
+#define HUGE_PAGE (2u << 20)
+
+int uffdaemon_stacks; /* the signal by which faulthandler writes a thread's stack; 0: none */
+
+const char uffdaemon_ended[] = ": whoever guarded this memory has ended";
+const char uffdaemon_not_taken[] = ": Python does not take the fault in; whoever holds the GIL, or keeps "
+                                "trio's loop busy, may be that very thread";
+const char uffdaemon_at_it[] = ": Python has taken the fault in, and has not come to an end with it; a "
+                            "policy or a hook may wait for that very thread";
+
+static void say(const struct uffdaemon_watch *watch, const struct uffd_msg *message, uint64_t age,
+                const char *why)
+{
+    struct uffdaemon_line line = {.length = 0};
+
+    uffdaemon_line_add(&line, "uffdaemon: thread ");
+    uffdaemon_line_add_number(&line, message->arg.pagefault.feat.ptid, 10);
+    uffdaemon_line_add(&line, " has waited for ");
+    uffdaemon_line_add_number(&line, age / 1000000, 10);
+    uffdaemon_line_add(&line, " ms for ");
+    uffdaemon_line_add_number(&line, message->arg.pagefault.address, 16);
+    uffdaemon_line_add(&line, message->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE
+                                  ? " (a write) in "
+                                  : " (an access) in ");
+    uffdaemon_line_add(&line, watch->name);
+    uffdaemon_line_add(&line, why);
+    uffdaemon_line_write(&line);
+}
+
+/* Its pages are asked for at a userfaultfd of its own, which nobody serves yet. */
+static void say_child(const struct uffdaemon_watch *watch, uint64_t age)
+{
+    struct uffdaemon_line line = {.length = 0};
+
+    uffdaemon_line_add(&line, "uffdaemon: a forked child that shares ");
+    uffdaemon_line_add(&line, watch->name);
+    uffdaemon_line_add(&line, " has not been taken in for ");
+    uffdaemon_line_add_number(&line, age / 1000000, 10);
+    uffdaemon_line_add(&line, " ms");
+    uffdaemon_line_add(&line, watch->port ? ": whoever waits for it may keep trio's loop from that"
+                                          : uffdaemon_ended);
+    uffdaemon_line_write(&line);
+}
+
+/* Has the page poisoned; its thread gets SIGBUS. */
+static void poison(const struct uffdaemon_watch *watch, uint64_t address)
+{
+    static const uint64_t sizes[] = {4096, HUGE_PAGE, 1u << 30};
+
+    for (size_t index = 0; index < sizeof(sizes) / sizeof(sizes[0]); index++) {
+        struct uffdaemon_operation operation = {
+            .code = _UFFDIO_POISON,
+            .dst = address & ~(sizes[index] - 1),
+            .length = sizes[index],
+            .page_size = sizes[index],
+        };
+
+        uffdaemon_execute(watch->fd, &operation, 1);
+        if (operation.error == EINVAL)
+            continue; /* made of larger pages, it may be */
+        if (watch->port)
+            uffdaemon_signal_release(watch->port, operation.dst, operation.length);
+        return;
+    }
+}
+
+static int told(struct uffdaemon_watch *watch, uint64_t address)
+{
+    for (size_t index = 0; index < TOLD; index++)
+        if (watch->told[index] == address)
+            return 1;
+    watch->told[watch->told_count++ % TOLD] = address;
+    return 0;
+}
+
+/* Whether a thread waits in user mode: only there a signal is handled while its page is missing.  See
+ * proc_pid_syscall(5). */
+static int in_user_mode(uint32_t thread)
+{
+    char path[64], state[16] = "";
+    int fd;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%u/syscall", thread);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    if (read(fd, state, sizeof(state) - 1) <= 0)
+        state[0] = 0;
+    close(fd);
+    return strncmp(state, "-1 ", 3) == 0;
+}
+
+/* Has faulthandler write the Python stack of a thread, by that thread: nobody else changes it. */
+static void write_stack(const struct uffdaemon_watch *watch, const struct uffd_msg *message)
+{
+    uint32_t thread = message->arg.pagefault.feat.ptid;
+    struct timespec pause = {0, STACK_NS};
+
+    /* Who waits in its signal handler, in futex(2), has this signal unblocked. */
+    int in_handler = watch->port && __atomic_load_n(&watch->port->waiters, __ATOMIC_RELAXED);
+
+    if (uffdaemon_stacks && thread && (in_handler || in_user_mode(thread))) {
+        syscall(SYS_tgkill, getpid(), thread, uffdaemon_stacks);
+        nanosleep(&pause, NULL);
+    }
+}
+
+/* Says who waits, unless that was said before, and does what was declared. */
+void uffdaemon_bark(struct uffdaemon_watch *watch, const struct uffd_msg *messages, size_t count,
+                 uint64_t age, const char *why)
+{
+    int news = 0;
+
+    for (size_t index = 0; index < count; index++)
+        if (messages[index].event == UFFD_EVENT_PAGEFAULT &&
+            !told(watch, messages[index].arg.pagefault.address)) {
+            say(watch, &messages[index], age, why);
+            write_stack(watch, &messages[index]);
+            news = 1;
+        } else if (messages[index].event == UFFD_EVENT_FORK &&
+                   !told(watch, messages[index].arg.fork.ufd)) {
+            say_child(watch, age);
+            news = 1;
+        }
+    if (watch->then == UFFDAEMON_EXIT && news)
+        _exit(UFFDAEMON_EXIT_STATUS);
+    for (size_t index = 0; watch->then == UFFDAEMON_POISON && index < count; index++)
+        if (messages[index].event == UFFD_EVENT_PAGEFAULT)
+            poison(watch, messages[index].arg.pagefault.address);
+}
