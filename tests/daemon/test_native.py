@@ -26,6 +26,7 @@ from uffdaemon import (
     FaultKind,
     Features,
     FileSource,
+    GuardedRegion,
     Memory,
     MemoryType,
     Outcome,
@@ -33,6 +34,7 @@ from uffdaemon import (
     RegisterMode,
     Unprotect,
     Userfaultfd,
+    ZeroPage,
     actions,
     errors,
     open_daemon,
@@ -246,6 +248,41 @@ async def test_what_the_page_cache_has_is_mapped(resolver: ResolverName) -> None
             del buffer
             found = daemon.statistics().faults
             assert found == {(FaultKind.MINOR, Outcome.MAPPED): 4}
+
+
+# -- where the resolver runs -------------------------------------------------------------------
+
+
+@kernel_test()
+async def test_the_resolver_goes_where_the_threads_are_that_it_answers() -> None:
+    """As long as all of them are bound to the same core."""
+    cores = os.sched_getaffinity(0)
+    first, last = min(cores), max(cores)
+    pages = 256
+
+    def resolver() -> set[int]:
+        [thread] = [
+            int(task.name)
+            for task in Path("/proc/self/task").iterdir()
+            if (task / "comm").read_text() == "uffd-resolver\n"
+        ]
+        return os.sched_getaffinity(thread)
+
+    def touch(region: GuardedRegion, core: int) -> None:
+        os.sched_setaffinity(0, {core})
+        try:
+            region.touch()
+        finally:
+            os.sched_setaffinity(0, cores)
+
+    async with open_daemon() as daemon:
+        parts = [Memory.map(pages * PAGE) for _ in range(2)]
+        here, there = [daemon.guard(part, ZeroPage()) for part in parts]
+        assert resolver() == cores
+        await trio.to_thread.run_sync(touch, here, first)
+        assert resolver() == {first}
+        await trio.to_thread.run_sync(touch, there, last)
+        assert resolver() == (cores if last != first else {first})
 
 
 # -- what is Python's --------------------------------------------------------------------------

@@ -213,6 +213,50 @@ static void emptied_bits(void)
     expect(bitmap[PAGE] == 1 && !bitmap[2 * PAGE - 1] && bitmap[2 * PAGE] == 0xff, "a part of a page");
 }
 
+static int cores_of_this_thread(void)
+{
+    cpu_set_t cores;
+
+    expect(!sched_getaffinity(0, sizeof(cores), &cores), "sched_getaffinity");
+    return CPU_COUNT(&cores);
+}
+
+static void seek_often(unsigned reads, uint64_t now)
+{
+    for (int fault = 0; fault < 64; fault++)
+        uffdaemon_seek(reads, now);
+}
+
+/* Where a fault comes after many reads, the core is another one's: all are tried, and then none for
+ * a while; where it comes at once, the resolver stays. */
+static void a_core_is_sought(void)
+{
+    int all = cores_of_this_thread();
+    uint64_t now = 1;
+
+    seek_often(0, now);
+    expect(cores_of_this_thread() == all, "who is at the right place has moved");
+    if (all == 1) {
+        seek_often(50, now);
+        return;
+    }
+    seek_often(50, now);
+    expect(cores_of_this_thread() == 1, "no core was tried");
+    seek_often(1, now);
+    expect(cores_of_this_thread() == 1, "the right core was left");
+    uffdaemon_seek_no_more(now);
+    expect(cores_of_this_thread() == all, "somebody else wants the core, and it was kept");
+    seek_often(50, now);
+    expect(cores_of_this_thread() == all, "a core was tried at once");
+    now += 1000000000;
+    for (int core = 0; core < all && core < 8; core++) {
+        seek_often(50, now);
+        expect(cores_of_this_thread() == 1, "not all cores were tried");
+    }
+    seek_often(50, now);
+    expect(cores_of_this_thread() == all, "it was not given up");
+}
+
 /* The thread that faults waits, as for any rule that is Python's. */
 static void withdrawn_in_thread(void)
 {
@@ -318,6 +362,7 @@ int main(int count, char **arguments)
         {"withdrawn-in-thread", withdrawn_in_thread},
         {"discarded-and-noted", discarded_and_noted},
         {"emptied-bits", emptied_bits},
+        {"a-core-is-sought", a_core_is_sought},
         {"poisoned-in-thread", poisoned_in_thread},
         {"discarded-while-answered", discarded_while_answered},
         {"discarded-while-published", discarded_while_published},

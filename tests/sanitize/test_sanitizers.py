@@ -28,6 +28,7 @@ CASES = (
     "discarded-while-withdrawn",
     "discarded-and-noted",
     "emptied-bits",
+    "a-core-is-sought",
     "withdrawn-in-thread",
     "poisoned-in-thread",
     "discarded-while-answered",

@@ -3,7 +3,9 @@
  *
  * Waking a thread on another core, which may have to be woken itself, costs several times what
  * answering does.  A thread that faults and is bound to one core is met there, as long as all that
- * are seen are bound to the same one, and as the resolver may run there at all.
+ * are seen are bound to the same one, and as the resolver may run there at all.  Of a userfaultfd
+ * that does not tell threads (Features.THREAD_ID), the core is found by trying: on another core a
+ * fault comes after dozens of reads in vain, on the same one with the first.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -12,6 +14,11 @@
 
 #define INTERVAL 64        /* faults between two looks at where their thread may run */
 #define APART_NS 500000000 /* for so long, threads bound to different cores are not followed */
+#define WINDOW 64          /* faults by which a core is judged */
+#define FAR 8              /* so many reads in vain, on average, are made on another core */
+#define MAX_TRIED 8        /* cores, before it is given up for a while */
+#define REST_NS 100000000  /* for so long, at first */
+#define MAX_REST_NS 10000000000
 
 /* Of the thread that calls; only resolvers do. */
 static _Thread_local struct {
@@ -20,6 +27,25 @@ static _Thread_local struct {
     int core;          /* where it is by now; -1: anywhere */
     int known;
 } here;
+
+/* The search, of that thread as well. */
+static _Thread_local struct {
+    unsigned faults, tried; /* in this window; cores in vain */
+    uint64_t reads;         /* in vain, in this window */
+    uint64_t rest, until;   /* how long, and until when, it is given up, ns */
+    int bound;              /* to a core that it has chosen */
+} search;
+
+static int learn_where(void)
+{
+    if (!here.known) {
+        if (sched_getaffinity(0, sizeof(here.allowed), &here.allowed))
+            return 0;
+        here.known = 1;
+        here.core = -1;
+    }
+    return 1;
+}
 
 /* The only core on which a thread may run, or -1. */
 static int bound_to(pid_t thread)
@@ -54,12 +80,8 @@ void uffdaemon_follow(struct uffdaemon_port *port, pid_t thread, size_t count, u
     port->faults += count;
     if (!thread || (before && before / INTERVAL == port->faults / INTERVAL) || now < here.apart)
         return;
-    if (!here.known) {
-        if (sched_getaffinity(0, sizeof(here.allowed), &here.allowed))
-            return;
-        here.known = 1;
-        here.core = -1;
-    }
+    if (!learn_where())
+        return;
     core = bound_to(thread);
     if (core >= 0 && !CPU_ISSET(core, &here.allowed))
         core = -1;
@@ -71,4 +93,53 @@ void uffdaemon_follow(struct uffdaemon_port *port, pid_t thread, size_t count, u
         core = -1;
     }
     run_on(core);
+}
+
+/* The next core after `core` on which the resolver may run. */
+static int next_core(int core)
+{
+    for (int step = 1; step <= CPU_SETSIZE; step++)
+        if (CPU_ISSET((core + step) % CPU_SETSIZE, &here.allowed))
+            return (core + step) % CPU_SETSIZE;
+    return core;
+}
+
+/* Leaves the core that was chosen, if one was, and chooses none for a while. */
+void uffdaemon_seek_no_more(uint64_t now)
+{
+    if (!search.bound)
+        return;
+    run_on(-1);
+    search.bound = 0;
+    search.tried = 0;
+    search.rest = search.rest ? 2 * search.rest : REST_NS;
+    if (search.rest > MAX_REST_NS)
+        search.rest = MAX_REST_NS;
+    search.until = now + search.rest;
+}
+
+/* A single fault, back-to-back with the one before, came after `reads` in vain; whose it is, is not
+ * known. */
+void uffdaemon_seek(unsigned reads, uint64_t now)
+{
+    int far;
+
+    if (now < search.until || !learn_where() || CPU_COUNT(&here.allowed) < 2)
+        return;
+    search.reads += reads;
+    if (++search.faults < WINDOW)
+        return;
+    far = search.reads > WINDOW * FAR;
+    search.faults = 0;
+    search.reads = 0;
+    if (!far) {
+        search.tried = 0;
+        search.rest = 0;
+    } else if (search.tried < MAX_TRIED && (int)search.tried < CPU_COUNT(&here.allowed)) {
+        search.tried++;
+        search.bound = 1;
+        run_on(next_core(here.core >= 0 ? here.core : sched_getcpu()));
+    } else {
+        uffdaemon_seek_no_more(now);
+    }
 }

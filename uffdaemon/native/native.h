@@ -232,6 +232,8 @@ int uffdaemon_serve(struct uffdaemon_port *port);
 void uffdaemon_notify(struct uffdaemon_port *port);
 
 /* affinity.c */
+void uffdaemon_seek(unsigned reads, uint64_t now);
+void uffdaemon_seek_no_more(uint64_t now);
 void uffdaemon_follow(struct uffdaemon_port *port, pid_t thread, size_t count, uint64_t now);
 
 /* waiting.c */

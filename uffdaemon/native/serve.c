@@ -153,6 +153,7 @@ static void shun(struct uffdaemon_port *port, uint64_t now)
     if (port->shun > MAX_SHUN_NS)
         port->shun = MAX_SHUN_NS;
     port->shunned = now + port->shun;
+    uffdaemon_seek_no_more(now);
     port->rereads = port->quick = port->misses = 0;
 }
 
@@ -160,6 +161,12 @@ static void shun(struct uffdaemon_port *port, uint64_t now)
 static void count(uint64_t *counter)
 {
     __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
+}
+
+/* Whether a fault does not say whose it is. */
+static int of_nobody(const struct uffd_msg *message)
+{
+    return message->event == UFFD_EVENT_PAGEFAULT && !message->arg.pagefault.feat.ptid;
 }
 
 /* Reads and answers once.  Returns the bytes read, or -errno.  Where events are applied, nobody may
@@ -186,6 +193,9 @@ static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
     if (bytes > 0) {
         now = uffdaemon_now();
         busy(port, now - port->last, tries);
+        if (port->notify >= 0 && bytes == sizeof(struct uffd_msg) &&
+            now - port->last < BACK_TO_BACK_NS && of_nobody(&port->messages[0]))
+            uffdaemon_seek(tries, now);
         take(port, (size_t)bytes / sizeof(struct uffd_msg), now, applies);
         port->last = now;
     } else {
