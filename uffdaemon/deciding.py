@@ -11,17 +11,15 @@ import time
 from typing import TYPE_CHECKING
 
 from uffdaemon import errors
-from uffdaemon.actions import ACTIONS, Action, Hold, Unprotect, Wake
+from uffdaemon.actions import ACTIONS, Action, Unprotect
 from uffdaemon.events import FaultKind
+from uffdaemon.failing import fail, nonsense, untrusted
 from uffdaemon.hooks import Veto, hook_name
 from uffdaemon.moving import waits_for_copy
 from uffdaemon.policy import policy_name
-from uffdaemon.region import PAGE_SIZE, Region
 
 if TYPE_CHECKING:
-    from uffdaemon.events import PageFault
     from uffdaemon.handlers import Handler
-    from uffdaemon.hooks import HookCalls
     from uffdaemon.policy import Fault
 
 _clock = time.perf_counter_ns
@@ -39,35 +37,23 @@ def decide(handler: Handler, fault: Fault) -> None:
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the policy's
         raised = errors.PolicyRaised(policy_name(policy), f"raised {error!r}")
         raised.__cause__ = error
-        handler.fail(fault, raised)
+        fail(handler, fault, raised)
         return
     took = (_clock() - begun) / 1e9
     if took > region.policy_timeout:
-        handler.fail(fault, errors.PolicyTooSlow(policy_name(policy), f"took {took:.3f} s"))
+        fail(handler, fault, errors.PolicyTooSlow(policy_name(policy), f"took {took:.3f} s"))
     elif action is None and handler.uffd.copies.any_yet and fault.kind is FaultKind.WP:
         # Nobody else protects pages here: it comes from an exact copy that has ended since.
         handler.carry_out(fault, Unprotect())
     elif action is None:
         what = f"does not answer {fault.kind.value} faults here"
-        handler.fail(fault, errors.NoAnswer(policy_name(policy), what))
+        fail(handler, fault, errors.NoAnswer(policy_name(policy), what))
     elif not isinstance(action, ACTIONS):
-        handler.fail(fault, errors.PolicyAnswerInvalid(policy_name(policy), _nonsense(action)))
+        fail(handler, fault, errors.PolicyAnswerInvalid(policy_name(policy), nonsense(action)))
     elif handler.hooks.before:
         ask_hooks(handler, fault, action, 0)
     else:
         handler.carry_out(fault, action)
-
-
-def untrusted(answer: object) -> object:
-    """What somebody else's code returned, whatever its types promise."""
-    return answer
-
-
-def _nonsense(answer: object) -> str:
-    if inspect.iscoroutine(answer):
-        answer.close()
-        return "returned a coroutine: it has to decide at once, and to return Perform to wait"
-    return f"returned {answer!r}, which is no action"
 
 
 def ask_hooks(handler: Handler, fault: Fault, action: Action, first: int) -> None:
@@ -106,39 +92,9 @@ def _heed(
     if isinstance(answer, ACTIONS):
         return answer
     if isinstance(answer, Veto):
-        handler.fail(fault, errors.PolicyVetoed(hook_name(hook), f"vetoed: {answer.reason}"))
+        fail(handler, fault, errors.PolicyVetoed(hook_name(hook), f"vetoed: {answer.reason}"))
         return None
     if answer is not None:
         wrong = TypeError(f"{hook_name(hook)} returned {answer!r}, which is no action")
         handler.hooks.raised(hook, wrong)
     return action
-
-
-def declared_action(hooks: HookCalls, fault: Fault, error: Exception) -> Action:
-    """What the region declares for a fault that failed; its application may be asked."""
-    declared = fault.region.on_failure
-    if isinstance(declared, ACTIONS):
-        return declared
-    try:
-        answer = untrusted(declared(fault, error))
-    except Exception as raised:  # noqa: BLE001  # then nobody knows: hold
-        hooks.raised(declared, raised)
-        return Hold()
-    if isinstance(answer, ACTIONS):
-        return answer
-    if answer is not None:
-        hooks.raised(declared, TypeError(f"on_failure {_nonsense(answer)}"))
-    return Hold()
-
-
-def outside_every_region(fault: Fault) -> Action:
-    """The policy for addresses that nobody looks after: the range may just have been unmapped, and
-    then its thread has to see that; if not, it comes back, and in the end is held and listed."""
-    del fault
-    return Wake()
-
-
-def nowhere(event: PageFault) -> Region:
-    """The region of a fault that lies in none."""
-    page = event.address - event.address % PAGE_SIZE
-    return Region(page, PAGE_SIZE, outside_every_region, name="outside of every region")

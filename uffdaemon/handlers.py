@@ -12,7 +12,6 @@ issuing an operation and booking its result, happens without a checkpoint.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,7 +22,6 @@ from uffdaemon.actions import (
     Action,
     Copy,
     Fill,
-    Hold,
     Move,
     Perform,
     Poison,
@@ -32,8 +30,9 @@ from uffdaemon.actions import (
 )
 from uffdaemon.causes import error_of
 from uffdaemon.changes import apply_event
-from uffdaemon.deciding import decide, declared_action, nowhere, outside_every_region
+from uffdaemon.deciding import decide
 from uffdaemon.events import FaultKind, PageFault
+from uffdaemon.failing import comes_back, fail, hold, release_held
 from uffdaemon.hooks import HookCalls, Resolved
 from uffdaemon.ledger import Ledger, Waiting
 from uffdaemon.memory import check_own
@@ -49,7 +48,7 @@ from uffdaemon.outcomes import (
 from uffdaemon.plan import Step, merge, narrow, operation, target
 from uffdaemon.policy import Fault, policy_name
 from uffdaemon.region import PAGE_SIZE, Region
-from uffdaemon.regions import RegionTable
+from uffdaemon.regions import RegionTable, nowhere
 from uffdaemon.repeats import MAX_CLAIMS, MAX_REPEATS, Repeats
 from uffdaemon.sources import zeros
 from uffdaemon.statistics import Counters
@@ -91,8 +90,10 @@ class Handler:
         self.client_gone = False
         self._steps: list[Step] = []
         self._apart: list[Step] = []
-        self._failing: set[tuple[int, FaultKind]] = set()
-        self._held: set[Fault] = set()
+        self.failing: set[tuple[int, FaultKind]] = set()
+        """(address, kind) of faults that have failed and are still open."""
+        self.held: set[Fault] = set()
+        """What nobody is going to answer."""
         self.repeats = Repeats()
         self.stale: set[int] = set()
         """Which page maps (by id) have changed so that rules made from them no longer hold."""
@@ -144,13 +145,13 @@ class Handler:
             return fault
         self.counters.joined += 1
         known = self.ledger.faults[address, event.kind]
-        if known not in self._held or known.region is not region:
+        if known not in self.held or known.region is not region:
             return None
         if self.repeats.back_at_once(fault):
             return None  # the last of those wake-ups for which it failed
         # Nobody is going to answer it, and yet somebody asks again: so does this.
-        self._held.remove(known)
-        self._failing.discard((address, event.kind))
+        self.held.remove(known)
+        self.failing.discard((address, event.kind))
         self.ledger.wait(known, Waiting.DECISION)
         return known
 
@@ -169,8 +170,8 @@ class Handler:
         """Turn an action into a step of this batch, or hand it to a task if it has to wait."""
         if not self.ledger.is_open(fault):
             return
-        if self._held:
-            self._held.discard(fault)
+        if self.held:
+            self.held.discard(fault)
         try:
             if isinstance(action, FILLS):
                 self._plan(fault, action)
@@ -179,13 +180,13 @@ class Handler:
             elif isinstance(action, Wake):
                 self._wake(fault)
             else:
-                self.hold(fault, action.reason)
+                hold(self, fault, action.reason)
         except (errors.UsageError, errors.SourceError) as error:
-            self.fail(fault, error)
+            fail(self, fault, error)
         except Exception as error:  # noqa: BLE001  # a source's `address` may raise anything
             failed = errors.SourceFailed(f"{action!r} raised {error!r}")
             failed.__cause__ = error
-            self.fail(fault, failed)
+            fail(self, fault, failed)
 
     def _plan(self, fault: Fault, action: Fill) -> None:
         region = fault.region
@@ -241,16 +242,6 @@ class Handler:
     def _wake(self, fault: Fault) -> None:
         self._steps.append(Step(wake_operation(fault), fault.region, [fault], [Wake()]))
 
-    def hold(self, fault: Fault, reason: str) -> None:
-        """Nobody is going to answer the open fault: it is listed, with the reason."""
-        self.ledger.wait(fault, Waiting.NOBODY, reason)
-        self._held.add(fault)
-        if fault.kind is not FaultKind.WP:
-            # Known by now not to be there; should it come, the thread is held no longer.
-            fault.region.pages.present.discard_range(fault.page, fault.page + 1)
-        self.counters.outcomes[fault.kind, Outcome.HELD] += 1
-        self.wake()
-
     def flush(self) -> None:
         """Issue all steps; what that makes necessary (narrower ones, say) as well."""
         while (self._steps or self._apart) and not self.client_gone:
@@ -301,30 +292,13 @@ class Handler:
                 empty(self, result.operation.src, result.progress)
             first = (result.operation.dst - region.start) // region.page_size
             region.pages.present.add_range(first, first + result.progress // region.page_size)
-            if self._held:
-                self.release_held()
+            if self.held:
+                release_held(self)
 
     @property
     def holds(self) -> bool:
         """Whether there are faults that nobody is going to answer."""
-        return bool(self._held)
-
-    def answered_anew(self, event: PageFault) -> None:
-        """A rule has answered a page whose fault is held: that is how it has ended."""
-        for fault in list(self._held):
-            start = fault.address
-            if fault.kind is event.kind and 0 <= event.address - start < fault.region.page_size:
-                self._held.discard(fault)
-                self._failing.discard((start, fault.kind))
-                self.ledger.leave(fault)
-                self.counters.joined += 1
-
-    def release_held(self) -> None:
-        """Let go of held faults whose pages have come by other ways, such as a neighbour's window:
-        the kernel has woken their threads."""
-        for fault in list(self._held):
-            if fault.kind is not FaultKind.WP and fault.page in fault.region.pages.present:
-                self.resolve(fault, Outcome.ALREADY_PRESENT)
+        return bool(self.held)
 
     def _answered(self, fault: Fault, action: Fill | Wake, result: Result, done: int) -> None:
         code = result.operation.code
@@ -336,7 +310,7 @@ class Handler:
             outcome = OUTCOME_OF_CODE[code]
         if outcome not in (Outcome.ALREADY_PRESENT, Outcome.WOKEN):
             self.repeats.placed(fault)
-        elif self._comes_back(fault, MAX_REPEATS):
+        elif comes_back(self, fault, MAX_REPEATS):
             return
         self.resolve(fault, outcome, done)
 
@@ -356,7 +330,7 @@ class Handler:
             # Its owner threw it out of the page cache: the thread has to look again.
             self.carry_out(fault, Wake())
             return
-        self.fail(fault, error)
+        fail(self, fault, error)
 
     # -- out -----------------------------------------------------------------------------------
 
@@ -370,77 +344,27 @@ class Handler:
         """The fault has ended."""
         if not self.ledger.leave(fault):
             return
-        if self._failing:
-            self._failing.discard((fault.address, fault.kind))
-        if self._held:
-            self._held.discard(fault)
+        if self.failing:
+            self.failing.discard((fault.address, fault.kind))
+        if self.held:
+            self.held.discard(fault)
         latency = _clock() - fault.read_at
         self.counters.resolved(fault.kind, outcome, latency)
         self.hooks.after(Resolved(fault, outcome, latency, done))
-        if len(self.ledger) == len(self._held):
+        if len(self.ledger) == len(self.held):
             self.wake()
 
     def woken(self, fault: Fault, outcome: Outcome) -> None:
         """Somebody's work has answered the fault: wake its thread, and see that it stays away."""
-        if self._comes_back(fault, MAX_CLAIMS):
+        if comes_back(self, fault, MAX_CLAIMS):
             return
         [result] = self.execute([wake_operation(fault)])
         if result.status is Status.CLIENT_GONE:
             self.lose_client()
         elif result.status is Status.FAILED:
-            self.fail(fault, error_of(result))
+            fail(self, fault, error_of(result))
         else:
             self.resolve(fault, outcome)
-
-    def _comes_back(self, fault: Fault, limit: int) -> bool:
-        """Whether a thread that is to be woken came back too often already: then it has failed."""
-        count = self.repeats.woken(fault, _clock(), limit)
-        if not count:
-            return False
-        if fault.region.policy is outside_every_region:
-            self.fail(fault, errors.NotServed("no region that is served holds this address"))
-            return True
-        name = policy_name(fault.region.policy)
-        what = f"says that the page is there; {count} times in a row the thread found it is not"
-        self.fail(fault, errors.PolicyAnswerInvalid(name, what))
-        return True
-
-    def fail(self, fault: Fault, error: Exception) -> None:
-        """The fault could not be answered: do what the region declares for that."""
-        if not self.ledger.is_open(fault):
-            return
-        self.counters.failures[type(error).__name__] += 1
-        self.hooks.failed(fault, error)
-        key = (fault.address, fault.kind)
-        # What was to be done about the failure may fail itself: then nobody knows.
-        action = Hold() if key in self._failing else declared_action(self.hooks, fault, error)
-        self._failing.add(key)
-        self._log_failure(fault, error, type(action).__name__.lower())
-        if isinstance(action, Hold):
-            self.hold(fault, f"{type(error).__name__}: {error}")
-        else:
-            self.carry_out(fault, action)
-
-    def refused_in_c(self, fault: Fault, number: int) -> None:
-        """A rule could not bring a page, and has done at once what the region declares for that."""
-        error = errors.SourceFailed(f"{os.strerror(number)}: what is due there cannot be had")
-        self.counters.failures[type(error).__name__] += 1
-        self.hooks.failed(fault, error)
-        self._log_failure(fault, error, "poison")
-
-    def _log_failure(self, fault: Fault, error: Exception, then: str) -> None:
-        self.log.error(
-            "fault failed",
-            region=fault.region.label,
-            policy=policy_name(fault.region.policy),
-            address=hex(fault.exact_address),
-            kind=fault.kind.value,
-            thread=fault.thread,
-            error=str(error),
-            error_type=type(error).__name__,
-            then=then,
-            exc_info=error.__cause__ if isinstance(error, errors.PolicyRaised) else None,
-        )
 
     def lose_client(self) -> None:
         """The process is gone: so are its faults."""

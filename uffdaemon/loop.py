@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from uffdaemon.events import FaultKind, PageFault, parse
+from uffdaemon.failing import answered_anew, refused_in_c, release_held
 from uffdaemon.guarded import GuardedRegion
 from uffdaemon.guarding import leave_behind
 from uffdaemon.hooks import Resolved
@@ -240,8 +241,8 @@ class Server:
         """Threads whose faults were held have asked again, and rules have answered."""
         for event in parse(b"".join(answered)):
             if isinstance(event, PageFault):
-                self.handler.answered_anew(event)
-        self.handler.release_held()
+                answered_anew(self.handler, event)
+        release_held(self.handler)
 
     def _tell(self, record: Record, now: int) -> None:
         """Tell the ``after`` hooks of a fault that a rule has answered."""
@@ -263,7 +264,7 @@ class Server:
         code = Code(record.code)
         outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[code]
         if record.error:
-            self.handler.refused_in_c(fault, record.error)
+            refused_in_c(self.handler, fault, record.error)
         self.handler.hooks.after(Resolved(fault, outcome, record.latency, record.done))
 
     def _read_failed(self, number: int) -> None:

@@ -13,6 +13,7 @@ from uffdaemon.actions import Move, Unprotect, Wake
 from uffdaemon.causes import Cause, Moved, marker_in_the_way, refusal
 from uffdaemon.errors import SourceNotEmpty
 from uffdaemon.events import FaultKind
+from uffdaemon.failing import fail, release_held
 from uffdaemon.looking import look
 from uffdaemon.mover import check_empty
 from uffdaemon.outcomes import Code, Outcome
@@ -32,7 +33,7 @@ after_copy: Final = Unprotect()
 def refused(handler: Handler, fault: Fault, action: Move, result: Result) -> None:
     """See to a fault whose page (one page, nothing around it) did not move."""
     if result.error == errno.EEXIST and _is_marker(handler, fault):
-        handler.fail(fault, marker_in_the_way(result))
+        fail(handler, fault, marker_in_the_way(result))
     elif _is_there(fault, result.error):
         handler.carry_out(fault, Wake())
     else:
@@ -70,7 +71,7 @@ def climbed(handler: Handler, fault: Fault, action: Move, moved: Moved) -> None:
     elif _is_there(fault, run.error):
         handler.carry_out(fault, Wake())
     else:
-        handler.fail(fault, refusal(moved, run))
+        fail(handler, fault, refusal(moved, run))
 
 
 def verify(handler: Handler, step: Step, result: Result) -> None:
@@ -143,7 +144,7 @@ def book_moves(handler: Handler, moved: Moved) -> None:
                 _arrived(handler, segment)
             empty(handler, run.src, run.length)
     if handler.holds:
-        handler.release_held()
+        release_held(handler)
 
 
 def _arrived(handler: Handler, segment: Segment) -> None:

@@ -11,12 +11,15 @@ from bisect import bisect_right
 from copy import copy
 from typing import TYPE_CHECKING, NamedTuple
 
+from uffdaemon.actions import Action, Wake
 from uffdaemon.errors import InvalidRange
+from uffdaemon.region import PAGE_SIZE, Region
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from uffdaemon.region import Region
+    from uffdaemon.events import PageFault
+    from uffdaemon.policy import Fault
 
 
 class Segment(NamedTuple):
@@ -151,3 +154,16 @@ class RegionTable:
             region.pages = maps[id(segment.region.pages)]
             segments.append(segment._replace(region=region))
         return RegionTable.of(segments)
+
+
+def outside_every_region(fault: Fault) -> Action:
+    """The policy for addresses that nobody looks after: the range may just have been unmapped, and
+    then its thread has to see that; if not, it comes back, and in the end is held and listed."""
+    del fault
+    return Wake()
+
+
+def nowhere(event: PageFault) -> Region:
+    """The region of a fault that lies in none."""
+    page = event.address - event.address % PAGE_SIZE
+    return Region(page, PAGE_SIZE, outside_every_region, name="outside of every region")

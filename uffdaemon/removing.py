@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from uffdaemon import errors
+from uffdaemon.failing import hold
 from uffdaemon.filling import poison_absent
 
 if TYPE_CHECKING:
@@ -39,4 +40,4 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
             server.woken(segment.start, segment.end)
         else:
             for fault in handler.ledger.inside(segment.start, segment.end):
-                handler.hold(fault, f"region {region.label} was removed")
+                hold(handler, fault, f"region {region.label} was removed")

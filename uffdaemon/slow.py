@@ -19,7 +19,8 @@ import trio
 
 from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Span
-from uffdaemon.deciding import resume_hooks, untrusted
+from uffdaemon.deciding import resume_hooks
+from uffdaemon.failing import fail, hold, untrusted
 from uffdaemon.hooks import HookCalls, hook_name
 from uffdaemon.ladder import Ladder
 from uffdaemon.ledger import Waiting
@@ -120,7 +121,7 @@ class SlowWork:
                 if narrow:
                     self._handler.carry_out(fault, replace(action, extent=1))
                 else:
-                    self._handler.fail(fault, error)
+                    fail(self._handler, fault, error)
         else:
             self._handler.catch_up()
             self._fetches.remove(fetch)
@@ -135,7 +136,7 @@ class SlowWork:
         retry = fault.region.retry
         failures = self._handler.ledger.count_failure(fault)
         if failures >= retry.attempts:
-            self._handler.fail(fault, error)
+            fail(self._handler, fault, error)
             return
         due = time.perf_counter_ns() + int(retry.delay(failures) * 1e9)
         self._handler.ledger.defer_until(fault, action, due, str(error))
@@ -172,12 +173,12 @@ class SlowWork:
         if not handler.ledger.is_open(fault):
             return
         if error is not None:
-            handler.fail(fault, error)
+            fail(handler, fault, error)
         elif isinstance(outcome, Outcome):
             if outcome.final:
                 handler.woken(fault, outcome)
             else:
-                handler.hold(fault, f"policy {name} reports: {outcome.value}")
+                hold(handler, fault, f"policy {name} reports: {outcome.value}")
         handler.flush()
 
     # -- moves that were refused ---------------------------------------------------------------
@@ -208,7 +209,7 @@ class SlowWork:
             )
         except (errors.UffdaemonError, OSError) as error:
             handler.catch_up()
-            handler.fail(fault, error)
+            fail(handler, fault, error)
         else:
             handler.catch_up()
             if ended and handler.ledger.is_open(fault):

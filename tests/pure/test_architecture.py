@@ -48,6 +48,7 @@ SHELL = (
     "foretelling",
     "staging",
     "sources",
+    "failing",
     "moving",
     "changes",
     "deciding",

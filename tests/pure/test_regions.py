@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.pure.fakes import PAGE, START, a_region
+from uffdaemon.actions import Wake
 from uffdaemon.errors import InvalidRange
-from uffdaemon.regions import RegionTable, Segment
+from uffdaemon.events import FaultKind, PageFault
+from uffdaemon.policy import Fault
+from uffdaemon.regions import RegionTable, Segment, nowhere, outside_every_region
 
 if TYPE_CHECKING:
     from uffdaemon.region import Region
@@ -165,3 +168,13 @@ def test_what_is_around_an_address_ends_where_something_else_was_moved_in() -> N
     assert table.around(at(5), at(0), 8 * PAGE) == (at(4), 2 * PAGE)
     assert table.around(at(6), at(0), 8 * PAGE) == (at(6), 2 * PAGE)
     assert table.around(at(50), at(50), PAGE) == (at(50), PAGE)
+
+
+def test_who_faults_outside_of_every_region_is_to_look_again() -> None:
+    event = PageFault(START + PAGE + 5, FaultKind.MISSING, write=False, thread=7)
+    found = nowhere(event)
+    assert (found.start, found.length) == (START + PAGE, PAGE)
+    assert found.label == "outside of every region"
+    fault = Fault(found.start, event.kind, event.write, event.thread, event.address, found, 0)
+    assert found.policy is outside_every_region
+    assert found.policy(fault) == Wake()
