@@ -127,12 +127,14 @@ def _start(name: str, way: Way) -> subprocess.Popen[bytes]:
 def _end(process: subprocess.Popen[bytes], ending: Ending) -> tuple[int, str]:
     """Wait for the end; one that is to hang is killed once it has said so."""
     assert process.stdout is not None
-    text = b""
+    text, killed = b"", False
     while more := os.read(process.stdout.fileno(), 65536):
         text += more
-        if ending.status == -signal.SIGKILL and re.search(ending.text, text.decode()):
+        hangs = ending.status == -signal.SIGKILL and not killed
+        if hangs and re.search(ending.text, text.decode()):
             assert process.poll() is None
             process.kill()
+            killed = True
     return process.wait(), text.decode()
 
 
