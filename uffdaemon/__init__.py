@@ -21,8 +21,8 @@ from uffdaemon.features import Features, IoctlSet, RegisterMode
 from uffdaemon.foretelling import can_move
 from uffdaemon.guarded import GuardedRegion
 from uffdaemon.hooks import Hooks, Resolved, Veto
+from uffdaemon.leaving import Shutdown
 from uffdaemon.ledger import OpenFault
-from uffdaemon.loop import Shutdown
 from uffdaemon.memory import Advice, Memory, MemoryType
 from uffdaemon.mover import copy_exactly, move, move_in_trio, move_many
 from uffdaemon.opening import supported_features

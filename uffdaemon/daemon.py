@@ -16,6 +16,7 @@ from uffdaemon.features import Features, RegisterMode
 from uffdaemon.filling import Fill, copy_of
 from uffdaemon.guarded import GuardedRegion
 from uffdaemon.guarding import prepare, why_unsafe
+from uffdaemon.leaving import is_alive
 from uffdaemon.mover import PIECE, climb_in_trio, finish, ladder_for
 from uffdaemon.moving import book_moves
 from uffdaemon.outcomes import Code, Operation, Outcome
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
     from uffdaemon.actions import Fallback
     from uffdaemon.causes import Moved
     from uffdaemon.external import ExternalServer
+    from uffdaemon.leaving import Shutdown
     from uffdaemon.ledger import OpenFault
-    from uffdaemon.loop import Server, Shutdown
+    from uffdaemon.loop import Server
     from uffdaemon.memory import Memory
     from uffdaemon.policy import Policy
     from uffdaemon.regions import RegionTable
@@ -108,12 +110,12 @@ class Daemon:
             handler.regions.remove(region)
             raise
         if not server.post.native:
-            server.rules_outdated()  # many at a time
+            server.rules.soon()  # many at a time
         else:
-            server.publish_rules()
+            server.rules.publish()
         for other in servers.own.values():
             if other is not server:
-                other.region_added()
+                other.rules.region_added()
         # Whoever waits there already, for nobody, may ask again.
         waiting = handler.ledger.inside(region.start, region.end)
         for fault in waiting:
@@ -135,7 +137,7 @@ class Daemon:
         for segment in regions:
             _check_moves(uffd, segment.region.policy)
         server = self._servers.start(uffd, Resolver.LOOP, "a successor's", regions, owns_fd=owns_fd)
-        server.rules_outdated()
+        server.rules.soon()
         uffd.execute([Operation(Code.WAKE, s.start, s.end - s.start) for s in regions])
 
     def guard(
@@ -233,7 +235,7 @@ class Daemon:
         try:
             remove(server, region, missing)
         except errors.KernelRefusal:
-            if server.is_alive():
+            if is_alive(server.handler):
                 raise
             server.handler.lose_client()
         finally:

@@ -23,8 +23,8 @@ from uffdaemon import errors
 from uffdaemon.guarded import GuardedRegion
 from uffdaemon.guarding import leave_behind
 from uffdaemon.inheritance import file_size
+from uffdaemon.leaving import Shutdown
 from uffdaemon.listening import Listener
-from uffdaemon.loop import Shutdown
 from uffdaemon.pagemap import PageCategory, scan_pages
 from uffdaemon.plans import DEFAULTS, FAREWELL, ExternalOptions, ExternalPolicy, plan_of
 from uffdaemon.regions import Segment

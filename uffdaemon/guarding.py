@@ -118,7 +118,7 @@ def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
     if register & RegisterMode.WP:
         return "writes to protected pages (RegisterMode.WP) are always the trio loop's"
     for mode, kind in _KINDS.items():
-        gap = server.gap(region, kind) if register & mode else None
+        gap = server.rules.gap(region, kind) if register & mode else None
         if gap is not None:
             return (
                 f"at offset {gap:#x} its policy is no rule that C can carry out, or takes its "

@@ -9,24 +9,26 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
-from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from uffdaemon.events import FaultKind, PageFault, parse
+from uffdaemon.events import PageFault, parse
 from uffdaemon.failing import answered_anew, refused_in_c, release_held
-from uffdaemon.guarded import GuardedRegion
-from uffdaemon.guarding import leave_behind
 from uffdaemon.hooks import Resolved
+from uffdaemon.leaving import (
+    Shutdown,
+    abandon,
+    poison_open_faults,
+    warn_of_closing,
+    would_read_zeros,
+)
 from uffdaemon.ledger import Waiting
 from uffdaemon.native.ports import MESSAGE_BATCH
-from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Status
-from uffdaemon.placement import Resolver
+from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Outcome
 from uffdaemon.policy import Fault
 from uffdaemon.post import Post
-from uffdaemon.region import PAGE_SIZE
-from uffdaemon.rulebook import Rulebook
+from uffdaemon.publishing import Publisher
 from uffdaemon.slow import AsyncHooks, SlowWork
 
 if TYPE_CHECKING:
@@ -35,36 +37,20 @@ if TYPE_CHECKING:
     from uffdaemon.events import ForkEvent
     from uffdaemon.handlers import Handler
     from uffdaemon.native.ports import Record
+    from uffdaemon.placement import Resolver
     from uffdaemon.post import Staff
-    from uffdaemon.region import Region
-    from uffdaemon.regions import RegionTable, Segment
+    from uffdaemon.regions import RegionTable
     from uffdaemon.statistics import Counters
 
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
-
-_PUBLISHING: Final = 100
-"""How often rules are written anew while events keep coming in."""
 
 _COPY_PAUSE: Final = 0.001
 """Seconds between two looks whether the copies that are left have ended, or sent an event."""
 _PATIENCE: Final = 1.0
 """Seconds that async hooks have to hear of the last faults, when the client is gone."""
 
-_LOW_PAGE: Final = 0x10000  # the lowest that programs may map by default: vm.mmap_min_addr
-
 _clock = time.perf_counter_ns
-
-
-class Shutdown(Enum):
-    """What a daemon that ends does about the faults that are open then."""
-
-    HOLD = "hold"
-    """Nothing: their threads wait on, for a successor with the same descriptor that wakes them."""
-    RESOLVE = "resolve"
-    """Answer them first, as far as that is done in time; hold the others."""
-    POISON = "poison"
-    """Their threads get SIGBUS."""
 
 
 class Server:
@@ -91,13 +77,7 @@ class Server:
         self.post = Post(handler.uffd, resolver, staff, name)
         self._port = self.post.port
         self._port.record_all = handler.hooks.see_endings
-        self._rulebook = Rulebook(
-            handler,
-            self._port,
-            self._rules_outdated_soon,
-            native=self.post.native,
-            mark=resolver is Resolver.IN_THREAD,
-        )
+        self.rules = Publisher(handler, self.post, wake=self.wake, catch_up=self.catch_up)
         self._fetch_limit = fetch_limit
         self._on_fork = on_fork
         self._token = trio.lowlevel.current_trio_token()
@@ -106,8 +86,6 @@ class Server:
         self._stopping = False
         self._poisoning = False
         self._patience = _PATIENCE
-        self._rules_outdated = False
-        self._applying = 0
         self._awake = True
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
@@ -119,7 +97,7 @@ class Server:
         try:
             self.post.take_up()
         except BaseException:
-            self._rulebook.close()
+            self.rules.close()
             self.uffd.on_close.remove(self.let_go)
             raise
 
@@ -173,21 +151,21 @@ class Server:
             return
         self.catch_up()
         if self._poisoning and not self.handler.client_gone:
-            self._poison()
+            poison_open_faults(self.handler)
 
     def turn(self) -> bool:
         """Read and answer once; whether anything came."""
         self._awake = False
         worked = False
         if not self.post.native:
-            if self._rules_outdated:
-                self.update_rules()
+            if self.rules.outdated:
+                self.rules.update()
             self._port.serve()
             worked = self.take()
         else:
             worked = self.take()
-            if self._rules_outdated:
-                self.update_rules()
+            if self.rules.outdated:
+                self.rules.update()
         if self.handler.ledger.next_due() is not None:
             self.handler.retry_due()
         self._port.record_all = self.handler.hooks.see_endings or self.handler.holds
@@ -213,7 +191,7 @@ class Server:
             if forwarded:
                 self._answer(forwarded, read_at)
         finally:
-            if not self._applying:
+            if not self.rules.applying:
                 self._port.turn_over()
         if self._quiet is not None and self._is_quiet():
             self._quiet.set()
@@ -225,17 +203,17 @@ class Server:
         if len(forwarded) >= MESSAGE_BATCH and not self.post.native:
             # The buffer was full: an event that came before these faults may still be unread.
             events += self.uffd.read_events()
-        self._applying += 1
+        self.rules.applying += 1
         try:
             self.handler.answer(events, read_at)
         finally:
-            self._applying -= 1
+            self.rules.applying -= 1
         if self.handler.stale:
-            self.update_rules()
+            self.rules.update()
         forks, self.handler.forks = self.handler.forks, []
         for event, regions in forks:
             self._on_fork(self, event, regions)
-        self._forget_fresh()
+        self.rules.forget_fresh()
 
     def _end_held(self, answered: list[bytes]) -> None:
         """Threads whose faults were held have asked again, and rules have answered."""
@@ -298,56 +276,11 @@ class Server:
         if self._port.has_records or self._port.error or self.post.deaf:
             self.wake()
 
-    # -- rules ---------------------------------------------------------------------------------
-
-    def rules_outdated(self) -> None:
-        """There are regions that have no rules yet: have them made, many at a time."""
-        self._rules_outdated = True
-        self.wake()
-
-    def region_added(self) -> None:
-        """Somewhere in this daemon: perhaps where this one moves from, so that books are kept."""
-        if self._rulebook.moves or self.post.native:
-            self.rules_outdated()
-
-    def update_rules(self) -> None:
-        """Write the regions' policies down for C, as far as they can be."""
-        self._rules_outdated = not self._rulebook.update()
-        self._forget_fresh()
-        if self._rules_outdated:
-            self.wake()  # what came in between has to be taken first
-
-    def _forget_fresh(self) -> None:
-        """Have C forget what Python has noted of discarded pages."""
-        if not self._applying:  # or a hook has come here while others are still to be noted
-            self._rulebook.forget_fresh()
-
-    def publish_rules(self) -> None:
-        """The same at once: whoever asks for it may touch the memory next, in this very thread."""
-        for _ in range(_PUBLISHING):
-            self.catch_up()
-            self.update_rules()
-            if not self._rules_outdated:
-                return
-
     def catch_up(self) -> None:
         """Take in everything that has been read by now."""
         if self.post.native:
             self._port.settle()
         self.take()
-
-    def gap(self, region: Region, kind: FaultKind) -> int | None:
-        """The first offset at which C does not answer faults of `kind` without Python."""
-        return 0 if not self.post.native else self._rulebook.gap(region, kind)
-
-    def forget_rules(self, segments: list[Segment]) -> None:
-        """These regions are served no more."""
-        self._rulebook.forget(segments)
-
-    def _rules_outdated_soon(self) -> None:
-        """The same as `rules_outdated`, from any thread."""
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self.rules_outdated)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -378,37 +311,12 @@ class Server:
         for entry in self.handler.ledger.open_faults(_clock()):
             self.handler.log.warning("thread left waiting", fault=str(entry))
 
-    def _poison(self) -> None:
-        for fault in list(self.handler.ledger.faults.values()):
-            if fault.kind is FaultKind.WP:
-                continue  # there is a page, and a page cannot be poisoned
-            page_size = fault.region.page_size
-            [result] = self.handler.execute(
-                [Operation(Code.POISON, fault.address, page_size, 0, 0, page_size)]
-            )
-            if result.complete:
-                outcome = Outcome.POISONED if result.done else Outcome.ALREADY_PRESENT
-                self.handler.resolve(fault, outcome)
-
     def add_counters(self, total: Counters) -> None:
         """Add what this server has counted, in Python and in C."""
         if self._fd >= 0:
             self._port.settle()  # whoever was woken by an answer finds it counted
         total.add(self.handler.counters)
         total.add_port(self._port)
-
-    def is_alive(self) -> bool:
-        """Whether the process still exists, as far as an operation that does nothing can tell."""
-        if self.handler.client_gone:
-            return False
-        page = next(
-            page
-            for page in range(_LOW_PAGE, 1 << 40, PAGE_SIZE)
-            if self.handler.regions.find(page) is None
-        )
-        # Nothing is watched there, so that a living process answers ENOENT.
-        [result] = self.uffd.execute([Operation(Code.ZEROPAGE, page, PAGE_SIZE)])
-        return result.status is not Status.CLIENT_GONE
 
     def woken(self, start: int, end: int) -> None:
         """The kernel has woken everybody in a range that is watched no more."""
@@ -438,9 +346,9 @@ class Server:
             call()
         if self.let_go in self.uffd.on_close:
             self.uffd.on_close.remove(self.let_go)
-            self._abandon()
+            abandon(self.handler, self.post, poisoning=self._poisoning)
         elif not self.uffd.same_process and not self.handler.client_gone:
-            self._warn_of_closing()
+            warn_of_closing(self.handler)
         if self.owns_fd and not self.is_orphan():
             self.uffd.close()
 
@@ -449,7 +357,7 @@ class Server:
         if self._left:
             return
         self._left = True
-        self._rulebook.close()
+        self.rules.close()
         self.post.leave()
         if self.post.native and not self.uffd.closed:
             now, records = _clock(), self._port.take()
@@ -461,31 +369,6 @@ class Server:
             self.handler.note(parse(left), now)
         self.handler.carry_out_all = None
 
-    def _abandon(self) -> None:
-        """Memory of this process may be touched on, while nobody answers."""
-        if self.uffd.same_process:
-            for segment in self.handler.regions:
-                leave_behind(self.uffd, segment)
-        regions = [segment.region for segment in self.handler.regions]
-        if regions:
-            exported = any(isinstance(r, GuardedRegion) and r.memory.exported for r in regions)
-            # A thread with a buffer may hold the GIL while it waits: then no successor can come.
-            ranges = [(segment.start, segment.end) for segment in self.handler.regions]
-            self.post.abandon(ranges, "poison" if self._poisoning or exported else None)
-
-    def _warn_of_closing(self) -> None:
-        """Somebody closes a descriptor under us, whose client may go on to fault."""
-        maps = [segment.region.pages for segment in self.handler.regions]
-        missing = sum(pages.pages - pages.filled() for pages in maps)
-        if missing:
-            self.handler.log.warning("userfaultfd closed while served", missing_pages=missing)
-
     def is_orphan(self) -> bool:
-        """Whether the descriptor is ours and must stay open nevertheless: a process lives whose
-        pages are not complete, and would read zeros."""
-        if not self.owns_fd or self.uffd.closed or self.handler.client_gone:
-            return False
-        complete = all(
-            s.region.pages.filled() == s.region.pages.pages for s in self.handler.regions
-        )
-        return not complete and self.is_alive()
+        """Whether the descriptor is ours and must stay open nevertheless."""
+        return self.owns_fd and would_read_zeros(self.handler)

@@ -32,8 +32,8 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
         for segment in segments:
             poison_absent(handler, segment.region, segment.start, segment.end)
     handler.regions.remove(region)
-    server.forget_rules(segments)
-    server.update_rules()
+    server.rules.forget(segments)
+    server.rules.update()
     for segment in segments:
         if not absent or missing != "hold":
             handler.uffd.unregister(segment.start, segment.end - segment.start)

@@ -11,7 +11,8 @@ import trio
 from uffdaemon import errors
 from uffdaemon.external import ExternalServer
 from uffdaemon.handlers import Handler
-from uffdaemon.loop import Server, Shutdown
+from uffdaemon.leaving import Shutdown, is_alive
+from uffdaemon.loop import Server
 from uffdaemon.plans import ExternalOptions
 from uffdaemon.post import Staff
 from uffdaemon.resolving import Resolving
@@ -167,12 +168,12 @@ class Servers:
         self._reap()
         child = Userfaultfd.adopt(event.fd)
         server = self.start(child, parent.post.resolver, "a child", regions, owns_fd=True)
-        server.rules_outdated()
+        server.rules.soon()
 
     def _reap(self) -> None:
         """Let go of children that have ended, of which nothing tells."""
         for server in list(self.own.values()):
-            if server.owns_fd and not server.is_alive():
+            if server.owns_fd and not is_alive(server.handler):
                 server.handler.lose_client()
 
     # -- the daemon's life ---------------------------------------------------------------------

@@ -9,7 +9,7 @@ import trio
 
 from uffdaemon.daemon import Daemon
 from uffdaemon.features import RegisterMode
-from uffdaemon.loop import Shutdown
+from uffdaemon.leaving import Shutdown
 from uffdaemon.placement import Watchdog
 from uffdaemon.servers import ForkDecision, Options
 

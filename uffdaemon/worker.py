@@ -24,7 +24,7 @@ import trio
 from uffdaemon import errors
 from uffdaemon.daemon import Daemon
 from uffdaemon.inheritance import Inheritance, share
-from uffdaemon.loop import Shutdown
+from uffdaemon.leaving import Shutdown
 from uffdaemon.outcomes import Code, Operation, Status
 from uffdaemon.plans import PolicyPath, unpack_region
 from uffdaemon.region import PAGE_SIZE
