@@ -72,6 +72,8 @@ class Advice(IntEnum):
 _owned: list[tuple[int, int]] = []
 """(start, end) of what this library has mapped; sorted, without overlaps."""
 _lock = threading.Lock()
+_left: list[Memory] = []
+"""What errors have left mapped, since buffers of it were alive."""
 before_unmapping: list[Callable[[int, int], None]] = []
 """Called with the start and the end of memory that is about to go; from any thread."""
 
@@ -115,7 +117,12 @@ def owned_around(address: int) -> tuple[int, int]:
 
 
 class Memory:
-    """A mapping of `length` bytes at `start`, unmapped by `close`."""
+    """A mapping of `length` bytes at `start`, unmapped by `close`.
+
+    The end of a ``with`` block closes it.  Where an error ends the block while a buffer is alive,
+    the error comes out, and the memory stays until it is closed, or until other memory is mapped
+    after the buffer has gone.
+    """
 
     def __init__(self, start: int, length: int, kind: MemoryType, page_size: int, fd: int) -> None:
         self.start = start
@@ -154,6 +161,7 @@ class Memory:
         from sharing it, so that its pages can always be moved.  Raises `InvalidRange` and
         `MemoryRefused` (ENOMEM for hugetlb: none are reserved).
         """
+        _close_left()
         page_size = huge_page_size if kind.huge else PAGE_SIZE
         if length <= 0 or length % page_size:
             raise errors.InvalidRange(f"{length} bytes are not made of pages of {page_size} bytes")
@@ -348,7 +356,23 @@ class Memory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None or not self.exported:
+            self.close()
+            return
+        # The frames that it passed through still hold their arrays: it must not be replaced.
+        error.add_note(f"{self!r} stays mapped: {self._exports} buffers of it are alive")
+        with _lock:
+            _left.append(self)
+
+
+def _close_left() -> None:
+    """Close what errors have left mapped, as far as nothing uses it any more."""
+    with _lock:
+        unused = [memory for memory in _left if not memory.exported]
+        for memory in unused:
+            _left.remove(memory)
+    for memory in unused:
+        memory.close()
 
 
 def _map(fd: int, length: int, kind: MemoryType, page_size: int, *, transparent_huge: bool) -> int:

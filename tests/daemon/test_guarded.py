@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -104,6 +106,32 @@ async def test_memory_stays_where_it_is_while_a_buffer_is_alive(way: Way) -> Non
         buffer.release()
         region.prefault()
     memory.close()
+
+
+@plain_ways
+@kernel_test(features=Features.SIGBUS)
+async def test_errors_come_out_as_they_are_past_arrays_that_are_alive(way: Way) -> None:
+    """Its own traceback keeps the frame, and the array in it, alive."""
+    left = Memory.map(len(_DATA))
+
+    async def compute() -> None:
+        with left:
+            async with open_daemon() as daemon:
+                array = _guard(daemon, way, left).array()
+                assert array[PAGE] == _DATA[PAGE]
+                sys.exit(3)
+
+    with pytest.raises(SystemExit) as raised:
+        await compute()
+    assert raised.value.__notes__ == [f"{left!r} stays mapped: 1 buffers of it are alive"]
+    Memory.map(PAGE).close()
+    assert left.start, "the array is still alive"
+    del raised
+    gc.collect()
+    Memory.map(PAGE).close()
+    assert not left.start
+    assert left.userfaultfd is not None
+    assert left.userfaultfd.closed
 
 
 @plain_ways

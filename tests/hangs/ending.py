@@ -153,6 +153,15 @@ async def main_exits_in_the_middle(way: Way) -> None:
 
 
 @program
+async def main_exits_with_an_array_at_hand(way: Way) -> None:
+    with Memory.map(len(DATA)) as memory:
+        async with open_daemon() as daemon:
+            array = _guard(daemon, way, memory=memory).array()
+            assert array[PAGE] == DATA[PAGE]
+            sys.exit(3)
+
+
+@program
 async def main_is_interrupted(way: Way) -> None:
     async with open_daemon() as daemon:
         region = _guard(daemon, way)

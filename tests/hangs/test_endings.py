@@ -45,6 +45,7 @@ _ENDINGS: dict[str, list[Ending]] = {
     "a_worker_exits_in_the_middle": [Ending(3)],
     "the_block_raises_under_a_reader": [Ending(1, r"read\n(.*\n)*.*LookupError: in the block")],
     "main_exits_in_the_middle": [Ending(3)],
+    "main_exits_with_an_array_at_hand": [Ending(3, r"\A\Z", _PLAIN)],
     "main_is_interrupted": [Ending(-signal.SIGINT, "KeyboardInterrupt")],
     "main_exits_with_a_daemon_thread_waiting": [
         Ending(3, _LEFT_WAITING, _HELD),
