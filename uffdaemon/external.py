@@ -28,6 +28,7 @@ from uffdaemon.listening import Listener
 from uffdaemon.pagemap import PageCategory, scan_pages
 from uffdaemon.plans import DEFAULTS, FAREWELL, ExternalOptions, ExternalPolicy, plan_of
 from uffdaemon.regions import Segment
+from uffdaemon.removing import refuse_to_hold
 from uffdaemon.slow import AsyncHooks
 from uffdaemon.watching import abandon, resume
 
@@ -184,8 +185,8 @@ class ExternalServer:
 
     @property
     def refusal(self) -> str:
-        """What is wrong with the policy, as far as that is known by now; "": nothing."""
-        return self._listener.refusal
+        """Why nobody answers, as far as that is known by now; "": somebody does."""
+        return "it is served no more" if self._removed_region else self._listener.refusal
 
     async def _supervise(self) -> None:
         deaths = 0
@@ -263,6 +264,8 @@ class ExternalServer:
 
     def remove(self, missing: Missing | None) -> None:
         """Have the region served no more, as `Daemon.remove_region` says, which raises the same."""
+        if missing == "hold":
+            refuse_to_hold(self.region)
         start, page_size = self.region.start, self.region.page_size
         absent = list(self._absent())
         if absent and missing is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from uffdaemon import errors
 from uffdaemon.failing import hold
 from uffdaemon.filling import poison_absent
+from uffdaemon.guarded import GuardedRegion
 
 if TYPE_CHECKING:
     from uffdaemon.loop import Server
@@ -17,9 +18,21 @@ Missing: TypeAlias = Literal["hold", "poison", "release"]
 they are poisoned; or the kernel fills them with zeros."""
 
 
+def refuse_to_hold(region: Region) -> None:
+    """Raise `PlacementRefused` if threads may touch the region by a buffer: one that holds the GIL
+    while it waits could be answered by nobody."""
+    if isinstance(region, GuardedRegion) and region.memory.exported:
+        raise errors.PlacementRefused(
+            f"buffers of {region.label} are alive, and a thread that holds the GIL while it waits "
+            "would wait for ever: delete them first, or say missing='poison' or 'release'"
+        )
+
+
 def remove(server: Server, region: Region, missing: Missing | None) -> None:
     """Take the region from its server; `Daemon.remove_region` says what is raised."""
     pages = region.pages
+    if missing == "hold":
+        refuse_to_hold(region)
     absent = pages.pages - pages.filled()
     if absent and missing is None:
         raise errors.RegionIncomplete(
@@ -31,12 +44,16 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
     if absent and missing == "poison":
         for segment in segments:
             poison_absent(handler, segment.region, segment.start, segment.end)
+    watched = absent > 0 and missing == "hold"
+    if not watched:
+        # Before the rules go: a thread that holds the GIL may touch it at any time, and would wait.
+        for segment in segments:
+            handler.uffd.unregister(segment.start, segment.end - segment.start)
     handler.regions.remove(region)
     server.rules.forget(segments)
     server.rules.update()
     for segment in segments:
-        if not absent or missing != "hold":
-            handler.uffd.unregister(segment.start, segment.end - segment.start)
+        if not watched:
             server.woken(segment.start, segment.end)
         else:
             for fault in handler.ledger.inside(segment.start, segment.end):

@@ -110,6 +110,47 @@ async def test_memory_stays_where_it_is_while_a_buffer_is_alive(way: Way) -> Non
 
 @plain_ways
 @kernel_test(features=Features.SIGBUS)
+async def test_nothing_is_held_that_plain_accesses_may_touch(way: Way) -> None:
+    with Memory.map(len(_DATA)) as memory:
+        async with open_daemon() as daemon:
+            region = _guard(daemon, way, memory)
+            buffer = region.buffer()
+            with pytest.raises(errors.PlacementRefused, match=r"buffers of .* are alive"):
+                daemon.remove_region(region, missing="hold")
+            assert bytes(buffer) == _DATA
+            buffer.release()
+            daemon.remove_region(region, missing="hold")
+            assert region.why_unsafe() == "it is served no more"
+            with pytest.raises(errors.PlacementRefused, match="served no more"):
+                region.buffer()
+
+
+@pytest.mark.parametrize("resolver", ["thread", "in-thread"])
+@kernel_test(features=Features.SIGBUS)
+async def test_plain_accesses_while_a_region_is_released(resolver: Way) -> None:
+    """Whoever holds the GIL then is answered until the kernel watches no more, or woken by it."""
+    sys.setswitchinterval(1e-5)
+    pages = 1000
+
+    def touch(buffer: memoryview, first: int) -> None:
+        for page in range(first, pages, 3):
+            assert buffer[page * PAGE] in {0, 1}
+
+    async with open_daemon(watchdog=Watchdog(after=0.3, then="exit")) as daemon:
+        for _ in range(150):
+            with Memory.map(pages * PAGE) as memory:
+                policy = CopyFrom(BytesSource(bytes([1]) * memory.length))
+                region = daemon.guard(memory, policy, resolver=resolver)  # type: ignore[arg-type]
+                with region.buffer() as buffer:
+                    async with trio.open_nursery() as nursery:
+                        for first in range(3):
+                            nursery.start_soon(trio.to_thread.run_sync, touch, buffer, first)
+                        await trio.sleep(0.0005)
+                        daemon.remove_region(region, missing="release")
+
+
+@plain_ways
+@kernel_test(features=Features.SIGBUS)
 async def test_errors_come_out_as_they_are_past_arrays_that_are_alive(way: Way) -> None:
     """Its own traceback keeps the frame, and the array in it, alive."""
     left = Memory.map(len(_DATA))

@@ -69,10 +69,16 @@ int uffdaemon_register(int fd, uint64_t start, uint64_t length, uint64_t mode, u
     return 0;
 }
 
+/* The kernel wakes who waits there before it marks the range as watched no more: who faults in
+ * between would sleep for ever.  In one call, since that may be a thread that holds the GIL. */
 int uffdaemon_unregister(int fd, uint64_t start, uint64_t length)
 {
     struct uffdio_range range = {start, length};
-    return ioctl(fd, UFFDIO_UNREGISTER, &range) ? -errno : 0;
+
+    if (ioctl(fd, UFFDIO_UNREGISTER, &range))
+        return -errno;
+    ioctl(fd, UFFDIO_WAKE, &range);
+    return 0;
 }
 
 int uffdaemon_pidfd_open(int pid)

@@ -128,13 +128,15 @@ static unsigned enter(struct uffdaemon_port *port)
     }
 }
 
-/* Has the rules of `port` answer.  0: done, 1: it is Python's, -1: these addresses are not ours. */
+/* Has the rules of `port` answer.  0: done, 1: it is Python's, 2: nobody watches the page any more,
+ * -1: these addresses are not ours. */
 static int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
     uint64_t address = record->message.arg.pagefault.address;
     unsigned ticket = enter(port);
     const struct uffdaemon_table *table = uffdaemon_table_of(port);
     const struct uffdaemon_rule *rule = NULL, *minor;
+    uint32_t code = 0;
 
     if (table) {
         rule = uffdaemon_find(table, 0, address);
@@ -145,11 +147,16 @@ static int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
             record->message.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
         }
     }
-    if (rule && rule->code)
+    if (rule)
+        code = (uint32_t)rule->code;
+    if (code)
         uffdaemon_answer(port, table, record, 1);
     uffdaemon_leave(&port->readers, ticket);
     if (!rule)
         return -1;
+    /* A move says the same where its source has no page. */
+    if (!record->code && record->error == ENOENT && code != _UFFDIO_MOVE)
+        return 2;
     return record->code == 0;
 }
 
@@ -167,6 +174,8 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
     if (write_access(context))
         record.message.arg.pagefault.flags = UFFD_PAGEFAULT_FLAG_WRITE;
     python = answer(port, &record);
+    if (python == 2)
+        return 1;
     if (python < 0 || ((python || record.present) && poisoned(waiter.page)))
         return 0;
     if (!python && !__atomic_load_n(&port->record_all, __ATOMIC_RELAXED) && !record.error)
