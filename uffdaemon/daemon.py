@@ -183,7 +183,17 @@ class Daemon:
                 "placement='external' answers in another process, resolver='in-thread' in the "
                 "faulting thread: it is one of the two"
             )
+        elif placement is Placement.NATIVE and resolver is Resolver.LOOP:
+            raise errors.PlacementRefused(
+                "resolver='loop' is not native: the loop's thread answers with "
+                "placement='in_process'"
+            )
         external = placement is Placement.EXTERNAL
+        if isinstance(policy, str) and not external:
+            raise errors.PlacementRefused(
+                f"{policy!r:.100} is a name, which another process imports with "
+                "placement='external'; for this one, hand over the policy itself"
+            )
         region = GuardedRegion(
             memory.start,
             memory.length,

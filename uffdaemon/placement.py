@@ -11,7 +11,14 @@ from enum import Enum
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 
-class Placement(Enum):
+class _Choice(Enum):
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        names = ", ".join(repr(each.value) for each in cls)
+        raise ValueError(f"{cls.__name__.lower()} is one of {names}, not {value!r}")
+
+
+class Placement(_Choice):
     """Who answers for memory of this process."""
 
     NATIVE = "native"
@@ -22,7 +29,7 @@ class Placement(Enum):
     """The trio loop of this process, for threads that do not hold the GIL while they wait."""
 
 
-class Resolver(Enum):
+class Resolver(_Choice):
     """How rules are carried out in the process that has the userfaultfd."""
 
     LOOP = "loop"

@@ -69,6 +69,11 @@ class Servers:
         for server in self.own.values():
             if server.handler.regions.segments(region):
                 return server
+        if region in self.external:
+            raise errors.NotServed(
+                f"region {region.label} is served by a process of its own, which alone knows its "
+                "pages and where they come from; region.prefault() has it bring them"
+            )
         raise errors.NotServed(f"region {region.label} is not served here")
 
     def serving(self, uffd: Userfaultfd) -> Server:

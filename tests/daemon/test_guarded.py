@@ -224,6 +224,23 @@ async def test_who_answers_is_decided_when_memory_is_guarded_first() -> None:
 
 
 @kernel_test()
+async def test_what_belongs_to_another_placement_is_refused_at_once() -> None:
+    named = "tests.daemon.external_policies:copied"
+    policy = CopyFrom(BytesSource(_DATA))
+    with Memory.map(len(_DATA)) as memory:
+        async with open_daemon() as daemon:
+            for placement in ("native", "in_process"):
+                with pytest.raises(errors.PlacementRefused, match="is a name"):
+                    daemon.guard(memory, named, placement=placement)
+            with pytest.raises(errors.PlacementRefused, match="placement='in_process'"):
+                daemon.guard(memory, policy, resolver="loop")
+            assert memory.userfaultfd is None
+            region = daemon.guard(memory, named, placement="external")
+            with pytest.raises(errors.NotServed, match="prefault"):
+                await daemon.fill(region, source=BytesSource(_DATA))
+
+
+@kernel_test()
 async def test_shapes_and_types_of_arrays() -> None:
     memory = Memory.map(len(_DATA))
     async with open_daemon() as daemon:
