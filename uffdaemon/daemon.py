@@ -104,15 +104,17 @@ class Daemon:
         handler = server.handler
         handler.regions.add(region)
         try:
+            if server.post.native:
+                # Before the kernel watches: from then on, whoever touches it may hold the GIL.
+                server.rules.publish()
             if register is not None:
                 uffd.register(region.start, region.length, register)
         except BaseException:
-            handler.regions.remove(region)
+            server.rules.forget(handler.regions.remove(region))
+            server.rules.soon()
             raise
         if not server.post.native:
             server.rules.soon()  # many at a time
-        else:
-            server.rules.publish()
         for other in servers.own.values():
             if other is not server:
                 other.rules.region_added()

@@ -31,6 +31,8 @@ from uffdaemon import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uffdaemon.placement import ResolverName
+
 Way: TypeAlias = Literal["thread", "in-thread", "external", "in_process"]
 _ALL: tuple[Way, ...] = get_args(Way)
 every_way = pytest.mark.parametrize("way", _ALL)
@@ -125,12 +127,16 @@ async def test_nothing_is_held_that_plain_accesses_may_touch(way: Way) -> None:
                 region.buffer()
 
 
+@pytest.mark.parametrize("guarded_first", [False, True])
 @pytest.mark.parametrize("resolver", ["thread", "in-thread"])
 @kernel_test(features=Features.SIGBUS)
-async def test_plain_accesses_while_a_region_is_released(resolver: Way) -> None:
-    """Whoever holds the GIL then is answered until the kernel watches no more, or woken by it."""
+async def test_plain_accesses_while_regions_come_and_go(
+    resolver: ResolverName, guarded_first: bool
+) -> None:
+    """Whoever holds the GIL is answered as long as the kernel watches, and then woken by it."""
     sys.setswitchinterval(1e-5)
     pages = 1000
+    policy = CopyFrom(BytesSource(bytes([1]) * pages * PAGE))
 
     def touch(buffer: memoryview, first: int) -> None:
         for page in range(first, pages, 3):
@@ -139,14 +145,14 @@ async def test_plain_accesses_while_a_region_is_released(resolver: Way) -> None:
     async with open_daemon(watchdog=Watchdog(after=0.3, then="exit")) as daemon:
         for _ in range(150):
             with Memory.map(pages * PAGE) as memory:
-                policy = CopyFrom(BytesSource(bytes([1]) * memory.length))
-                region = daemon.guard(memory, policy, resolver=resolver)  # type: ignore[arg-type]
-                with region.buffer() as buffer:
+                guard = partial(daemon.guard, memory, policy, resolver=resolver)
+                region = guard() if guarded_first else None
+                with memory.export() as buffer:
                     async with trio.open_nursery() as nursery:
                         for first in range(3):
                             nursery.start_soon(trio.to_thread.run_sync, touch, buffer, first)
                         await trio.sleep(0.0005)
-                        daemon.remove_region(region, missing="release")
+                        daemon.remove_region(region or guard(), missing="release")
 
 
 @plain_ways
