@@ -160,6 +160,10 @@ class Reporter:
         self._count(daemon)
         self._send(encode("ended"))
 
+    def unheard(self) -> None:
+        """The owner has ended, and has not taken all that it was told."""
+        self._lines.show("has ended")
+
     def _flush(self) -> None:
         while self._packets and self._send(self._packets[0]):
             self._packets.popleft()

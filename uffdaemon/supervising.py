@@ -70,7 +70,13 @@ class Lines:
         if not self._unheard or (self.due and not heard):
             return
         if not heard:
-            _print("uffdaemon: the process whose memory it is does not listen; for it:")
+            self.show("does not listen")
+        self._unheard.clear()
+
+    def show(self, why: str) -> None:
+        """Print what the owner has perhaps not taken, and why that is."""
+        if self._unheard:
+            _print(f"uffdaemon: the process whose memory it is {why}; for it:")
             for line in self._unheard:
                 _print(line)
         self._unheard.clear()

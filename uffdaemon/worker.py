@@ -213,6 +213,7 @@ class _Worker:
             except BlockingIOError:
                 continue
             except OSError:  # the owner closed with something unread
+                self._reporter.unheard()
                 return b""
 
     def _leave_with_owner(self) -> None:

@@ -267,6 +267,17 @@ async def a_page_that_cannot_be_had_is_poisoned(way: Way) -> None:
 
 
 @program
+async def a_policy_that_fails_has_the_page_poisoned(way: Way) -> None:
+    """The thread holds the GIL, and the program ends before it hears of the reason."""
+    async with open_daemon() as daemon:
+        memory = Memory.map(PAGE)
+        path = f"{ending_policies.__name__}:broken"
+        region = daemon.guard(memory, path, placement="external", on_failure=actions.Poison())
+        await daemon.external[region].ready()
+        print(region.buffer()[0])
+
+
+@program
 async def a_page_is_poisoned_by_a_rule(way: Way) -> None:
     async with open_daemon() as daemon:
         ctypes.string_at(_guard(daemon, way, "poisoned").start, 1)

@@ -22,3 +22,7 @@ zeros = ZeroPage()
 
 def poisoned_by_python(fault: Fault) -> Action | None:
     return actions.Poison()
+
+
+def broken(fault: Fault) -> Action | None:
+    raise LookupError("no such page")

@@ -77,6 +77,9 @@ _ENDINGS: dict[str, list[Ending]] = {
             ("thread", "in-thread"),
         )
     ],
+    "a_policy_that_fails_has_the_page_poisoned": [
+        Ending(-signal.SIGBUS, r"ended; for it:\n(.*\n)*.*LookupError: no such page", ("external",))
+    ],
     "a_page_is_poisoned_by_a_rule": [Ending(-signal.SIGBUS, "Bus error", _PLAIN)],
     "a_page_is_poisoned_by_python": [Ending(-signal.SIGBUS, "Bus error")],
     "a_page_was_poisoned_before": [Ending(-signal.SIGBUS, "Bus error", _PLAIN)],
