@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
-    from uffdaemon.events import Event, ForkEvent
+    from uffdaemon.events import Change, Event, ForkEvent
     from uffdaemon.hooks import Hooks
     from uffdaemon.slow import SlowWork
     from uffdaemon.uffd import CarryOut, Userfaultfd
@@ -88,6 +89,7 @@ class Handler:
         self.of_this_process: Callable[[], Iterable[Handler]] = lambda: (self,)
         """The handlers of all userfaultfds of this process that the daemon serves."""
         self.client_gone = False
+        self._events: deque[Change] = deque()
         self._steps: list[Step] = []
         self._apart: list[Step] = []
         self.failing: set[tuple[int, FaultKind]] = set()
@@ -103,6 +105,8 @@ class Handler:
         """Called when whoever sleeps for this handler has something new to look at."""
         self.catch_up: Callable[[], object] = lambda: None
         """To be called by tasks before they act: events may have been read and not applied."""
+        self.events_applied: Callable[[], None] = lambda: None
+        """Called when everything that was read until then has been applied."""
 
     def execute(self, operations: Sequence[Operation]) -> list[Result]:
         """Carry operations out as whoever serves the userfaultfd has it done."""
@@ -115,12 +119,7 @@ class Handler:
 
         `events` must be all that was pending: what removes or moves ranges comes first.
         """
-        faults: list[PageFault] = []
-        for event in events:
-            if isinstance(event, PageFault):
-                faults.append(event)
-            else:
-                apply_event(self, event)
+        faults = self._apply(events)
         entered = [fault for event in faults if (fault := self._enter(event, read_at)) is not None]
         for fault in entered:
             decide(self, fault)
@@ -128,12 +127,26 @@ class Handler:
 
     def note(self, events: Iterable[Event], read_at: int) -> None:
         """Take in what was read, and list the faults as open, without answering them."""
-        for event in sorted(events, key=lambda event: isinstance(event, PageFault)):
-            if isinstance(event, PageFault):
-                self._enter(event, read_at)
-            else:
-                apply_event(self, event)
+        for event in self._apply(events):
+            self._enter(event, read_at)
         self.flush()
+
+    def _apply(self, events: Iterable[Event]) -> list[PageFault]:
+        """Apply what removes or moves ranges; returns the faults.
+
+        A hook that is told of an event may come here with later ones: it first applies those that
+        are left.
+        """
+        faults: list[PageFault] = []
+        for event in events:
+            if isinstance(event, PageFault):
+                faults.append(event)
+            else:
+                self._events.append(event)
+        while self._events:
+            apply_event(self, self._events.popleft())
+        self.events_applied()
+        return faults
 
     def _enter(self, event: PageFault, read_at: int) -> Fault | None:
         region = self.regions.find(event.address) or nowhere(event)

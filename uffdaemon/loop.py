@@ -87,10 +87,14 @@ class Server:
         self._poisoning = False
         self._patience = _PATIENCE
         self._awake = True
+        self._depth = 0
+        self._taken: tuple[list[bytes], int] | None = None
+        """What is for Python, and when it was read, until it is answered."""
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
         handler.wake = self.wake
         handler.catch_up = self.take
+        handler.events_applied = self._port.events_applied
         self.uffd.on_close.append(self.let_go)
         if self.post.native:
             handler.carry_out_all = self._port.execute
@@ -176,26 +180,39 @@ class Server:
     def take(self) -> bool:
         """Account for what C has read and answered, and answer what it left; whether that was
         anything."""
+        self._answer_taken()  # a hook has come here, and what was taken before comes first
         records = [] if self.uffd.closed else self._port.take()
         if not records:
             return False
+        self._depth += 1
+        try:
+            self._account_for(records)
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self._port.turn_over()
+        if self._quiet is not None and self._is_quiet():
+            self._quiet.set()
+        return True
+
+    def _account_for(self, records: list[Record]) -> None:
         now = _clock()
         forwarded = [record.message for record in records if not record.code]
-        read_at = min((record.latency for record in records if not record.code), default=now)
+        if forwarded:
+            read_at = min(record.latency for record in records if not record.code)
+            self._taken = forwarded, read_at
         for record in records:
             if record.code and (record.error or self.handler.hooks.see_endings):
                 self._tell(record, now)
         if self.handler.holds:
             self._end_held([record.message for record in records if record.code])
-        try:
-            if forwarded:
-                self._answer(forwarded, read_at)
-        finally:
-            if not self.rules.applying:
-                self._port.turn_over()
-        if self._quiet is not None and self._is_quiet():
-            self._quiet.set()
-        return True
+        self._answer_taken()
+
+    def _answer_taken(self) -> None:
+        """Have Python answer what was taken last, unless that has been done."""
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            self._answer(*taken)
 
     def _answer(self, forwarded: list[bytes], read_at: int) -> None:
         """Have Python answer what C left."""
@@ -203,11 +220,7 @@ class Server:
         if len(forwarded) >= MESSAGE_BATCH and not self.post.native:
             # The buffer was full: an event that came before these faults may still be unread.
             events += self.uffd.read_events()
-        self.rules.applying += 1
-        try:
-            self.handler.answer(events, read_at)
-        finally:
-            self.rules.applying -= 1
+        self.handler.answer(events, read_at)
         if self.handler.stale:
             self.rules.update()
         forks, self.handler.forks = self.handler.forks, []

@@ -39,8 +39,6 @@ class Publisher:
         catch_up: Callable[[], object],
     ) -> None:
         self.outdated = False
-        self.applying = 0
-        """How many batches of events have been taken and are not applied to the end."""
         self._native = post.native
         self._wake = wake
         self._catch_up = catch_up
@@ -70,7 +68,7 @@ class Publisher:
     def update(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""
         self.outdated = not self._rulebook.update()
-        self.forget_fresh()
+        self._rulebook.forget_fresh()
         if self.outdated:
             self._wake()  # what came in between has to be taken first
 
@@ -84,8 +82,7 @@ class Publisher:
 
     def forget_fresh(self) -> None:
         """Have C forget what Python has noted of discarded pages."""
-        if not self.applying:  # or a hook has come here while others are still to be noted
-            self._rulebook.forget_fresh()
+        self._rulebook.forget_fresh()
 
     def gap(self, region: Region, kind: FaultKind) -> int | None:
         """The first offset at which C does not answer faults of `kind` without Python."""

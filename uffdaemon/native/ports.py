@@ -99,7 +99,8 @@ class Port:
             raise MemoryError
         self._port: Any = ffi.gc(made, lib.uffdaemon_port_free)
         self.events = 0
-        """How many events have been taken that C had applied."""
+        """How many events Python has applied that C had applied before."""
+        self._taken = 0
 
     def close(self) -> None:
         """Nobody serves it any more, and nobody is told."""
@@ -170,7 +171,7 @@ class Port:
         return bool(self._port.noted)
 
     def forget_fresh(self) -> None:
-        """Python has noted what was discarded, up to the last event that was taken."""
+        """Python has noted what was discarded, up to the last event that it has applied."""
         lib.uffdaemon_port_forget(self._port, self.events)
 
     def withdraw(self) -> None:
@@ -216,8 +217,12 @@ class Port:
                 record = Record(*_RECORD.unpack_from(self._records, index * size))
                 found.append(record)
                 if record.present and record.message[0] != _PAGEFAULT:
-                    self.events += 1
+                    self._taken += 1
         return found
+
+    def events_applied(self) -> None:
+        """Python has applied all events that it has taken."""
+        self.events = self._taken
 
     def turn_over(self) -> None:
         """Python has come to an end with what it took: until then, the watchdog says who waits."""
