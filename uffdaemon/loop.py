@@ -220,8 +220,9 @@ class Server:
         if len(forwarded) >= MESSAGE_BATCH and not self.post.native:
             # The buffer was full: an event that came before these faults may still be unread.
             events += self.uffd.read_events()
+        changed = any(not isinstance(event, PageFault) for event in events)
         self.handler.answer(events, read_at)
-        if self.handler.stale:
+        if self.handler.stale or (changed and not self.rules.current):
             self.rules.update()
         forks, self.handler.forks = self.handler.forks, []
         for event, regions in forks:

@@ -65,6 +65,11 @@ class Publisher:
         if self._rulebook.moves or self._native:
             self.soon()
 
+    @property
+    def current(self) -> bool:
+        """Whether C sees which pages Python notes as discarded."""
+        return self._rulebook.current
+
     def update(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""
         self.outdated = not self._rulebook.update()

@@ -90,6 +90,11 @@ class Rulebook:
         """Whether anything is moved, or would be but for its source."""
         return any(any(map(_is_move, each.rules or ())) for each in self._known.values())
 
+    @property
+    def current(self) -> bool:
+        """Whether C looks at what Python notes discarded pages in; where that is may change."""
+        return all(known.current for known in self._known.values())
+
     def update(self) -> bool:
         """Write the regions' policies down for C, as far as they can be.  False: events have come
         that have to be taken first; what was written before holds until then."""
@@ -106,7 +111,7 @@ class Rulebook:
         """Python has noted all that was taken from the port: C need not any longer."""
         if not self._port.has_fresh:
             return
-        if all(known.current for known in self._known.values()):
+        if self.current:
             self._port.forget_fresh()
         else:
             self._outdated()

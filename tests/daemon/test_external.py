@@ -664,3 +664,28 @@ async def test_open_faults_at_the_end(how: Shutdown, helpers: Path, tmp_path: Pa
             memory.userfaultfd.zeropage(memory.start, PAGE)
         # 0, or the code of a SIGBUS.
         assert (reader.result() != 0) == (how is Shutdown.POISON)
+
+
+@kernel_test(features=Features.EVENT_FORK | Features.EVENT_REMOVE)
+async def test_what_children_discard_comes_back_as_zeros() -> None:
+    """Their notes move to where a successor finds them, while they are served already."""
+    features = Features.THREAD_ID | Features.EVENT_FORK | Features.EVENT_REMOVE
+    pages = range(1, 33)
+    with Memory.map(len(DATA)) as memory:
+        async with open_daemon() as daemon:
+            region = daemon.guard(
+                memory, POLICIES + "copied", placement="external", features=features
+            )
+            await server_of(daemon, region).ready()
+            reading, writing = os.pipe()
+            for _ in range(8):
+                child = os.fork()
+                if child == 0:
+                    memory.read(0, PAGE)
+                    for page in pages:
+                        memory.advise(Advice.DONTNEED, page * PAGE, PAGE)
+                        right = memory.read(page * PAGE, PAGE) == bytes(PAGE)
+                        os.write(writing, b"y" if right else b"n")
+                    os._exit(0)
+                await trio.to_thread.run_sync(os.waitpid, child, 0)
+            assert os.read(reading, 4096) == b"y" * 8 * len(pages)
