@@ -46,7 +46,8 @@ static void put(struct uffdaemon_table *table, const struct uffdaemon_rule *rule
 {
     struct uffdaemon_rule *part = &table->rules[table->count];
 
-    if (start >= end)
+    /* Nothing moves by a part of a page, and its pages could not be told apart any more. */
+    if (start >= end || shift & (rule->page_size - 1))
         return;
     *part = *rule;
     if (part->src)
