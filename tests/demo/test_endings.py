@@ -155,7 +155,10 @@ def test_a_query_that_sqlite_does_not_understand(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         (["--size", "0"], "'0' is not a size such as 64M or 2G"),
-        (["--size", "-5M"], "expected one argument"),
+        (
+            ["--size", "-5M"],
+            "argument --size: ",
+        ),  # whether it looks like an option depends on Python
         (["--size", "much"], "'much' is not a size"),
         (["--size", "1e400"], "'1e400' is not a size"),
         (["--size", "nan"], "'nan' is not a size"),
