@@ -1,6 +1,7 @@
 /* Races that were found, each brought about for certain: `cases NAME`. */
 #include "stress.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -351,6 +352,68 @@ static void discarded_while_published(void)
     expect(byte_of(0) == 0, "a page that was discarded is not zeros");
 }
 
+/* Takes `faults` after `events` of memory that was discarded; Python is at them from then on. */
+static void take_turn(uint64_t events, uint64_t faults)
+{
+    static struct uffdaemon_record taken[128];
+    uint64_t now = uffdaemon_now();
+
+    for (uint64_t index = 0; index < events + faults; index++) {
+        struct uffdaemon_record record = {.latency = now};
+
+        record.message.event = index < events ? UFFD_EVENT_REMOVE : UFFD_EVENT_PAGEFAULT;
+        record.message.arg.pagefault.address = start + index * PAGE;
+        uffdaemon_queue_push(&port->queue, &record, now);
+    }
+    expect(uffdaemon_port_take(port, taken, 128) == (long)(events + faults), "uffdaemon_port_take");
+}
+
+/* Lines that the watchdog writes within a second; standard error is its own meanwhile. */
+static int lines_of_a_second(void)
+{
+    static char text[1 << 20];
+    const struct timespec second = {1, 0};
+    int ends[2], kept = dup(2), lines = 0, error;
+    struct uffdaemon_watch *watch;
+    ssize_t length;
+
+    expect(!pipe2(ends, O_NONBLOCK) && dup2(ends[1], 2) == 2, "pipe2");
+    fcntl(ends[1], F_SETPIPE_SZ, (int)sizeof(text));
+    watch = uffdaemon_watch_add(port->fd, port, 1000000, UFFDAEMON_REPORT, 0, "memory", &error);
+    nanosleep(&second, NULL);
+    uffdaemon_watch_remove(watch);
+    dup2(kept, 2);
+    length = read(ends[0], text, sizeof(text));
+    for (ssize_t index = 0; index < length; index++)
+        lines += text[index] == '\n';
+    return lines;
+}
+
+/* A fault that Python is at is told of, although many events came before it. */
+static void told_after_events(void)
+{
+    guard(0);
+    take_turn(40, 1);
+    expect(lines_of_a_second() == 1, "a fault that Python is at was not told of");
+}
+
+/* Nobody is told of twice, however many wait. */
+static void told_once(void)
+{
+    uint64_t now = uffdaemon_now();
+
+    guard(0);
+    take_turn(0, 40);
+    for (uint64_t index = 100; index < 140; index++) {
+        struct uffdaemon_record record = {.latency = now};
+
+        record.message.event = UFFD_EVENT_PAGEFAULT;
+        record.message.arg.pagefault.address = start + index * PAGE;
+        uffdaemon_queue_push(&port->queue, &record, now);
+    }
+    expect(lines_of_a_second() == 48, "not 16 that Python is at, and 32 that it has not taken");
+}
+
 int main(int count, char **arguments)
 {
     static const struct {
@@ -363,6 +426,8 @@ int main(int count, char **arguments)
         {"discarded-and-noted", discarded_and_noted},
         {"emptied-bits", emptied_bits},
         {"a-core-is-sought", a_core_is_sought},
+        {"told-after-events", told_after_events},
+        {"told-once", told_once},
         {"poisoned-in-thread", poisoned_in_thread},
         {"discarded-while-answered", discarded_while_answered},
         {"discarded-while-published", discarded_while_published},

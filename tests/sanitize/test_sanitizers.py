@@ -29,6 +29,8 @@ CASES = (
     "discarded-and-noted",
     "emptied-bits",
     "a-core-is-sought",
+    "told-after-events",
+    "told-once",
     "withdrawn-in-thread",
     "poisoned-in-thread",
     "discarded-while-answered",

@@ -81,10 +81,18 @@ void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_
     uffdaemon_unlock(&queue->lock);
 }
 
+/* Whether somebody waits for what Python does about it.  Who has discarded memory, say, does not: any
+ * number of such events must not hide a fault. */
+static int awaited(const struct uffdaemon_record *record)
+{
+    return !record->code && (record->message.event == UFFD_EVENT_PAGEFAULT ||
+                             record->message.event == UFFD_EVENT_FORK);
+}
+
 /* What Python is at counts as waiting until its turn is over. */
 static void begin_turn(struct uffdaemon_queue *queue, const struct uffdaemon_record *record)
 {
-    if (queue->turn_count < UFFDAEMON_TURN)
+    if (awaited(record) && queue->turn_count < UFFDAEMON_TURN)
         queue->turn[queue->turn_count++] = record->message;
     if (!queue->turn_since)
         __atomic_store_n(&queue->turn_since, queue->since, __ATOMIC_SEQ_CST);
@@ -130,7 +138,8 @@ uint64_t uffdaemon_queue_count(const struct uffdaemon_queue *queue)
     return __atomic_load_n(&queue->count, __ATOMIC_RELAXED);
 }
 
-/* Copies the messages that are Python's, at most `capacity`, without taking them; returns how many. */
+/* Copies the messages that somebody waits behind, at most `capacity`, without taking them; returns how
+ * many. */
 size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *messages,
                             size_t capacity)
 {
@@ -139,7 +148,7 @@ size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *mess
     uffdaemon_lock(&queue->lock);
     for (struct uffdaemon_chunk *chunk = queue->head; chunk; chunk = chunk->next)
         for (uint32_t index = chunk->taken; index < chunk->filled && found < capacity; index++)
-            if (!chunk->records[index].code)
+            if (awaited(&chunk->records[index]))
                 messages[found++] = chunk->records[index].message;
     uffdaemon_unlock(&queue->lock);
     return found;

@@ -4,7 +4,8 @@
 
 #include "native.h"
 
-#define TOLD 32
+#define LOOK 32                       /* messages, at most, in one look */
+#define TOLD (LOOK + UFFDAEMON_TURN) /* what one round may tell of, so that it is told once */
 
 struct uffdaemon_watch {
     struct uffdaemon_watch *next;

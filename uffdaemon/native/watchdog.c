@@ -30,7 +30,7 @@ static uint32_t alarmed; /* a futex: something waits for Python, or there is mor
  * order: what is taken is the latter before it is not the former any more. */
 static int look_at_queue(struct uffdaemon_watch *watch, uint64_t now)
 {
-    struct uffd_msg messages[TOLD];
+    struct uffd_msg messages[LOOK];
     struct uffdaemon_queue *queue = &watch->port->queue;
     uint64_t since = __atomic_load_n(&queue->since, __ATOMIC_SEQ_CST);
     uint64_t turn_since = __atomic_load_n(&queue->turn_since, __ATOMIC_SEQ_CST);
@@ -43,18 +43,18 @@ static int look_at_queue(struct uffdaemon_watch *watch, uint64_t now)
         uffdaemon_bark(watch, messages, uffdaemon_queue_look_at_turn(queue, messages),
                        now - turn_since, uffdaemon_at_it);
     if (since && now > since && now - since >= watch->after)
-        uffdaemon_bark(watch, messages, uffdaemon_queue_look(queue, messages, TOLD), now - since,
+        uffdaemon_bark(watch, messages, uffdaemon_queue_look(queue, messages, LOOK), now - since,
                        uffdaemon_not_taken);
     return 1;
 }
-_Static_assert(UFFDAEMON_TURN <= TOLD, "what Python is at");
+_Static_assert(UFFDAEMON_TURN <= LOOK, "what Python is at");
 
 /* What nobody reads.  Faults that are read here are woken, so that they come again; events are the
  * port's. */
 static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
 {
     struct pollfd ready = {.fd = watch->fd, .events = POLLIN};
-    struct uffd_msg messages[TOLD];
+    struct uffd_msg messages[LOOK];
     uint64_t reads = watch->port ? __atomic_load_n(&watch->port->reads, __ATOMIC_RELAXED) : 0;
     ssize_t bytes;
 
