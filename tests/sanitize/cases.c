@@ -304,6 +304,50 @@ static void poisoned_in_thread(void)
     expect(byte_of(1) == 0, "its neighbour is not what it was to be");
 }
 
+static struct sigaction theirs;
+
+static uint32_t faulted, removed;
+
+static void on_bus_error_too_late(int number, siginfo_t *info, void *context)
+{
+    __atomic_store_n(&faulted, 1, __ATOMIC_SEQ_CST);
+    while (!load(&removed))
+        sched_yield();
+    theirs.sa_sigaction(number, info, context);
+}
+
+static void *remove_once_it_has_faulted(void *unused)
+{
+    while (!load(&faulted))
+        sched_yield();
+    expect(!uffdaemon_unregister(port->fd, start, 16 * PAGE), "UFFDIO_UNREGISTER");
+    expect(!uffdaemon_port_publish(port, NULL, 0, 0), "uffdaemon_port_publish");
+    __atomic_store_n(&removed, 1, __ATOMIC_SEQ_CST);
+    return unused;
+}
+
+/* The fault came while its page was watched, and the handler when nobody was at it any more. */
+static void removed_in_between(void)
+{
+    struct sigaction late = {.sa_sigaction = on_bus_error_too_late, .sa_flags = SA_SIGINFO};
+    pthread_t remover;
+
+    guard(1);
+    publish_rule(_UFFDIO_COPY, 0);
+    sigaction(SIGBUS, &late, &theirs);
+    pthread_create(&remover, NULL, remove_once_it_has_faulted, NULL);
+    expect(byte_of(0) == 0, "memory that nobody watches is SIGBUS");
+    pthread_join(remover, NULL);
+}
+
+/* The access is repeated once, and then is somebody else's. */
+static void never_ours(void)
+{
+    guard(1);
+    for (int times = 0; times < 3; times++)
+        expect(byte_of(0) == -1, "memory without rules is not SIGBUS");
+}
+
 static void *discard_first_thread(void *unused)
 {
     discard_first();
@@ -429,6 +473,8 @@ int main(int count, char **arguments)
         {"told-after-events", told_after_events},
         {"told-once", told_once},
         {"poisoned-in-thread", poisoned_in_thread},
+        {"removed-in-between", removed_in_between},
+        {"never-ours", never_ours},
         {"discarded-while-answered", discarded_while_answered},
         {"discarded-while-published", discarded_while_published},
     };

@@ -33,6 +33,8 @@ CASES = (
     "told-once",
     "withdrawn-in-thread",
     "poisoned-in-thread",
+    "removed-in-between",
+    "never-ours",
     "discarded-while-answered",
     "discarded-while-published",
 )

@@ -206,6 +206,7 @@ void uffdaemon_queue_turn_over(struct uffdaemon_queue *queue);
 void uffdaemon_queue_free(struct uffdaemon_queue *queue);
 
 /* table.c */
+extern uint64_t uffdaemon_replaced; /* how often any port's rules have been */
 void uffdaemon_lock(uint32_t *lock);
 void uffdaemon_unlock(uint32_t *lock);
 unsigned uffdaemon_enter(struct uffdaemon_readers *readers);

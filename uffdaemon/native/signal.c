@@ -208,6 +208,26 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
     return 2;
 }
 
+/* Whether the access is to be repeated, since its address may have ceased to be ours between the fault
+ * and this: then nobody watches it any more.  If it faults once more, and nothing has changed
+ * meanwhile, it was never ours. */
+static int may_have_been_ours(uint64_t address)
+{
+    /* Initial-exec: the first use of any other may allocate. */
+    static _Thread_local struct {
+        uint64_t address, replaced;
+    } repeated __attribute__((tls_model("initial-exec")));
+    uint64_t replaced = __atomic_load_n(&uffdaemon_replaced, __ATOMIC_SEQ_CST);
+
+    if (repeated.address == address && repeated.replaced == replaced) {
+        repeated.address = 0;
+        return 0;
+    }
+    repeated.address = address;
+    repeated.replaced = replaced;
+    return 1;
+}
+
 static void on_bus_error(int number, siginfo_t *info, void *context)
 {
     int error = errno, ours = 0;
@@ -227,6 +247,8 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
         if (ours != 2)
             uffdaemon_leave(&everybody, ticket);
     }
+    if (!ours && info->si_code == BUS_ADRERR && !forked && may_have_been_ours(address))
+        ours = 1;
     if (!ours) {
         for (unsigned index = 0; index < ENDED; index++)
             if (info->si_code == BUS_ADRERR &&

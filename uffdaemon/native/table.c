@@ -13,6 +13,8 @@
 
 #include "native.h"
 
+uint64_t uffdaemon_replaced;
+
 void uffdaemon_lock(uint32_t *lock)
 {
     while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE))
@@ -94,6 +96,7 @@ void uffdaemon_replace(struct uffdaemon_port *port, struct uffdaemon_table *tabl
 {
     struct uffdaemon_table *old = __atomic_exchange_n(&port->table, table, __ATOMIC_SEQ_CST);
 
+    __atomic_fetch_add(&uffdaemon_replaced, 1, __ATOMIC_SEQ_CST);
     set_bounds(port, table);
     uffdaemon_wait_for_readers(&port->readers);
     free(old);
