@@ -87,7 +87,8 @@ class Server:
         self._poisoning = False
         self._patience = _PATIENCE
         self._awake = True
-        self._depth = 0
+        self._takes = 0
+        """How many calls of `take` are under way: hooks may make some."""
         self._taken: tuple[list[bytes], int] | None = None
         """What is for Python, and when it was read, until it is answered."""
         self._scope: trio.CancelScope | None = None
@@ -184,12 +185,12 @@ class Server:
         records = [] if self.uffd.closed else self._port.take()
         if not records:
             return False
-        self._depth += 1
+        self._takes += 1
         try:
             self._account_for(records)
         finally:
-            self._depth -= 1
-            if not self._depth:
+            self._takes -= 1
+            if not self._takes:
                 self._port.turn_over()
         if self._quiet is not None and self._is_quiet():
             self._quiet.set()

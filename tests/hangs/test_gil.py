@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -12,6 +13,9 @@ from tests.hangs.pattern import Guarded, map_memory, run_and_check
 from tests.hangs.patterns import HOLDING, PATTERNS, RELEASING
 from tests.kernel.harness import kernel_test
 from uffdaemon import Watchdog, open_daemon
+
+if TYPE_CHECKING:
+    from uffdaemon.placement import Then
 
 _AT_A_TIME = 6
 """Processes that hang side by side."""
@@ -43,23 +47,17 @@ def test_in_process_hangs_for_what_holds_the_gil_and_the_watchdog_ends_it() -> N
 
 
 @pytest.mark.parametrize("name", A_FEW)
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [("poison", -signal.SIGBUS), ("exit", 70)],  # EX_SOFTWARE, which is in the docs
+)
 @kernel_test()
-def test_the_watchdog_poisons(name: str) -> None:
-    toucher = Toucher(name, Watchdog(then="poison"))
+def test_the_watchdog_ends_the_wait(name: str, then: Then, status: int) -> None:
+    toucher = Toucher(name, Watchdog(then=then))
     toucher.touch()
     toucher.told_within_a_second()
     toucher.read_all()
-    assert toucher.status() == -signal.SIGBUS
-
-
-@pytest.mark.parametrize("name", A_FEW)
-@kernel_test()
-def test_the_watchdog_exits(name: str) -> None:
-    toucher = Toucher(name, Watchdog(then="exit"))
-    toucher.touch()
-    toucher.told_within_a_second()
-    toucher.read_all()
-    assert toucher.status() == 70  # EX_SOFTWARE, which is in the docs
+    assert toucher.status() == status
 
 
 @pytest.mark.parametrize("name", A_FEW)
