@@ -241,7 +241,7 @@ class Userfaultfd:
         next from being tried.  `carry_out` does it in the place of the plain call."""
         fd = self.fileno()
         count = len(operations)
-        array = self._operations.pop() if self._operations else native.OperationArray(_OPERATIONS)
+        array = native.take_spare(self._operations, _room_for_operations)
         if count > array.capacity:
             array = native.OperationArray(count)
         buffer, pack, size = array.buffer, native.OPERATION.pack_into, native.OPERATION.size
@@ -384,7 +384,7 @@ class Userfaultfd:
         Raises OSError (EBADF, EINVAL: no handshake).
         """
         fd = self.fileno()
-        array = self._messages.pop() if self._messages else native.MessageArray(_MESSAGES)
+        array = native.take_spare(self._messages, _room_for_messages)
         events: list[Event] = []
         count = array.read(fd, rereads)
         while count > 0:
@@ -410,3 +410,11 @@ def _registration_error(
     }
     kind = errors.RangeBusy if number == errno.EBUSY else errors.RegistrationRefused
     return kind(number, operation, address=start, length=length, reason=reasons.get(number, ""))
+
+
+def _room_for_operations() -> native.OperationArray:
+    return native.OperationArray(_OPERATIONS)
+
+
+def _room_for_messages() -> native.MessageArray:
+    return native.MessageArray(_MESSAGES)

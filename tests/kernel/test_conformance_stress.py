@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ def _bounce(source: Memory, memory: Memory, helpers: Helpers, *, write_protect: 
     page = memory.page_size
     before = _counters(source)
     copied: Counter[int] = Counter()
+    counting_copies = threading.Lock()
     with Userfaultfd.open(WP) as uffd:
         mode = RegisterMode.WP if write_protect else RegisterMode(0)
         uffd.register(memory.start, memory.length, RegisterMode.MISSING | mode)
@@ -43,7 +45,8 @@ def _bounce(source: Memory, memory: Memory, helpers: Helpers, *, write_protect: 
             )
             assert result.complete
             assert result.progress == page
-            copied[offset] += result.done
+            with counting_copies:
+                copied[offset] += result.done
 
         def answer(uffd: Userfaultfd, fault: PageFault, offset: int) -> None:
             if fault.kind is FaultKind.WP:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from uffdaemon.native._native import ffi, lib
 
@@ -34,6 +34,20 @@ NOTHING: Final = -errno.EAGAIN
 
 MAP_SHARED: Final = 1
 MAP_HUGETLB: Final = 2
+
+
+_T = TypeVar("_T")
+
+
+def take_spare(spares: list[_T], make: Callable[[], _T]) -> _T:
+    """One of the spares, to be given back by ``append``, or a new one.
+
+    Whether there are any is not asked first: another thread may take the last one meanwhile.
+    """
+    try:
+        return spares.pop()
+    except IndexError:
+        return make()
 
 
 class OperationArray:
@@ -115,14 +129,18 @@ def move_many(
     `UNFIT`.
     """
     count = len(moves) // 3
-    # Pushed and popped, so that threads do not share one.
-    counts = _counts.pop() if count <= _COUNTS and _counts else ffi.new(_NUMBERS, count + _COUNTS)
+    few = count <= _COUNTS
+    counts = take_spare(_counts, _room_for_counts) if few else ffi.new(_NUMBERS, count)
     triples = ffi.from_buffer(_NUMBERS, moves)
     left: int = lib.uffdaemon_move_many(fd, triples, counts, count, mode, *sources)
     done: list[int] = [] if left in (0, OUTSIDE, UNFIT) else ffi.unpack(counts, count)
-    if count <= _COUNTS:
+    if few:
         _counts.append(counts)
     return left, done
+
+
+def _room_for_counts() -> Any:  # noqa: ANN401  # cffi's
+    return ffi.new(_NUMBERS, _COUNTS)
 
 
 def move(fd: int, dst: int, src: int, length: int, mode: int) -> int:
