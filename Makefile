@@ -1,5 +1,6 @@
 # `make demo` and `make test` set everything up by themselves, in .venv and build.
 # PYTHON=... chooses the interpreter of a new .venv; ARGS=... goes to the demo, pytest or benchmarks.
+# `make help` prints what follows ## at a target.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,50 +16,67 @@ export C_INCLUDE_PATH := $(HEADERS)/python3:$(HEADERS)$(C_INCLUDE_PATH:%=:%)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test check pure bench soak sanitize fuzz wheel wheel-test clean
+.PHONY: demo test t check check-forge lint-ci pure bench soak sanitize fuzz wheel wheel-test clean help
 .DELETE_ON_ERROR:
 
-demo: .venv/runs
+demo: .venv/runs  ## a SQLite database comes to life page by page in another process
 	$(BIN)/uffdaemon demo $(ARGS)
 
-test: check pure
+test: check pure  ## all checks and tests
 	$(BIN)/python -m pytest tests --ignore=$(PURE_TESTS) $(ARGS)
 
-check: .venv/develops
+t: .venv/develops  ## one test: make t T=path::name ARGS=-x
+	$(if $(T),,$(error T=path::name says which test))$(BIN)/python -m pytest $(T) $(ARGS)
+
+check: check-forge  ## lint and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pyright
 
+check-forge: .venv/develops  ## shell scripts, workflows, issue forms
+	$(BIN)/shellcheck .ci/run tools/*.sh
+	$(BIN)/pre-commit validate-config
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms \
+		$(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config \
+		.github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/zizmor --quiet --offline --pedantic .github/workflows
+
+# The workflows' own linter is a Go program, and is built from source: not part of `make test`.
+lint-ci: .venv/develops  ## the workflows by their own linter; takes Go
+	PATH="$(CURDIR)/$(BIN):$$PATH" go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+
 # The pure modules are covered to the last branch, and by the pure tests alone.
-pure: .venv/develops
+pure: .venv/develops  ## the pure tests, and coverage of the pure modules
 	$(BIN)/coverage run -m pytest $(PURE_TESTS)
 	$(BIN)/coverage report
 
-bench: .venv/develops
+bench: .venv/develops  ## all benchmarks; ARGS names some
 	$(BIN)/python -m benchmarks --json build/bench.json $(ARGS)
 
-# A million moves of pages that threads write to; `make test` has ten thousand of them.
-soak: .venv/develops
+# `make test` has ten thousand of them.
+soak: .venv/develops  ## a million moves of pages that threads write to
 	$(BIN)/python -m tests.soak $(ARGS)
 
 # The C code under ThreadSanitizer and AddressSanitizer for longer than `make test` takes; and
 # libFuzzer on messages and rules, where there is clang.  SECONDS=... is for each part.
 sanitize: SECONDS = 60
-sanitize: .venv/develops
+sanitize: .venv/develops  ## the C code under ThreadSanitizer and AddressSanitizer; SECONDS=60
 	UFFDAEMON_SANITIZE_SECONDS=$(SECONDS) UFFDAEMON_FUZZ_ROUNDS=$(SECONDS)0000 \
 		$(BIN)/python -m pytest -o faulthandler_timeout=0 tests/sanitize $(ARGS)
 
 fuzz: SECONDS = 300
-fuzz: .venv/develops
+fuzz: .venv/develops  ## libFuzzer on messages and rules; takes clang; SECONDS=300
 	$(BIN)/python -m tests.sanitize.test_sanitizers $(SECONDS)
 
-wheel: .venv/develops
+wheel: .venv/develops  ## sdist and wheel of this machine, in dist
 	rm -rf dist && mkdir -p build
 	$(BIN)/pyproject-build --outdir dist >build/wheel.log 2>&1 || { cat build/wheel.log; false; }
 
 # Tests, docs and examples come out of the sdist; the package out of the wheel, and nowhere else.
-wheel-test: wheel
+wheel-test: wheel  ## installs that wheel into a fresh environment and tests it there
 	rm -rf build/wheel-test
 	$(PYTHON) -m venv build/wheel-test/venv
 	tar -xzf dist/uffdaemon-*.tar.gz -C build/wheel-test --strip-components=1
@@ -66,7 +84,10 @@ wheel-test: wheel
 	build/wheel-test/venv/bin/pip install --quiet "$$(echo dist/uffdaemon-*-cp311-abi3-*.whl)[test]"
 	cd build/wheel-test && venv/bin/python -m pytest $(WHEEL_TESTS)
 
-clean:
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+clean:  ## removes what make has made
 	rm -rf .venv build dist *.egg-info uffdaemon/native/*.so .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # First-time set-up, and the extension again when its sources change.

@@ -47,6 +47,7 @@ elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     missing "the venv module of $python" python3-venv
 fi
 
+# shellcheck disable=SC2086  # CC may have arguments
 if ! command -v ${CC:-gcc} >/dev/null; then
     missing "a C compiler" gcc
 elif ! compiles stdio.h; then
