@@ -16,7 +16,7 @@ export C_INCLUDE_PATH := $(HEADERS)/python3:$(HEADERS)$(C_INCLUDE_PATH:%=:%)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test t check check-forge lint-ci pure bench soak sanitize fuzz wheel wheel-test clean help
+.PHONY: demo test t check check-forge docs lint-ci pure bench soak sanitize fuzz wheel wheel-test clean help
 .DELETE_ON_ERROR:
 
 demo: .venv/runs  ## a SQLite database comes to life page by page in another process
@@ -28,7 +28,7 @@ test: check pure  ## all checks and tests
 t: .venv/develops  ## one test: make t T=path::name ARGS=-x
 	$(if $(T),,$(error T=path::name says which test))$(BIN)/python -m pytest $(T) $(ARGS)
 
-check: check-forge  ## lint and types
+check: check-forge docs  ## lint, types and the site
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -47,6 +47,10 @@ check-forge: .venv/develops  ## shell scripts, workflows, issue forms
 # The workflows' own linter is a Go program, and is built from source: not part of `make test`.
 lint-ci: .venv/develops  ## the workflows by their own linter; takes Go
 	PATH="$(CURDIR)/$(BIN):$$PATH" go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+
+# The site, with the API reference out of the docstrings.  Only what has changed is built again.
+docs: .venv/develops  ## the site, in build/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
 
 # The pure modules are covered to the last branch, and by the pure tests alone.
 pure: .venv/develops  ## the pure tests, and coverage of the pure modules
@@ -98,5 +102,5 @@ clean:  ## removes what make has made
 	touch $@
 
 .venv/develops: pyproject.toml | .venv/runs
-	$(BIN)/pip install --quiet --editable '.[test,check,bench]'
+	$(BIN)/pip install --quiet --editable '.[test,check,docs,bench]'
 	touch $@
