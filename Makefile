@@ -8,6 +8,7 @@ PURE_TESTS := tests/pure
 # The kernel tier has run once in `make test`; of it the wheel gets the tests marked smoke.
 WHEEL_TESTS ?= -m "smoke or not kernel"
 NATIVE := uffdaemon/native/build.py $(wildcard uffdaemon/native/*.[ch])
+C_SOURCES = $(filter-out %/_native.c,$(wildcard uffdaemon/native/*.[ch])) $(wildcard tests/sanitize/*.[ch])
 
 # Where tools/preflight.sh puts Python.h if the machine has none; compilers pass over what is absent.
 HEADERS := $(CURDIR)/build/headers/usr/include
@@ -31,6 +32,7 @@ t: .venv/develops  ## one test: make t T=path::name ARGS=-x
 check: check-forge docs  ## lint, types and the site
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
 	$(BIN)/mypy
 	$(BIN)/pyright
 

@@ -44,9 +44,9 @@ void service_open(struct service *service, int in_thread)
             region->at[page] = start + page * PAGE;
         }
         region->start = start;
-        check(!uffdaemon_register(service->fd, start, LENGTH, UFFDIO_REGISTER_MODE_MISSING,
-                                  &ioctls),
-              "register", number, start);
+        check(
+            !uffdaemon_register(service->fd, start, LENGTH, UFFDIO_REGISTER_MODE_MISSING, &ioctls),
+            "register", number, start);
     }
 }
 
@@ -100,7 +100,7 @@ int catch_up(struct service *service)
     while (read(service->notify, &told, sizeof(told)) < 0 && errno == EINTR)
         ;
     while (count == RECORDS) {
-        count = uffdaemon_port_take(service->port, records, RECORDS);
+        count = uffdaemon_port_dequeue(service->port, records, RECORDS);
         taken += count;
         for (long index = 0; index < count; index++) {
             const struct uffdaemon_record *record = &records[index];
@@ -110,12 +110,12 @@ int catch_up(struct service *service)
                 service->events += record->present;
             } else if (!record->code) {
                 check(service->pending_count < PENDING, "too much is pending", 0, 0);
-                service->pending[service->pending_count++] =
-                    record->message.arg.pagefault.address & ~(uint64_t)(PAGE - 1);
+                service->pending[service->pending_count++] = record->message.arg.pagefault.address &
+                                                             ~(uint64_t)(PAGE - 1);
             }
         }
     }
-    if (__atomic_load_n(&service->port->noted, __ATOMIC_RELAXED))
+    if (atomic_load(&service->port->noted))
         uffdaemon_port_forget(service->port, service->events);
     return taken;
 }
@@ -201,7 +201,8 @@ static size_t write_rules(const struct service *service, const struct region *re
     while (first < PAGES) {
         unsigned end = first + 1;
 
-        while (end < PAGES && end - first < longest && refused(region, end) == refused(region, first) &&
+        while (end < PAGES && end - first < longest &&
+               refused(region, end) == refused(region, first) &&
                region->at[end] == region->at[end - 1] + PAGE)
             end++;
         if (region->at[first] && (service->in_thread || region->number != FIXED || variant % 5)) {

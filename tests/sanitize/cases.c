@@ -98,7 +98,7 @@ static void guard(int in_thread)
     port = uffdaemon_port_new(fd, 0, eventfd(0, EFD_NONBLOCK));
     resolver = uffdaemon_resolver_start(&error);
     expect(resolver && !uffdaemon_resolver_add(resolver, port), "the resolver");
-    expect(!in_thread || !uffdaemon_signal_add(port), "uffdaemon_signal_add");
+    expect(!in_thread || !uffdaemon_sigbus_add(port), "uffdaemon_sigbus_add");
 }
 
 static void publish_rule(uint64_t code, uint64_t events)
@@ -125,20 +125,20 @@ static void discard_first(void)
 
 static void *wait_for_readers(void *readers)
 {
-    uffdaemon_wait_for_readers(readers);
+    uffdaemon_synchronize(readers);
     __atomic_store_n(&done, 1, __ATOMIC_SEQ_CST);
     return NULL;
 }
 
 static void *wait_as_well(void *readers)
 {
-    uffdaemon_wait_for_readers(readers);
+    uffdaemon_synchronize(readers);
     return NULL;
 }
 
 static void wait_for_epoch(struct uffdaemon_readers *readers, uint64_t epoch)
 {
-    while (__atomic_load_n(&readers->epoch, __ATOMIC_SEQ_CST) < epoch && !load(&done))
+    while (atomic_load(&readers->epoch) < epoch && !load(&done))
         sched_yield();
 }
 
@@ -146,20 +146,20 @@ static void wait_for_epoch(struct uffdaemon_readers *readers, uint64_t epoch)
 static void two_wait_for_readers(void)
 {
     static struct uffdaemon_readers readers;
-    unsigned even = uffdaemon_enter(&readers), odd;
+    unsigned even = uffdaemon_read_lock(&readers), odd;
     pthread_t one, other;
 
     readers.epoch = 1;
-    odd = uffdaemon_enter(&readers);
+    odd = uffdaemon_read_lock(&readers);
     readers.epoch = 2;
     pthread_create(&one, NULL, wait_for_readers, &readers);
     wait_for_epoch(&readers, 3);
     pthread_create(&other, NULL, wait_as_well, &readers);
     wait_for_epoch(&readers, 4);
-    uffdaemon_leave(&readers, even);
+    uffdaemon_read_unlock(&readers, even);
     wait_for_epoch(&readers, 6);
     expect(!load(&done), "who waited did not wait for everybody");
-    uffdaemon_leave(&readers, odd);
+    uffdaemon_read_unlock(&readers, odd);
     pthread_join(one, NULL);
     pthread_join(other, NULL);
 }
@@ -199,7 +199,8 @@ static void discarded_and_noted(void)
 static void emptied_bits(void)
 {
     uint64_t length = 3 * PAGE, last = length * 8 - 3;
-    unsigned char *bitmap = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *bitmap = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                                 -1, 0);
     unsigned char resident[3];
 
     memset(bitmap, 0xff, length);
@@ -211,7 +212,8 @@ static void emptied_bits(void)
         expect(!bitmap[byte], "a bit was left");
     memset(bitmap, 0xff, length);
     uffdaemon_empty_bits(bitmap, 8 * PAGE + 1, 16 * PAGE);
-    expect(bitmap[PAGE] == 1 && !bitmap[2 * PAGE - 1] && bitmap[2 * PAGE] == 0xff, "a part of a page");
+    expect(bitmap[PAGE] == 1 && !bitmap[2 * PAGE - 1] && bitmap[2 * PAGE] == 0xff,
+           "a part of a page");
 }
 
 static int cores_of_this_thread(void)
@@ -225,7 +227,7 @@ static int cores_of_this_thread(void)
 static void seek_often(unsigned reads, uint64_t now)
 {
     for (int fault = 0; fault < 64; fault++)
-        uffdaemon_seek(reads, now);
+        uffdaemon_affinity_search(reads, now);
 }
 
 /* Where a fault comes after many reads, the core is another one's: all are tried, and then none for
@@ -245,7 +247,7 @@ static void a_core_is_sought(void)
     expect(cores_of_this_thread() == 1, "no core was tried");
     seek_often(1, now);
     expect(cores_of_this_thread() == 1, "the right core was left");
-    uffdaemon_seek_no_more(now);
+    uffdaemon_affinity_give_up(now);
     expect(cores_of_this_thread() == all, "somebody else wants the core, and it was kept");
     seek_often(50, now);
     expect(cores_of_this_thread() == all, "a core was tried at once");
@@ -269,7 +271,7 @@ static void withdrawn_in_thread(void)
     publish_rule(_UFFDIO_COPY, 0);
     uffdaemon_port_withdraw(port);
     pthread_create(&toucher, NULL, touch_first, &byte);
-    while (!__atomic_load_n(&port->queue.count, __ATOMIC_SEQ_CST) && !load(&done))
+    while (!atomic_load(&port->queue.count) && !load(&done))
         sched_yield();
     expect(!load(&done), "rules were withdrawn, and SIGBUS came of it");
     operation.dst = start;
@@ -293,7 +295,7 @@ static void poisoned_in_thread(void)
     publish_rule(0, 0);
     expect(byte_of(2) == -1, "poisoned by a rule that is Python's by now");
     pthread_create(&toucher, NULL, touch_first, &byte);
-    while (!__atomic_load_n(&port->queue.count, __ATOMIC_SEQ_CST))
+    while (!atomic_load(&port->queue.count))
         sched_yield();
     operation.dst = start;
     uffdaemon_port_execute(port, &operation, 1, 0);
@@ -364,14 +366,14 @@ static void discarded_while_answered(void)
 
     guard(1);
     publish_rule(_UFFDIO_COPY, 0);
-    epoch = __atomic_load_n(&port->readers.epoch, __ATOMIC_SEQ_CST);
+    epoch = atomic_load(&port->rules.readers.epoch);
     held = 1;
     pthread_create(&toucher, NULL, touch_first, &byte);
     while (load(&held) != 2)
         sched_yield();
     pthread_create(&owner, NULL, discard_first_thread, NULL);
     /* It has gone on, or waits for the handler. */
-    while (!load(&done) && __atomic_load_n(&port->readers.epoch, __ATOMIC_SEQ_CST) == epoch)
+    while (!load(&done) && atomic_load(&port->rules.readers.epoch) == epoch)
         sched_yield();
     __atomic_store_n(&held, 0, __ATOMIC_SEQ_CST);
     pthread_join(toucher, NULL);
@@ -390,7 +392,7 @@ static void discarded_while_published(void)
     pthread_mutex_lock(&port->change);
     pthread_create(&owner, NULL, discard_first_thread, NULL);
     nanosleep(&longer_than_patience, NULL);
-    expect(!__atomic_load_n(&port->events, __ATOMIC_SEQ_CST), "an event was applied meanwhile");
+    expect(!atomic_load(&port->events), "an event was applied meanwhile");
     pthread_mutex_unlock(&port->change);
     pthread_join(owner, NULL);
     expect(byte_of(0) == 0, "a page that was discarded is not zeros");
@@ -409,7 +411,8 @@ static void take_turn(uint64_t events, uint64_t faults)
         record.message.arg.pagefault.address = start + index * PAGE;
         uffdaemon_queue_push(&port->queue, &record, now);
     }
-    expect(uffdaemon_port_take(port, taken, 128) == (long)(events + faults), "uffdaemon_port_take");
+    expect(uffdaemon_port_dequeue(port, taken, 128) == (long)(events + faults),
+           "uffdaemon_port_dequeue");
 }
 
 /* Lines that the watchdog writes within a second; standard error is its own meanwhile. */

@@ -147,10 +147,10 @@ void *come_and_go(void *argument)
         rule.start = rule.origin = start;
         rule.end = start + length;
         rule.src = (uint64_t)(uintptr_t)own.source;
-        __atomic_store_n(&port->record_all, next_random(&seed) & 1, __ATOMIC_RELAXED);
+        atomic_store(&port->record_all, next_random(&seed) & 1);
         check(!uffdaemon_resolver_add(guest->resolver, port), "resolver_add", 0, 0);
         if (guest->in_thread)
-            check(!uffdaemon_signal_add(port), "signal_add", 0, 0);
+            check(!uffdaemon_sigbus_add(port), "signal_add", 0, 0);
         watch = uffdaemon_watch_add(fd, port, 1000000, UFFDAEMON_REPORT, 0, "a guest", &error);
         check(watch != NULL, "watch_add", (uint64_t)error, 0);
         check(!uffdaemon_port_publish(port, &rule, 1, 0), "publish", 0, 0);
@@ -160,9 +160,9 @@ void *come_and_go(void *argument)
             discard(&own, start, next_random(&seed) % 16, 8, &seed);
         uffdaemon_watch_remove(watch);
         if (guest->in_thread)
-            uffdaemon_signal_remove(port);
+            uffdaemon_sigbus_remove(port);
         uffdaemon_resolver_remove(guest->resolver, port);
-        while (uffdaemon_port_take(port, &record, 1))
+        while (uffdaemon_port_dequeue(port, &record, 1))
             check(record.code || record.message.event == UFFD_EVENT_REMOVE,
                   "a guest's fault was forwarded", record.error, 0);
         uffdaemon_port_free(port);

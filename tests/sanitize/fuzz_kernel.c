@@ -43,7 +43,7 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *time)
 /* The rule that an operation of `length` bytes at `dst` is for. */
 static const struct uffdaemon_rule *rule_for(uint64_t dst, uint64_t length)
 {
-    const struct uffdaemon_table *table = fuzz_port->table;
+    const struct uffdaemon_table *table = fuzz_port->rules.table;
 
     for (size_t index = 0; table && index < table->count; index++) {
         const struct uffdaemon_rule *rule = &table->rules[index];

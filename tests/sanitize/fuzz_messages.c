@@ -12,14 +12,15 @@
 
 #define REGIONS 3
 #define PAGES 40u
-#define BITMAP 5u /* bytes: its own block, so that AddressSanitizer sees what is written beside it */
+#define BITMAP \
+    5u /* bytes: its own block, so that AddressSanitizer sees what is written beside it */
 #define LIMIT 8192u
 
 /* Rules for a few regions side by side; returns how many. */
 static size_t make_rules(struct input *input, struct uffdaemon_rule *rules, uint8_t **bitmaps)
 {
-    static const uint64_t codes[] = {0, _UFFDIO_COPY, _UFFDIO_ZEROPAGE, _UFFDIO_MOVE,
-                                     _UFFDIO_CONTINUE, _UFFDIO_POISON};
+    static const uint64_t codes[] = {
+        0, _UFFDIO_COPY, _UFFDIO_ZEROPAGE, _UFFDIO_MOVE, _UFFDIO_CONTINUE, _UFFDIO_POISON};
     size_t count = 0;
 
     for (unsigned kind = 0; kind < 2; kind++)
@@ -62,8 +63,13 @@ static size_t make_rules(struct input *input, struct uffdaemon_rule *rules, uint
 /* Messages as they are, or made of fewer bytes: (what, page, more). */
 static size_t make_messages(struct input *input, size_t until, struct uffd_msg *messages)
 {
-    static const uint8_t events[] = {UFFD_EVENT_PAGEFAULT, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMOVE,
-                                     UFFD_EVENT_UNMAP, UFFD_EVENT_REMAP, UFFD_EVENT_FORK, 0};
+    static const uint8_t events[] = {UFFD_EVENT_PAGEFAULT,
+                                     UFFD_EVENT_PAGEFAULT,
+                                     UFFD_EVENT_REMOVE,
+                                     UFFD_EVENT_UNMAP,
+                                     UFFD_EVENT_REMAP,
+                                     UFFD_EVENT_FORK,
+                                     0};
     size_t count = 0;
 
     memset(messages, 0, LIMIT);
@@ -81,7 +87,8 @@ static size_t make_messages(struct input *input, size_t until, struct uffd_msg *
         message->event = events[what % 7];
         if (message->event == UFFD_EVENT_PAGEFAULT) {
             message->arg.pagefault.address = FUZZ_BASE + page / 80 * (UINT64_C(64) << 21) +
-                                             page % 80 * (page / 80 == 2 ? 512 : 1) * FUZZ_PAGE + other;
+                                             page % 80 * (page / 80 == 2 ? 512 : 1) * FUZZ_PAGE +
+                                             other;
             message->arg.pagefault.flags = what >> 4 & 5;
         } else {
             message->arg.remap.from = FUZZ_BASE + page * FUZZ_PAGE;
@@ -127,9 +134,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
         if (round == 1 && options & 16)
             uffdaemon_port_withdraw(fuzz_port);
-        uffdaemon_queue_look(&fuzz_port->queue, seen, 16);
+        uffdaemon_queue_pending(&fuzz_port->queue, seen, 16);
         for (more = 64; more == 64;) {
-            more = uffdaemon_port_take(fuzz_port, records, 64);
+            more = uffdaemon_port_dequeue(fuzz_port, records, 64);
             for (long index = 0; index < more; index++) {
                 int fault = records[index].message.event == UFFD_EVENT_PAGEFAULT;
 

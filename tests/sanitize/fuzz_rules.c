@@ -4,16 +4,17 @@
 
 #include "fuzz.h"
 
-#define PAGES 96u    /* of the model's address space */
-#define BITMAP 6u    /* bytes: its own block, so that AddressSanitizer sees what is written beside it */
+#define PAGES 96u /* of the model's address space */
+#define BITMAP \
+    6u /* bytes: its own block, so that AddressSanitizer sees what is written beside it */
 #define REGIONS 2u
-#define REGION 48u   /* pages */
+#define REGION 48u /* pages */
 #define KINDS 2u
 #define SOURCE UINT64_C(0x700000000000)
 
 /* What one kind of fault at one page is answered with. */
 struct place {
-    uint8_t *pages; /* NULL: by nobody */
+    uint8_t *pages;             /* NULL: by nobody */
     uint64_t number, code, src; /* number: of the page in its region */
 };
 
@@ -51,9 +52,9 @@ static size_t make_rules(struct input *input, struct model *model, struct uffdae
                 .fresh = (uint64_t)(uintptr_t)model->bitmaps[2 * region + 1],
             };
             for (uint64_t each = first; each < end; each++)
-                model->places[kind][each] =
-                    (struct place){model->bitmaps[2 * region], each - region * REGION, rule->code,
-                                   SOURCE + each * FUZZ_PAGE};
+                model->places[kind][each] = (struct place){model->bitmaps[2 * region],
+                                                           each - region * REGION, rule->code,
+                                                           SOURCE + each * FUZZ_PAGE};
             count++;
         }
     return count;
@@ -77,7 +78,8 @@ static void remove_in_model(struct model *model, uint64_t start, uint64_t end)
 }
 
 /* Of whole pages.  Places that leave the model's address space are forgotten. */
-static void move_in_model(struct model *model, uint64_t from, uint64_t count, uint64_t to, int moves)
+static void move_in_model(struct model *model, uint64_t from, uint64_t count, uint64_t to,
+                          int moves)
 {
     struct place old[KINDS][PAGES];
 
@@ -114,8 +116,11 @@ static void compare(const struct model *model, const struct uffdaemon_table *tab
         for (unsigned page = 0; page < PAGES; page++) {
             const struct place *place = &model->places[kind][page];
             uint64_t at = FUZZ_BASE + page * FUZZ_PAGE;
-            const struct uffdaemon_rule *rule =
-                table ? uffdaemon_find(table, kind ? UFFD_PAGEFAULT_FLAG_MINOR : 0, at) : NULL;
+            const struct uffdaemon_rule *rule = table
+                                                    ? uffdaemon_table_find(
+                                                          table,
+                                                          kind ? UFFD_PAGEFAULT_FLAG_MINOR : 0, at)
+                                                    : NULL;
 
             fuzz_expect((rule != NULL) == (place->pages != NULL), "a rule is missing, or left");
             if (!rule)
@@ -150,7 +155,7 @@ static int change(struct input *input, struct model *model)
         message.arg.remap.from = take_bytes(input, 8);
         message.arg.remap.to = take_bytes(input, 8);
         message.arg.remap.len = take_bytes(input, 8);
-        uffdaemon_change(fuzz_port, &message);
+        uffdaemon_apply_event(fuzz_port, &message);
         return 0;
     }
     from = take_bytes(input, 1) % PAGES;
@@ -163,7 +168,7 @@ static int change(struct input *input, struct model *model)
     message.arg.remap.from = FUZZ_BASE + from * FUZZ_PAGE;
     message.arg.remap.to = FUZZ_BASE + (moves ? to : from + count) * FUZZ_PAGE;
     message.arg.remap.len = count * FUZZ_PAGE;
-    uffdaemon_change(fuzz_port, &message);
+    uffdaemon_apply_event(fuzz_port, &message);
     if (message.event == UFFD_EVENT_REMOVE)
         remove_in_model(model, message.arg.remove.start, message.arg.remove.end);
     else if (message.event != UFFD_EVENT_FORK)
@@ -193,10 +198,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             /* Of an event that has not been noted, nothing is forgotten. */
             uffdaemon_port_forget(fuzz_port, fuzz_port->events - 1);
         }
-        check_order(fuzz_port->table);
+        check_order(fuzz_port->rules.table);
         if (known)
-            compare(&model, fuzz_port->table);
-        if (fuzz_port->table && fuzz_port->table->count > 1000)
+            compare(&model, fuzz_port->rules.table);
+        if (fuzz_port->rules.table && fuzz_port->rules.table->count > 1000)
             break;
     }
     uffdaemon_port_free(fuzz_port);

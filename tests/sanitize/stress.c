@@ -144,7 +144,7 @@ static void *keep_taking(void *argument)
         catch_up(service);
         pthread_mutex_unlock(&service->books);
         answer_pending(service);
-        __atomic_store_n(&service->port->record_all, round >> 4 & 1, __ATOMIC_RELAXED);
+        atomic_store(&service->port->record_all, round >> 4 & 1);
     }
     return NULL;
 }
@@ -193,8 +193,8 @@ static void *keep_executing(void *argument)
 int main(int count, char **arguments)
 {
     static struct service service;
-    static void *(*const works[])(void *) = {churn,           keep_publishing, keep_withdrawing,
-                                             keep_executing,  keep_touching,   keep_touching,
+    static void *(*const works[])(void *) = {churn,          keep_publishing, keep_withdrawing,
+                                             keep_executing, keep_touching,   keep_touching,
                                              keep_touching};
     enum { WORKS = sizeof(works) / sizeof(works[0]), GUESTS = 2 };
     pthread_t threads[WORKS + GUESTS], taker;
@@ -215,7 +215,7 @@ int main(int count, char **arguments)
     publish_at_once(&service);
     check(!uffdaemon_resolver_add(guest.resolver, service.port), "resolver_add", 0, 0);
     if (in_thread)
-        check(!uffdaemon_signal_add(service.port), "signal_add", 0, 0);
+        check(!uffdaemon_sigbus_add(service.port), "signal_add", 0, 0);
     watch = uffdaemon_watch_add(service.fd, service.port, WATCH_AFTER_NS, UFFDAEMON_REPORT, 0,
                                 "the stress test", &error);
     check(watch != NULL, "watch_add", (uint64_t)error, 0);
@@ -234,9 +234,9 @@ int main(int count, char **arguments)
 
     uffdaemon_watch_remove(watch);
     if (in_thread)
-        uffdaemon_signal_remove(service.port);
+        uffdaemon_sigbus_remove(service.port);
     uffdaemon_resolver_remove(guest.resolver, service.port);
-    while (uffdaemon_port_take(service.port, &record, 1))
+    while (uffdaemon_port_dequeue(service.port, &record, 1))
         ;
     printf("%llu touches, %llu events, %llu tables, %llu pages copied by rules\n",
            (unsigned long long)touched, (unsigned long long)service.port->events,

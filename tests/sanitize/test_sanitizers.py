@@ -62,7 +62,7 @@ def build(
     wraps = (f"-Wl,--wrap={function}" for function in WRAPPED[name])
     parts = (str(HERE / f"{part}.c") for part in (*PARTS[name], *driver))
     sources = (str(path) for path in sorted(NATIVE.glob("*.c")) if path.name != "_native.c")
-    command = [compiler, *options, *checks, "-fno-omit-frame-pointer", f"-I{NATIVE}", *wraps]
+    command = [compiler, *options, *checks, "-fno-omit-frame-pointer", f"-iquote{NATIVE}", *wraps]
     subprocess.run([*command, *parts, *sources, "-o", str(program)], check=True)
     return program
 

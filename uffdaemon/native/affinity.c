@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The resolver's thread goes where the threads are that it answers.
  *
@@ -8,9 +9,9 @@
  * fault comes after dozens of reads in vain, on the same one with the first.
  */
 #define _GNU_SOURCE
-#include <sched.h>
+#include "affinity.h"
 
-#include "native.h"
+#include <sched.h>
 
 #define INTERVAL 64        /* faults between two looks at where their thread may run */
 #define APART_NS 500000000 /* for so long, threads bound to different cores are not followed */
@@ -72,13 +73,13 @@ static void run_on(int core)
 }
 
 /* One of the `count` threads whose faults have just been read is `thread`, 0 if that is not known. */
-void uffdaemon_follow(struct uffdaemon_port *port, pid_t thread, size_t count, uint64_t now)
+void uffdaemon_affinity_follow(uint64_t *faults, pid_t thread, size_t count, uint64_t now)
 {
-    uint64_t before = port->faults;
+    uint64_t before = *faults;
     int core;
 
-    port->faults += count;
-    if (!thread || (before && before / INTERVAL == port->faults / INTERVAL) || now < here.apart)
+    *faults += count;
+    if (!thread || (before && before / INTERVAL == *faults / INTERVAL) || now < here.apart)
         return;
     if (!learn_where())
         return;
@@ -105,7 +106,7 @@ static int next_core(int core)
 }
 
 /* Leaves the core that was chosen, if one was, and chooses none for a while. */
-void uffdaemon_seek_no_more(uint64_t now)
+void uffdaemon_affinity_give_up(uint64_t now)
 {
     if (!search.bound)
         return;
@@ -120,7 +121,7 @@ void uffdaemon_seek_no_more(uint64_t now)
 
 /* A single fault, back-to-back with the one before, came after `reads` in vain; whose it is, is not
  * known. */
-void uffdaemon_seek(unsigned reads, uint64_t now)
+void uffdaemon_affinity_search(unsigned reads, uint64_t now)
 {
     int far;
 
@@ -140,6 +141,6 @@ void uffdaemon_seek(unsigned reads, uint64_t now)
         search.bound = 1;
         run_on(next_core(here.core >= 0 ? here.core : sched_getcpu()));
     } else {
-        uffdaemon_seek_no_more(now);
+        uffdaemon_affinity_give_up(now);
     }
 }

@@ -10,24 +10,29 @@ from cffi import FFI
 
 HERE = Path("uffdaemon/native")
 SOURCES = (
+    "base.c",
+    "text.c",
+    "alarm.c",
+    "grace.c",
     "descriptor.c",
+    "mapping.c",
+    "messages.c",
     "operations.c",
     "moves.c",
-    "messages.c",
-    "memory.c",
-    "table.c",
-    "rules.c",
-    "changes.c",
     "queue.c",
-    "serve.c",
+    "waitqueue.c",
+    "table.c",
     "port.c",
+    "rules.c",
+    "events.c",
     "affinity.c",
-    "waiting.c",
+    "serve.c",
+    "epoll.c",
     "resolver.c",
-    "signal.c",
+    "sigaction.c",
+    "sigbus.c",
+    "stall.c",
     "watchdog.c",
-    "bark.c",
-    "text.c",
 )
 
 ffibuilder = FFI()
@@ -43,7 +48,7 @@ ffibuilder.cdef(
         uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
     };
     struct uffdaemon_queue {
-        uint64_t count, forwarded, since, turn_since;
+        uint64_t count, forwarded, since, outstanding_since;
         ...;
     };
     struct uffdaemon_port {
@@ -61,31 +66,31 @@ ffibuilder.cdef(
     struct uffdaemon_resolver;
     struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify);
     void uffdaemon_port_free(struct uffdaemon_port *port);
-    long uffdaemon_port_take(struct uffdaemon_port *port, struct uffdaemon_record *records,
+    long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record *records,
                              size_t capacity);
     int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                                size_t count, uint64_t events);
     void uffdaemon_port_withdraw(struct uffdaemon_port *port);
     void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events);
-    void uffdaemon_port_turn_over(struct uffdaemon_port *port);
+    void uffdaemon_port_end_batch(struct uffdaemon_port *port);
     void uffdaemon_port_settle(struct uffdaemon_port *port);
     void uffdaemon_port_execute(struct uffdaemon_port *port,
                                struct uffdaemon_operation *operations, size_t count,
                                uint64_t events);
     int uffdaemon_serve(struct uffdaemon_port *port);
-    int uffdaemon_wait_open(void);
-    int uffdaemon_wait_add(int epoll, int fd, uint64_t port);
-    int uffdaemon_wait_remove(int epoll, int fd);
-    int uffdaemon_wait(int epoll, int64_t timeout, struct uffdaemon_port **hot);
+    int uffdaemon_epoll_open(void);
+    int uffdaemon_epoll_add(int epoll, int fd, uint64_t port);
+    int uffdaemon_epoll_remove(int epoll, int fd);
+    int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **hot);
     struct uffdaemon_resolver *uffdaemon_resolver_start(int *error);
     int uffdaemon_resolver_add(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port);
     void uffdaemon_resolver_remove(struct uffdaemon_resolver *resolver,
                                    struct uffdaemon_port *port);
     void uffdaemon_resolver_stop(struct uffdaemon_resolver *resolver);
     int uffdaemon_resolver_thread(const struct uffdaemon_resolver *resolver);
-    int uffdaemon_signal_add(struct uffdaemon_port *port);
-    void uffdaemon_signal_remove(struct uffdaemon_port *port);
-    void uffdaemon_signal_release(struct uffdaemon_port *port, uint64_t start, uint64_t length);
+    int uffdaemon_sigbus_add(struct uffdaemon_port *port);
+    void uffdaemon_sigbus_remove(struct uffdaemon_port *port);
+    void uffdaemon_port_wake(struct uffdaemon_port *port, uint64_t start, uint64_t length);
     struct uffdaemon_watch;
     struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
                                                 uint64_t after, unsigned then, int signal,
@@ -131,8 +136,10 @@ ffibuilder.set_source(
     "uffdaemon.native._native",
     '#include "native.h"',
     sources=[str(HERE / name) for name in SOURCES],
-    include_dirs=[str(HERE)],
     depends=[str(path) for path in sorted(HERE.glob("*.h"))],
-    extra_compile_args=["-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"],
+    extra_compile_args=[
+        *("-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"),
+        f"-iquote{HERE}",
+    ],
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
 )

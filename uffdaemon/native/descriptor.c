@@ -1,5 +1,8 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Where userfaultfds come from, the handshake, and the ranges they watch. */
 #define _GNU_SOURCE
+#include "descriptor.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/ioctl.h>
@@ -7,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "uapi.h"
 
 #ifndef SYS_userfaultfd
 #define SYS_userfaultfd 323 /* x86-64; other architectures have it in their header */

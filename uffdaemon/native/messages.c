@@ -1,9 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Reading messages, with a bounded number of further tries before the caller goes to sleep. */
+#include "messages.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <unistd.h>
-
-#include "native.h"
 
 /* Reads as many messages as are pending and fit.  While there are none, yields the processor and
  * reads again, at most `rereads` times: on one core the yield lets the faulting thread run, on two

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Moving many ranges in one call, and copying one exactly where pages cannot be moved.
  *
@@ -6,17 +7,19 @@
  * so that no write is lost and nobody can read through src what is older than what dst shows.
  */
 #define _GNU_SOURCE
+#include "moves.h"
+
 #include <errno.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
 
-#include "native.h"
+#include "operations.h"
 
 #define MADV_DONTNEED_LOCKED_ 24 /* MADV_DONTNEED_LOCKED, Linux 5.18 */
 #define LONGEST (16u << 20)      /* bytes in one ioctl, so that nobody waits for a huge one */
 #define PAGE_SIZE_ 4096u
-#define PATIENCE 100000          /* rounds of 100 µs for events that are in flight: 10 s */
+#define PATIENCE 100000 /* rounds of 100 µs for events that are in flight: 10 s */
 
 /* How many (dst, src, length) triples from `first` on are one range, and that range's length. */
 static size_t join(const uint64_t *moves, size_t first, size_t count, uint64_t *length)
@@ -61,18 +64,18 @@ static int fit(const uint64_t *moves, size_t count)
 }
 
 /* Moves each (dst, src, length) as far as it goes; done[i] is how many bytes that was.  Triples
- * that continue the one before them share an ioctl.  Returns how many bytes were left; UINT64_MAX,
- * and nothing is moved, if a source does not lie from `low` up to `high`; UINT64_MAX - 1 if a triple
- * is not made of whole pages. */
+ * that continue the one before them share an ioctl.  Returns how many bytes were left;
+ * UFFDAEMON_MOVE_OUTSIDE, and nothing is moved, if a source does not lie from `low` up to `high`;
+ * UFFDAEMON_MOVE_UNFIT if a triple is not made of whole pages. */
 uint64_t uffdaemon_move_many(int fd, const uint64_t *moves, uint64_t *done, size_t count,
                              uint64_t mode, uint64_t low, uint64_t high)
 {
     uint64_t left = 0;
 
     if (!fit(moves, count))
-        return UINT64_MAX - 1;
+        return UFFDAEMON_MOVE_UNFIT;
     if (!inside(moves, count, low, high))
-        return UINT64_MAX;
+        return UFFDAEMON_MOVE_OUTSIDE;
     for (size_t first = 0, next; first < count; first = next) {
         struct uffdaemon_operation operation = {.code = _UFFDIO_MOVE, .mode = mode};
         uint64_t moved;
@@ -136,7 +139,7 @@ static int release(uint64_t start, uint64_t length, int advice)
     return errno;
 }
 
-static void fail(struct uffdaemon_copy *copy, unsigned stage, int error)
+static void fail(struct uffdaemon_copy *copy, enum uffdaemon_stage stage, int error)
 {
     if (copy->error == 0 && error != 0) {
         copy->stage = stage;
@@ -147,10 +150,8 @@ static void fail(struct uffdaemon_copy *copy, unsigned stage, int error)
 /* Copies as far as it goes, releases that much of the source, and says what stopped it. */
 void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
 {
-    struct uffdaemon_operation operation = {.code = _UFFDIO_COPY,
-                                            .dst = copy->dst,
-                                            .src = copy->src,
-                                            .length = copy->length};
+    struct uffdaemon_operation operation = {
+        .code = _UFFDIO_COPY, .dst = copy->dst, .src = copy->src, .length = copy->length};
     int exact = copy->flags & UFFDAEMON_EXACT, error;
 
     copy->error = copy->stage = 0;
@@ -158,7 +159,7 @@ void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
     if (exact) {
         error = protect(src_fd, copy->src, copy->length, UFFDIO_WRITEPROTECT_MODE_WP);
         if (error) {
-            fail(copy, UFFDAEMON_PROTECT, error);
+            fail(copy, UFFDAEMON_STAGE_PROTECT, error);
             /* Earlier parts of the range may have changed. */
             unprotect(src_fd, copy->src, copy->length);
             return;
@@ -166,11 +167,11 @@ void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
         operation.mode = UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE;
     }
     uffdaemon_carry_out(fd, &operation, NULL, 0);
-    fail(copy, UFFDAEMON_COPY, (int)operation.error);
+    fail(copy, UFFDAEMON_STAGE_COPY, (int)operation.error);
     copy->done = operation.done;
     if (copy->done) {
         error = release(copy->src, copy->done, (int)copy->advice);
-        fail(copy, UFFDAEMON_RELEASE, error);
+        fail(copy, UFFDAEMON_STAGE_RELEASE, error);
         /* Take the copy back, or there would be two of each page. */
         if (error && !(copy->flags & UFFDAEMON_OTHER_PROCESS))
             release(copy->dst, copy->done,
@@ -182,7 +183,7 @@ void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
         return;
     /* Also where nothing is left: it wakes those who wanted to write there, and takes the markers
      * away that shared memory keeps. */
-    fail(copy, UFFDAEMON_UNPROTECT, unprotect(src_fd, copy->src, copy->length));
+    fail(copy, UFFDAEMON_STAGE_UNPROTECT, unprotect(src_fd, copy->src, copy->length));
     if (operation.done)
-        fail(copy, UFFDAEMON_UNPROTECT, unprotect(fd, copy->dst, operation.done));
+        fail(copy, UFFDAEMON_STAGE_UNPROTECT, unprotect(fd, copy->dst, operation.done));
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The ioctls that answer faults, one batch at a time.
  *
@@ -8,10 +9,10 @@
  *    help, so it is handed back and never retried here;
  *  - EEXIST does not wake the thread that waits for the page: a WAKE has to.
  */
+#include "operations.h"
+
 #include <errno.h>
 #include <sys/ioctl.h>
-
-#include "native.h"
 
 static const unsigned char zero_page[4096] __attribute__((aligned(4096)));
 

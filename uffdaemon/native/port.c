@@ -1,15 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What Python does with a port: its rules, its records, and operations of its own.
  */
+#include "port.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "native.h"
-
-#define PATIENCE_NS 20000000
+#include "base.h"
 
 /* A port for the userfaultfd `fd`, or NULL.  With an eventfd in `notify` (else -1), Python is told
  * there of records, and events are applied without it. */
@@ -35,7 +35,7 @@ void uffdaemon_port_free(struct uffdaemon_port *port)
     uffdaemon_queue_free(&port->queue);
     pthread_mutex_destroy(&port->change);
     pthread_mutex_destroy(&port->executing);
-    free(port->table);
+    free(uffdaemon_table_load(&port->rules));
     free(port);
 }
 
@@ -48,38 +48,21 @@ static int inherited(const struct uffdaemon_port *port)
 /* Whether events change the rules here, which Python may end at any time. */
 int uffdaemon_port_applies(const struct uffdaemon_port *port)
 {
-    return __atomic_load_n(&port->applies, __ATOMIC_RELAXED) != 0;
-}
-
-/* Locks, or gives up after a while: whoever holds it may be copying from memory that the same thread
- * guards, which has to answer then.  0, or an errno. */
-int uffdaemon_lock_patiently(pthread_mutex_t *mutex)
-{
-    struct timespec until;
-
-    if (pthread_mutex_trylock(mutex) == 0)
-        return 0;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += PATIENCE_NS;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_nsec -= 1000000000;
-        until.tv_sec++;
-    }
-    return pthread_mutex_timedlock(mutex, &until);
+    return atomic_load_explicit(&port->applies, memory_order_relaxed) != 0;
 }
 
 /* Takes at most `capacity` records, the oldest first; returns how many. */
-long uffdaemon_port_take(struct uffdaemon_port *port, struct uffdaemon_record *records,
-                         size_t capacity)
+long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record *records,
+                            size_t capacity)
 {
-    __atomic_store_n(&port->notified, 0, __ATOMIC_SEQ_CST);
-    return uffdaemon_queue_take(&port->queue, records, capacity);
+    atomic_store(&port->notified, 0);
+    return uffdaemon_queue_dequeue(&port->queue, records, capacity);
 }
 
 /* Python has come to an end with what it has taken: nobody waits for it to return. */
-void uffdaemon_port_turn_over(struct uffdaemon_port *port)
+void uffdaemon_port_end_batch(struct uffdaemon_port *port)
 {
-    uffdaemon_queue_turn_over(&port->queue);
+    uffdaemon_queue_end_batch(&port->queue);
 }
 
 /* Replaces all rules by these, sorted by (kind, start) and without overlaps, made by somebody who
@@ -103,7 +86,7 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
         free(table);
         return -EAGAIN;
     }
-    uffdaemon_replace(port, table);
+    uffdaemon_table_replace(&port->rules, table);
     pthread_mutex_unlock(&port->change);
     return 0;
 }
@@ -113,18 +96,20 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
 void uffdaemon_port_withdraw(struct uffdaemon_port *port)
 {
     struct uffdaemon_table *table = NULL;
+    const struct uffdaemon_table *old;
 
     if (inherited(port))
         return;
     pthread_mutex_lock(&port->change);
-    if (port->table)
-        table = uffdaemon_table_new(port->table->count);
+    old = uffdaemon_table_load(&port->rules);
+    if (old)
+        table = uffdaemon_table_new(old->count);
     if (table) {
-        memcpy(table->rules, port->table->rules, table->count * sizeof(table->rules[0]));
+        memcpy(table->rules, old->rules, table->count * sizeof(table->rules[0]));
         for (size_t index = 0; index < table->count; index++)
             table->rules[index].code = 0;
     }
-    uffdaemon_replace(port, table);
+    uffdaemon_table_replace(&port->rules, table);
     pthread_mutex_unlock(&port->change);
 }
 
@@ -135,16 +120,17 @@ void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events)
     if (inherited(port) || uffdaemon_lock_patiently(&port->change))
         return;
     if (port->events == events) {
-        for (size_t index = 0; port->table && index < port->table->count; index++) {
-            const struct uffdaemon_rule *rule = &port->table->rules[index];
+        const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
+
+        for (size_t index = 0; table && index < table->count; index++) {
+            const struct uffdaemon_rule *rule = &table->rules[index];
 
             if (rule->fresh)
-                uffdaemon_empty_bits((void *)(uintptr_t)rule->fresh,
-                                     (rule->start - rule->origin) / rule->page_size,
-                                     (rule->end - rule->origin + rule->page_size - 1) /
-                                         rule->page_size);
+                uffdaemon_empty_bits(
+                    (void *)(uintptr_t)rule->fresh, (rule->start - rule->origin) / rule->page_size,
+                    (rule->end - rule->origin + rule->page_size - 1) / rule->page_size);
         }
-        __atomic_store_n(&port->noted, 0, __ATOMIC_RELAXED);
+        atomic_store_explicit(&port->noted, 0, memory_order_relaxed);
     }
     pthread_mutex_unlock(&port->change);
 }
@@ -164,7 +150,7 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
 {
     int applies = uffdaemon_port_applies(port);
     int locked = applies && uffdaemon_lock_patiently(&port->executing) == 0;
-    int late = applies && __atomic_load_n(&port->events, __ATOMIC_ACQUIRE) != events;
+    int late = applies && atomic_load_explicit(&port->events, memory_order_acquire) != events;
 
     for (size_t index = 0; index < count; index++) {
         struct uffdaemon_operation *operation = &operations[index];
@@ -181,7 +167,23 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
     for (size_t index = 0; index < count; index++) {
         uint64_t length = operations[index].done + operations[index].present;
 
-        if (__atomic_load_n(&port->waiters, __ATOMIC_RELAXED) && length)
-            uffdaemon_signal_release(port, operations[index].dst, length);
+        if (length && !uffdaemon_wait_queue_empty(&port->waiting))
+            uffdaemon_wait_queue_wake(&port->waiting, operations[index].dst, length);
     }
+}
+
+/* Says that there are records, once until Python has dequeued some.  Async-signal-safe. */
+void uffdaemon_port_notify(struct uffdaemon_port *port)
+{
+    uint64_t one = 1;
+
+    if (port->notify >= 0 && !atomic_exchange(&port->notified, 1))
+        while (write(port->notify, &one, sizeof(one)) < 0 && errno == EINTR)
+            ;
+}
+
+/* Wakes the threads that wait in their signal handler for a page in the range. */
+void uffdaemon_port_wake(struct uffdaemon_port *port, uint64_t start, uint64_t length)
+{
+    uffdaemon_wait_queue_wake(&port->waiting, start, length);
 }

@@ -193,15 +193,15 @@ class Port:
 
     def answer_in_thread(self) -> int:
         """Have faulting threads answer by the rules, in a signal handler: 0 or -errno."""
-        return int(lib.uffdaemon_signal_add(self._port))
+        return int(lib.uffdaemon_sigbus_add(self._port))
 
     def leave_threads(self) -> None:
         """Undo `answer_in_thread`."""
-        lib.uffdaemon_signal_remove(self._port)
+        lib.uffdaemon_sigbus_remove(self._port)
 
     def release(self, start: int, length: int) -> None:
         """Let threads that wait in the signal handler for a page of the range try again."""
-        lib.uffdaemon_signal_release(self._port, start, length)
+        lib.uffdaemon_port_wake(self._port, start, length)
 
     def take(self) -> list[Record]:
         """The records since the last time."""
@@ -211,7 +211,7 @@ class Port:
         found: list[Record] = []
         count = _CAPACITY
         while count == _CAPACITY:
-            count = int(lib.uffdaemon_port_take(self._port, self._pinned_records, _CAPACITY))
+            count = int(lib.uffdaemon_port_dequeue(self._port, self._pinned_records, _CAPACITY))
             size = _RECORD.size
             for index in range(count):
                 record = Record(*_RECORD.unpack_from(self._records, index * size))
@@ -226,8 +226,8 @@ class Port:
 
     def turn_over(self) -> None:
         """Python has come to an end with what it took: until then, the watchdog says who waits."""
-        if self._port.queue.turn_since:
-            lib.uffdaemon_port_turn_over(self._port)
+        if self._port.queue.outstanding_since:
+            lib.uffdaemon_port_end_batch(self._port)
 
     def counts(self) -> Iterable[tuple[int, int, int]]:
         """(fault flags, operation, how often) of the faults that rules have answered; operation 0
@@ -257,21 +257,21 @@ class Waiter:
     """Sleeps in the place of the event loop."""
 
     def __init__(self) -> None:
-        self.fd = int(lib.uffdaemon_wait_open())
+        self.fd = int(lib.uffdaemon_epoll_open())
         if self.fd < 0:
             raise OSError(-self.fd, "epoll_create1")
 
     def add(self, fd: int, port: int) -> int:
         """Wait for a port's userfaultfd, or with `LOOP` for the loop's epoll: 0 or -errno."""
-        return int(lib.uffdaemon_wait_add(self.fd, fd, port))
+        return int(lib.uffdaemon_epoll_add(self.fd, fd, port))
 
     def remove(self, fd: int) -> int:
         """Wait for it no more: 0 or -errno."""
-        return int(lib.uffdaemon_wait_remove(self.fd, fd))
+        return int(lib.uffdaemon_epoll_remove(self.fd, fd))
 
     def wait(self, timeout: int) -> int:
         """Sleep and serve for at most `timeout` nanoseconds; ``WAIT_*`` or -errno."""
-        return int(lib.uffdaemon_wait(self.fd, timeout, ffi.NULL))
+        return int(lib.uffdaemon_epoll_wait(self.fd, timeout, ffi.NULL))
 
 
 class ResolverThread:

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Records on their way to Python.
  *
@@ -5,10 +6,14 @@
  * whoever reads messages never waits for room; the queue grows, by whole chunks that the kernel
  * gives, and shrinks again.  Signal handlers push as well: no malloc here.
  */
+#define _GNU_SOURCE
+#include "queue.h"
+
 #include <string.h>
 #include <sys/mman.h>
 
-#include "native.h"
+#include "alarm.h"
+#include "base.h"
 
 #define CHUNK 65536
 #define PER_CHUNK ((CHUNK - 64) / sizeof(struct uffdaemon_record))
@@ -21,64 +26,91 @@ struct uffdaemon_chunk {
 };
 _Static_assert(sizeof(struct uffdaemon_chunk) <= CHUNK, "uffdaemon_chunk");
 
-static struct uffdaemon_chunk *chunk_new(struct uffdaemon_queue *queue)
+/* Under `lock`. */
+static void add(_Atomic uint64_t *number, uint64_t by)
+{
+    uint64_t before = atomic_load_explicit(number, memory_order_relaxed);
+    atomic_store_explicit(number, before + by, memory_order_relaxed);
+}
+
+static struct uffdaemon_chunk *chunk_map(void)
+{
+    void *mapped = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return mapped == MAP_FAILED ? NULL : mapped;
+}
+
+/* Appends the spare chunk; whether there was one.  Under `lock`. */
+static int append_spare(struct uffdaemon_queue *queue)
 {
     struct uffdaemon_chunk *chunk = queue->spare;
 
-    if (chunk) {
-        queue->spare = NULL;
-    } else {
-        void *mapped =
-            mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (mapped == MAP_FAILED)
-            return NULL;
-        chunk = mapped;
-    }
+    if (!chunk)
+        return 0;
+    queue->spare = NULL;
     chunk->next = NULL;
     chunk->filled = chunk->taken = 0;
-    return chunk;
+    if (queue->tail)
+        queue->tail->next = chunk;
+    else
+        queue->head = chunk;
+    queue->tail = chunk;
+    return 1;
 }
 
-static void chunk_free(struct uffdaemon_queue *queue, struct uffdaemon_chunk *chunk)
+/* Returns with `lock` held, and whether the last chunk has room.  Memory is mapped without the lock:
+ * others may have appended a chunk meanwhile, or there may be a spare one already. */
+static int lock_with_room(struct uffdaemon_queue *queue)
 {
-    if (queue->spare)
-        munmap(chunk, CHUNK);
-    else
-        queue->spare = chunk;
+    struct uffdaemon_chunk *mapped = NULL, *unused = NULL;
+    int room;
+
+    for (;;) {
+        uffdaemon_spin_lock(&queue->lock);
+        if (mapped && queue->spare)
+            unused = mapped;
+        else if (mapped)
+            queue->spare = mapped;
+        room = (queue->tail && queue->tail->filled < PER_CHUNK) || append_spare(queue);
+        if (!unused && (room || mapped))
+            return room;
+        uffdaemon_spin_unlock(&queue->lock);
+        if (unused) {
+            munmap(unused, CHUNK);
+            unused = mapped = NULL;
+        } else {
+            mapped = chunk_map();
+            if (!mapped) {
+                uffdaemon_spin_lock(&queue->lock);
+                return 0;
+            }
+        }
+    }
 }
 
 /* From any thread, and from signal handlers.  Without memory the record is counted as lost: a thread
- * that waits for it asks again, or is seen to wait by the watchdog. */
+ * that waits for it faults again, or is reported by the watchdog. */
 void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
                           uint64_t now)
 {
-    struct uffdaemon_chunk *chunk;
+    int alarm = 0;
 
-    uffdaemon_lock(&queue->lock);
-    chunk = queue->tail;
-    if (!chunk || chunk->filled == PER_CHUNK) {
-        chunk = chunk_new(queue);
-        if (!chunk) {
-            queue->lost++;
-            uffdaemon_unlock(&queue->lock);
-            return;
-        }
-        if (queue->tail)
-            queue->tail->next = chunk;
-        else
-            queue->head = chunk;
-        queue->tail = chunk;
+    if (!lock_with_room(queue)) {
+        queue->lost++;
+        uffdaemon_spin_unlock(&queue->lock);
+        return;
     }
-    chunk->records[chunk->filled++] = *record;
-    __atomic_store_n(&queue->count, queue->count + 1, __ATOMIC_RELAXED);
+    queue->tail->records[queue->tail->filled++] = *record;
+    add(&queue->count, 1);
     if (!record->code) {
-        if (!queue->forwarded) {
-            __atomic_store_n(&queue->since, now, __ATOMIC_SEQ_CST);
-            uffdaemon_watch_alarm();
+        if (!atomic_load_explicit(&queue->forwarded, memory_order_relaxed)) {
+            atomic_store(&queue->since, now);
+            alarm = 1;
         }
-        __atomic_store_n(&queue->forwarded, queue->forwarded + 1, __ATOMIC_RELAXED);
+        add(&queue->forwarded, 1);
     }
-    uffdaemon_unlock(&queue->lock);
+    uffdaemon_spin_unlock(&queue->lock);
+    if (alarm)
+        uffdaemon_alarm_raise();
 }
 
 /* Whether somebody waits for what Python does about it.  Who has discarded memory, say, does not: any
@@ -90,89 +122,102 @@ static int awaited(const struct uffdaemon_record *record)
 }
 
 /* What Python is at counts as waiting until its turn is over. */
-static void begin_turn(struct uffdaemon_queue *queue, const struct uffdaemon_record *record)
+static void begin_batch(struct uffdaemon_queue *queue, const struct uffdaemon_record *record)
 {
-    if (awaited(record) && queue->turn_count < UFFDAEMON_TURN)
-        queue->turn[queue->turn_count++] = record->message;
-    if (!queue->turn_since)
-        __atomic_store_n(&queue->turn_since, queue->since, __ATOMIC_SEQ_CST);
+    if (awaited(record) && queue->outstanding_count < UFFDAEMON_OUTSTANDING)
+        queue->outstanding[queue->outstanding_count++] = record->message;
+    if (!queue->outstanding_since)
+        atomic_store(&queue->outstanding_since, queue->since);
 }
 
-/* Takes at most `capacity` records, the oldest first; returns how many.  From one thread at a time. */
-long uffdaemon_queue_take(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
-                          size_t capacity)
+/* Dequeues at most `capacity` records, the oldest first; returns how many.  From one thread at a time.
+ */
+long uffdaemon_queue_dequeue(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
+                             size_t capacity)
 {
+    struct uffdaemon_chunk *unused = NULL;
     size_t taken = 0, forwarded = 0;
 
-    uffdaemon_lock(&queue->lock);
+    uffdaemon_spin_lock(&queue->lock);
     while (taken < capacity && queue->head) {
         struct uffdaemon_chunk *chunk = queue->head;
 
         if (chunk->taken < chunk->filled) {
             records[taken] = chunk->records[chunk->taken++];
             if (!records[taken].code) {
-                begin_turn(queue, &records[taken]);
+                begin_batch(queue, &records[taken]);
                 forwarded++;
             }
             taken++;
         } else if (chunk->next) {
             queue->head = chunk->next;
-            chunk_free(queue, chunk);
+            if (queue->spare) {
+                chunk->next = unused; /* unmapped without the lock */
+                unused = chunk;
+            } else {
+                queue->spare = chunk;
+            }
         } else {
-            /* Empty: begun anew, so that it does not grow page by page. */
+            /* Empty: used from its start again, so that it does not grow page by page. */
             chunk->taken = chunk->filled = 0;
             break;
         }
     }
-    __atomic_store_n(&queue->count, queue->count - taken, __ATOMIC_RELAXED);
-    __atomic_store_n(&queue->forwarded, queue->forwarded - forwarded, __ATOMIC_RELAXED);
-    if (!queue->forwarded)
-        __atomic_store_n(&queue->since, 0, __ATOMIC_SEQ_CST);
-    uffdaemon_unlock(&queue->lock);
+    add(&queue->count, -taken);
+    add(&queue->forwarded, -forwarded);
+    if (!atomic_load_explicit(&queue->forwarded, memory_order_relaxed))
+        atomic_store(&queue->since, 0);
+    uffdaemon_spin_unlock(&queue->lock);
+    while (unused) {
+        struct uffdaemon_chunk *next = unused->next;
+
+        munmap(unused, CHUNK);
+        unused = next;
+    }
     return (long)taken;
 }
 
 /* How many records there are by now, from any thread. */
 uint64_t uffdaemon_queue_count(const struct uffdaemon_queue *queue)
 {
-    return __atomic_load_n(&queue->count, __ATOMIC_RELAXED);
+    return atomic_load_explicit(&queue->count, memory_order_relaxed);
 }
 
 /* Copies the messages that somebody waits behind, at most `capacity`, without taking them; returns how
  * many. */
-size_t uffdaemon_queue_look(struct uffdaemon_queue *queue, struct uffd_msg *messages,
-                            size_t capacity)
+size_t uffdaemon_queue_pending(struct uffdaemon_queue *queue, struct uffd_msg *messages,
+                               size_t capacity)
 {
     size_t found = 0;
 
-    uffdaemon_lock(&queue->lock);
+    uffdaemon_spin_lock(&queue->lock);
     for (struct uffdaemon_chunk *chunk = queue->head; chunk; chunk = chunk->next)
         for (uint32_t index = chunk->taken; index < chunk->filled && found < capacity; index++)
             if (awaited(&chunk->records[index]))
                 messages[found++] = chunk->records[index].message;
-    uffdaemon_unlock(&queue->lock);
+    uffdaemon_spin_unlock(&queue->lock);
     return found;
 }
 
-/* Copies what Python is at: room for UFFDAEMON_TURN; returns how many. */
-size_t uffdaemon_queue_look_at_turn(struct uffdaemon_queue *queue, struct uffd_msg *messages)
+/* Copies what Python is at: room for UFFDAEMON_OUTSTANDING; returns how many. */
+size_t uffdaemon_queue_outstanding(struct uffdaemon_queue *queue, struct uffd_msg *messages)
 {
     size_t found;
 
-    uffdaemon_lock(&queue->lock);
-    found = queue->turn_count;
-    memcpy(messages, queue->turn, found * sizeof(messages[0]));
-    uffdaemon_unlock(&queue->lock);
+    uffdaemon_spin_lock(&queue->lock);
+    found = queue->outstanding_count;
+    memcpy(messages, queue->outstanding, found * sizeof(messages[0]));
+    uffdaemon_spin_unlock(&queue->lock);
     return found;
 }
 
 /* Python has come to an end with what it has taken. */
-void uffdaemon_queue_turn_over(struct uffdaemon_queue *queue)
+void uffdaemon_queue_end_batch(struct uffdaemon_queue *queue)
 {
-    uffdaemon_lock(&queue->lock);
-    queue->turn_count = 0;
-    __atomic_store_n(&queue->turn_since, 0, __ATOMIC_SEQ_CST);
-    uffdaemon_unlock(&queue->lock);
+    uffdaemon_spin_lock(&queue->lock);
+    queue->outstanding_count = 0;
+    atomic_store(&queue->outstanding_since, 0);
+    uffdaemon_spin_unlock(&queue->lock);
 }
 
 void uffdaemon_queue_free(struct uffdaemon_queue *queue)

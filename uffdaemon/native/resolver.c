@@ -1,7 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The resolver: a thread that never needs the interpreter, and serves any number of ports.
  */
 #define _GNU_SOURCE
+#include "resolver.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -10,17 +13,19 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "base.h"
+#include "epoll.h"
+#include "queue.h"
 
 #define HOUR_NS 3600000000000
 
 struct uffdaemon_resolver {
     int epoll;
-    int look;  /* an eventfd: readable while somebody wants the thread to look around */
-    int tid;
-    uint32_t stopping;
-    pid_t process;   /* whose thread it is: a forked child has none */
-    uint64_t rounds; /* how often it has looked around */
+    int look; /* an eventfd: readable while somebody wants the thread to look around */
+    _Atomic int tid;
+    _Atomic uint32_t stopping;
+    pid_t process;           /* whose thread it is: a forked child has none */
+    _Atomic uint64_t rounds; /* how often it has looked around */
     pthread_t thread;
     pthread_mutex_t removing;
 };
@@ -30,10 +35,10 @@ static void *run(void *argument)
     struct uffdaemon_resolver *resolver = argument;
     struct uffdaemon_port *hot = NULL;
 
-    __atomic_store_n(&resolver->tid, (int)syscall(SYS_gettid), __ATOMIC_RELEASE);
-    while (!__atomic_load_n(&resolver->stopping, __ATOMIC_ACQUIRE)) {
-        uffdaemon_wait(resolver->epoll, HOUR_NS, &hot);
-        __atomic_fetch_add(&resolver->rounds, 1, __ATOMIC_SEQ_CST);
+    atomic_store_explicit(&resolver->tid, (int)syscall(SYS_gettid), memory_order_release);
+    while (!atomic_load_explicit(&resolver->stopping, memory_order_acquire)) {
+        uffdaemon_epoll_wait(resolver->epoll, HOUR_NS, &hot);
+        atomic_fetch_add(&resolver->rounds, 1);
     }
     return NULL;
 }
@@ -60,11 +65,11 @@ struct uffdaemon_resolver *uffdaemon_resolver_start(int *error)
     }
     pthread_mutex_init(&resolver->removing, NULL);
     resolver->process = getpid();
-    resolver->epoll = uffdaemon_wait_open();
+    resolver->epoll = uffdaemon_epoll_open();
     resolver->look = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     *error = resolver->epoll < 0 ? -resolver->epoll : resolver->look < 0 ? errno : 0;
     if (!*error)
-        *error = -uffdaemon_wait_add(resolver->epoll, resolver->look, UINT64_MAX);
+        *error = -uffdaemon_epoll_add(resolver->epoll, resolver->look, UINT64_MAX);
     if (*error) {
         release(resolver);
         return NULL;
@@ -85,12 +90,12 @@ struct uffdaemon_resolver *uffdaemon_resolver_start(int *error)
 /* The thread's id, 0 before it runs. */
 int uffdaemon_resolver_thread(const struct uffdaemon_resolver *resolver)
 {
-    return __atomic_load_n(&resolver->tid, __ATOMIC_ACQUIRE);
+    return atomic_load_explicit(&resolver->tid, memory_order_acquire);
 }
 
 int uffdaemon_resolver_add(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port)
 {
-    return uffdaemon_wait_add(resolver->epoll, port->fd, (uint64_t)(uintptr_t)port);
+    return uffdaemon_epoll_add(resolver->epoll, port->fd, (uint64_t)(uintptr_t)port);
 }
 
 /* Returns when the thread has come round so often that it holds nothing from before the call: one
@@ -98,11 +103,11 @@ int uffdaemon_resolver_add(struct uffdaemon_resolver *resolver, struct uffdaemon
 static void let_it_look_around(struct uffdaemon_resolver *resolver)
 {
     struct timespec pause = {0, 20000};
-    uint64_t one = 1, before = __atomic_load_n(&resolver->rounds, __ATOMIC_SEQ_CST);
+    uint64_t one = 1, before = atomic_load(&resolver->rounds);
 
     while (write(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
         ;
-    while (__atomic_load_n(&resolver->rounds, __ATOMIC_SEQ_CST) - before < 3)
+    while (atomic_load(&resolver->rounds) - before < 3)
         nanosleep(&pause, NULL);
     while (read(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
         ;
@@ -111,10 +116,10 @@ static void let_it_look_around(struct uffdaemon_resolver *resolver)
 /* Serves the port no more; the thread does not know of it when this returns. */
 void uffdaemon_resolver_remove(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port)
 {
-    __atomic_store_n(&port->closing, 1, __ATOMIC_SEQ_CST);
+    atomic_store(&port->closing, 1);
     if (resolver->process != getpid())
         return;
-    uffdaemon_wait_remove(resolver->epoll, port->fd);
+    uffdaemon_epoll_remove(resolver->epoll, port->fd);
     /* One at a time: who is done makes the descriptor unreadable. */
     pthread_mutex_lock(&resolver->removing);
     let_it_look_around(resolver);
@@ -131,7 +136,7 @@ void uffdaemon_resolver_stop(struct uffdaemon_resolver *resolver)
 
     if (resolver->process != getpid())
         return;
-    __atomic_store_n(&resolver->stopping, 1, __ATOMIC_RELEASE);
+    atomic_store_explicit(&resolver->stopping, 1, memory_order_release);
     while (write(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
         ;
     pthread_join(resolver->thread, NULL);

@@ -1,14 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Answering faults by rules: what a plain policy would decide, without asking it.
  *
  * A batch of faults is sorted by address; neighbours under one rule are merged into one operation.
  * What no rule covers, and what a rule could not do, is left to Python: its record keeps code 0.
  */
-#include <errno.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include "rules.h"
 
-#include "native.h"
+#include <errno.h>
+
+#include "base.h"
+#include "operations.h"
+#include "table.h"
 
 #define MAX_MERGED (2ULL << 20)
 
@@ -27,78 +30,12 @@ static uint64_t kind_of(const struct uffdaemon_record *record)
     return message_of(record)->arg.pagefault.flags & ~(uint64_t)UFFD_PAGEFAULT_FLAG_WRITE;
 }
 
-/* The rule for a fault, or NULL: a binary search by (kind, start). */
-const struct uffdaemon_rule *uffdaemon_find(const struct uffdaemon_table *table, uint64_t kind,
-                                            uint64_t address)
-{
-    const struct uffdaemon_rule *rules = table->rules;
-    size_t low = 0, high = table->count;
-
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (rules[middle].kind < kind ||
-            (rules[middle].kind == kind && rules[middle].start <= address))
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (low == 0 || rules[low - 1].kind != kind || address >= rules[low - 1].end)
-        return NULL;
-    return &rules[low - 1];
-}
-
 static const struct uffdaemon_rule *rule_of(const struct uffdaemon_table *table,
                                             const struct uffdaemon_record *record)
 {
-    const struct uffdaemon_rule *rule =
-        uffdaemon_find(table, kind_of(record), address_of(record));
+    const struct uffdaemon_rule *rule = uffdaemon_table_find(table, kind_of(record),
+                                                             address_of(record));
     return rule && rule->code ? rule : NULL;
-}
-
-/* Bits are set and looked at by several threads at once. */
-static int bit(uint64_t bitmap, uint64_t page)
-{
-    const unsigned char *bits = (const void *)(uintptr_t)bitmap;
-    return __atomic_load_n(&bits[page >> 3], __ATOMIC_ACQUIRE) >> (page & 7) & 1;
-}
-
-static void set_byte(unsigned char *byte, unsigned char mask, int value)
-{
-    if (value)
-        __atomic_fetch_or(byte, mask, __ATOMIC_RELEASE);
-    else if (__atomic_load_n(byte, __ATOMIC_RELAXED) & mask)
-        __atomic_fetch_and(byte, (unsigned char)~mask, __ATOMIC_RELEASE); /* zeros stay unwritten */
-}
-
-/* Sets or clears the bits `first` to `end`, exclusive. */
-void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value)
-{
-    unsigned char *bits = bitmap;
-
-    while (first < end) {
-        uint64_t byte = first >> 3, stop = (byte + 1) << 3;
-        unsigned mask = 0xffu << (first & 7);
-
-        if (stop > end) {
-            mask &= 0xffu >> (stop - end);
-            stop = end;
-        }
-        set_byte(&bits[byte], (unsigned char)mask, value);
-        first = stop;
-    }
-}
-
-/* Clears the bits, and gives the kernel back the pages of anonymous memory that hold nothing else. */
-void uffdaemon_empty_bits(void *bitmap, uint64_t first, uint64_t end)
-{
-    uint64_t base = (uint64_t)(uintptr_t)bitmap, size = (uint64_t)sysconf(_SC_PAGESIZE);
-    uint64_t low = (base + (first + 7) / 8 + size - 1) / size * size, high = (base + end / 8) / size * size;
-
-    if (low < high && madvise((void *)(uintptr_t)low, high - low, MADV_DONTNEED) == 0) {
-        uffdaemon_set_bits(bitmap, first, (low - base) * 8, 0);
-        first = (high - base) * 8;
-    }
-    uffdaemon_set_bits(bitmap, first, end, 0);
 }
 
 static void mark_present(const struct uffdaemon_rule *rule, uint64_t start, uint64_t length)
@@ -112,7 +49,7 @@ static void mark_present(const struct uffdaemon_rule *rule, uint64_t start, uint
  * is forgotten: looked at in this order, nothing is missed. */
 static int removed(const struct uffdaemon_rule *rule, uint64_t page)
 {
-    return (rule->fresh && bit(rule->fresh, page)) || bit(rule->removed, page);
+    return (rule->fresh && uffdaemon_bit(rule->fresh, page)) || uffdaemon_bit(rule->removed, page);
 }
 
 /* Whether zeros are due there, since the page was discarded. */
@@ -125,7 +62,7 @@ static int discarded(const struct uffdaemon_rule *rule, uint64_t page)
 static int fillable(const struct uffdaemon_rule *rule, uint64_t address)
 {
     uint64_t page = (address - rule->origin) / rule->page_size;
-    return !bit(rule->pages, page) && !removed(rule, page);
+    return !uffdaemon_bit(rule->pages, page) && !removed(rule, page);
 }
 
 /* What to fill for one fault: the aligned window around it, cut to the rule and to the run of
@@ -252,8 +189,8 @@ static void refuse(struct uffdaemon_port *port, const struct uffdaemon_rule *rul
 
 /* Answers what rules cover of `number` page faults, and sets the code of those records.  They come
  * back in the order of their addresses. */
-void uffdaemon_answer(struct uffdaemon_port *port, const struct uffdaemon_table *table,
-                      struct uffdaemon_record *records, size_t number)
+void uffdaemon_resolve(struct uffdaemon_port *port, const struct uffdaemon_table *table,
+                       struct uffdaemon_record *records, size_t number)
 {
     size_t first = 0;
 

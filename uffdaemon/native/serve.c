@@ -1,14 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Serving one userfaultfd: reading what is pending, answering it by rules, and trying again for a
  * while, since who has just been answered is likely to fault again.
  */
+#include "serve.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "affinity.h"
+#include "base.h"
+#include "events.h"
+#include "grace.h"
+#include "queue.h"
+#include "rules.h"
+#include "table.h"
 
 #define TURN_NS 250000         /* a busy userfaultfd lets the others, and the loop, have a look */
 #define BACK_TO_BACK_NS 200000 /* faults closer than this make reading again worth while */
@@ -17,33 +26,17 @@
 #define CONTENDED_NS 300000    /* a yield that takes so long: somebody else wants the core */
 #define SHUN_NS 4000000        /* for so long, at first, reading again is given up then */
 #define MAX_SHUN_NS 1280000000
-#define ENOUGH 384             /* records after which Python is to have its turn */
-#define POSTPONE_NS 30000      /* between two tries while an event is in flight */
+#define ENOUGH 384                 /* records after which Python is to have its turn */
+#define POSTPONE_NS 30000          /* between two tries while an event is in flight */
 #define MAX_POSTPONED_NS 200000000 /* after this, it is Python's to say why a thread waits */
-
-uint64_t uffdaemon_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-/* Says that there are records, once until Python has taken some. */
-void uffdaemon_notify(struct uffdaemon_port *port)
-{
-    uint64_t one = 1;
-
-    if (port->notify >= 0 && !__atomic_exchange_n(&port->notified, 1, __ATOMIC_SEQ_CST))
-        while (write(port->notify, &one, sizeof(one)) < 0 && errno == EINTR)
-            ;
-}
 
 /* Keeps a fault to be tried again here: an event is in flight, which is over as soon as the thread
  * that caused it has run.  Returns whether it did. */
 static int postpone(struct uffdaemon_port *port, const struct uffdaemon_record *record,
                     uint64_t now)
 {
-    if (!uffdaemon_port_applies(port) || record->error != EAGAIN || port->postponed == UFFDAEMON_MESSAGES)
+    if (!uffdaemon_port_applies(port) || record->error != EAGAIN ||
+        port->postponed == UFFDAEMON_MESSAGES)
         return 0;
     if (!port->postponed)
         port->postponed_since = now;
@@ -57,10 +50,10 @@ static int postpone(struct uffdaemon_port *port, const struct uffdaemon_record *
 /* Hands on what has been looked at: to Python, or to a later try. */
 static void hand_on(struct uffdaemon_port *port, size_t count, uint64_t now)
 {
-    int all = __atomic_load_n(&port->record_all, __ATOMIC_RELAXED) != 0, forwarded = 0;
+    int all = atomic_load_explicit(&port->record_all, memory_order_relaxed) != 0, forwarded = 0;
 
     for (size_t index = 0; index < count; index++) {
-        const struct uffdaemon_record *record = &port->fresh[index];
+        const struct uffdaemon_record *record = &port->batch[index];
 
         if (record->code ? !all && !record->error : postpone(port, record, now))
             continue;
@@ -68,17 +61,17 @@ static void hand_on(struct uffdaemon_port *port, size_t count, uint64_t now)
         uffdaemon_queue_push(&port->queue, record, now);
     }
     if (forwarded)
-        uffdaemon_notify(port);
+        uffdaemon_port_notify(port);
 }
 
 static void answer(struct uffdaemon_port *port, size_t count, uint64_t now)
 {
-    unsigned ticket = uffdaemon_enter(&port->readers);
-    const struct uffdaemon_table *table = uffdaemon_table_of(port);
+    unsigned ticket = uffdaemon_read_lock(&port->rules.readers);
+    const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
 
     if (table)
-        uffdaemon_answer(port, table, port->fresh, count);
-    uffdaemon_leave(&port->readers, ticket);
+        uffdaemon_resolve(port, table, port->batch, count);
+    uffdaemon_read_unlock(&port->rules.readers, ticket);
     hand_on(port, count, now);
 }
 
@@ -96,23 +89,34 @@ static void take(struct uffdaemon_port *port, size_t count, uint64_t now, int ap
         struct uffdaemon_record record = {.message = *message, .latency = now};
 
         if (message->event == UFFD_EVENT_PAGEFAULT) {
-            port->fresh[faults++] = record;
+            port->batch[faults++] = record;
             continue;
         }
         rest |= !applies;
         record.present = (uint32_t)applies;
         if (applies)
-            uffdaemon_change(port, message);
+            uffdaemon_apply_event(port, message);
         uffdaemon_queue_push(&port->queue, &record, now);
-        uffdaemon_notify(port);
+        uffdaemon_port_notify(port);
     }
-    __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
+    atomic_fetch_add(&port->reading, 1);
     if (faults && port->notify >= 0)
-        uffdaemon_follow(port, (pid_t)port->fresh[0].message.arg.pagefault.feat.ptid, faults, now);
+        uffdaemon_affinity_follow(
+            &port->faults, (pid_t)port->batch[0].message.arg.pagefault.feat.ptid, faults, now);
     if (rest)
         hand_on(port, faults, now);
     else
         answer(port, faults, now);
+}
+
+static uint32_t rereads(const struct uffdaemon_port *port)
+{
+    return atomic_load_explicit(&port->rereads, memory_order_relaxed);
+}
+
+static void set_rereads(struct uffdaemon_port *port, uint32_t number)
+{
+    atomic_store_explicit(&port->rereads, number, memory_order_relaxed);
 }
 
 /* Adapts the number of reads to the load.  `gap` is the time (ns) since the last answer, `tries` how
@@ -122,21 +126,22 @@ static void busy(struct uffdaemon_port *port, uint64_t gap, unsigned tries)
 {
     if (tries)
         port->misses = port->penalty = 0;
-    if (port->rereads)
+    if (rereads(port))
         return;
     if (gap >= BACK_TO_BACK_NS || port->last + gap < port->shunned)
         port->quick = 0;
     else if (++port->quick > port->penalty) {
-        port->rereads = port->reread_limit;
+        set_rereads(port, port->reread_limit);
         port->quick = port->misses = 0;
     }
 }
 
 static void idle(struct uffdaemon_port *port)
 {
-    if (!port->rereads || ++port->misses < PATIENCE)
+    if (!rereads(port) || ++port->misses < PATIENCE)
         return;
-    port->rereads = port->quick = port->misses = 0;
+    set_rereads(port, 0);
+    port->quick = port->misses = 0;
     if (port->penalty < MAX_PENALTY)
         port->penalty = 2 * port->penalty + 1;
 }
@@ -153,14 +158,16 @@ static void shun(struct uffdaemon_port *port, uint64_t now)
     if (port->shun > MAX_SHUN_NS)
         port->shun = MAX_SHUN_NS;
     port->shunned = now + port->shun;
-    uffdaemon_seek_no_more(now);
-    port->rereads = port->quick = port->misses = 0;
+    uffdaemon_affinity_give_up(now);
+    set_rereads(port, 0);
+    port->quick = port->misses = 0;
 }
 
 /* For others to look at; nobody else counts. */
-static void count(uint64_t *counter)
+static void count(_Atomic uint64_t *counter)
 {
-    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
 }
 
 /* Whether a fault does not say whose it is. */
@@ -182,20 +189,20 @@ static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
     if (applies)
         pthread_mutex_lock(&port->change);
 
-    __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
+    atomic_fetch_add(&port->reading, 1);
     /* Who causes an event goes on once it is read: what others have decided on must be done by then. */
-    if (__atomic_load_n(&port->in_thread, __ATOMIC_SEQ_CST))
-        uffdaemon_wait_for_readers(&port->readers);
+    if (atomic_load(&port->in_thread))
+        uffdaemon_synchronize(&port->rules.readers);
     bytes = read(port->fd, port->messages, sizeof(port->messages));
     count(&port->reads);
     if (bytes <= 0)
-        __atomic_fetch_add(&port->reading, 1, __ATOMIC_SEQ_CST);
+        atomic_fetch_add(&port->reading, 1);
     if (bytes > 0) {
         now = uffdaemon_now();
         busy(port, now - port->last, tries);
         if (port->notify >= 0 && bytes == sizeof(struct uffd_msg) &&
             now - port->last < BACK_TO_BACK_NS && of_nobody(&port->messages[0]))
-            uffdaemon_seek(tries, now);
+            uffdaemon_affinity_search(tries, now);
         take(port, (size_t)bytes / sizeof(struct uffd_msg), now, applies);
         port->last = now;
     } else {
@@ -217,18 +224,18 @@ static void try_postponed(struct uffdaemon_port *port)
 
     nanosleep(&pause, NULL);
     now = uffdaemon_now();
-    memcpy(port->fresh, port->later, count * sizeof(port->later[0]));
+    memcpy(port->batch, port->later, count * sizeof(port->later[0]));
     port->postponed = 0;
     answer(port, count, now);
     if (port->postponed) {
         port->postponed_since = since;
         if (now - since > MAX_POSTPONED_NS) {
-            memcpy(port->fresh, port->later, port->postponed * sizeof(port->later[0]));
+            memcpy(port->batch, port->later, port->postponed * sizeof(port->later[0]));
             count = port->postponed;
             port->postponed = 0;
             for (size_t index = 0; index < count; index++)
-                uffdaemon_queue_push(&port->queue, &port->fresh[index], now);
-            uffdaemon_notify(port);
+                uffdaemon_queue_push(&port->queue, &port->batch[index], now);
+            uffdaemon_port_notify(port);
         }
     }
 }
@@ -242,12 +249,12 @@ int uffdaemon_serve(struct uffdaemon_port *port)
     uint64_t now = uffdaemon_now(), begun = now, before;
     unsigned tries = 0;
 
-    while (!__atomic_load_n(&port->closing, __ATOMIC_RELAXED)) {
+    while (!atomic_load_explicit(&port->closing, memory_order_relaxed)) {
         long bytes;
 
         /* An event that Python has not seen yet may void the rules: nothing is answered by them. */
         if (!uffdaemon_port_applies(port) &&
-            (__atomic_load_n(&port->queue.forwarded, __ATOMIC_RELAXED) ||
+            (atomic_load_explicit(&port->queue.forwarded, memory_order_relaxed) ||
              uffdaemon_queue_count(&port->queue) >= ENOUGH)) {
             if (port->notify >= 0)
                 nanosleep(&pause, NULL); /* what is not read stays ready */
@@ -256,8 +263,8 @@ int uffdaemon_serve(struct uffdaemon_port *port)
         bytes = read_and_answer(port, tries);
         if (bytes < 0) {
             if (bytes != -EAGAIN && bytes != -EINTR) {
-                __atomic_store_n(&port->error, (int32_t)-bytes, __ATOMIC_RELAXED);
-                uffdaemon_notify(port);
+                atomic_store_explicit(&port->error, (int32_t)-bytes, memory_order_relaxed);
+                uffdaemon_port_notify(port);
                 return 0;
             }
             count(&port->empty_reads);
@@ -265,7 +272,7 @@ int uffdaemon_serve(struct uffdaemon_port *port)
                 try_postponed(port);
                 return port->postponed > 0;
             }
-            if (tries++ >= port->rereads) {
+            if (tries++ >= rereads(port)) {
                 idle(port);
                 return 0;
             }
@@ -279,7 +286,7 @@ int uffdaemon_serve(struct uffdaemon_port *port)
         now = port->last;
         tries = 0;
         if (now - begun > TURN_NS)
-            return port->rereads > 0;
+            return rereads(port) > 0;
     }
     return 0;
 }

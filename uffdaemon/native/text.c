@@ -1,7 +1,8 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Lines for standard error, async-signal-safe. */
-#include <unistd.h>
-
 #include "text.h"
+
+#include <unistd.h>
 
 void uffdaemon_line_add(struct uffdaemon_line *line, const char *text)
 {

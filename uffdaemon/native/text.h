@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Lines for standard error that can be written where printf cannot be called. */
 #ifndef UFFDAEMON_TEXT_H
 #define UFFDAEMON_TEXT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The userfaultfd and PAGEMAP_SCAN uAPI, up to Linux 7.3.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The watchdog: a thread that says who waits when Python cannot.
  *
@@ -6,17 +7,21 @@
  * nothing of Python: it looks at what the ports keep; bark.c does the rest.
  */
 #define _GNU_SOURCE
+#include "watchdog.h"
+
 #include <errno.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "watch.h"
+#include "alarm.h"
+#include "base.h"
+#include "operations.h"
+#include "queue.h"
+#include "stall.h"
 
 #define ROUND_NS 100000000 /* between two looks while something waits for Python */
 #define POLL_NS 250000000  /* the same at userfaultfds that nobody may be reading */
@@ -24,38 +29,39 @@
 static pthread_mutex_t watching = PTHREAD_MUTEX_INITIALIZER;
 static struct uffdaemon_watch *watches;
 static pid_t process;
-static uint32_t alarmed; /* a futex: something waits for Python, or there is more to look after */
 
 /* What was forwarded and is not taken, and what Python is at; whether there is anything.  In this
  * order: what is taken is the latter before it is not the former any more. */
 static int look_at_queue(struct uffdaemon_watch *watch, uint64_t now)
 {
-    struct uffd_msg messages[LOOK];
+    struct uffd_msg messages[UFFDAEMON_LOOK];
     struct uffdaemon_queue *queue = &watch->port->queue;
-    uint64_t since = __atomic_load_n(&queue->since, __ATOMIC_SEQ_CST);
-    uint64_t turn_since = __atomic_load_n(&queue->turn_since, __ATOMIC_SEQ_CST);
+    uint64_t since = atomic_load(&queue->since);
+    uint64_t outstanding_since = atomic_load(&queue->outstanding_since);
 
-    if (!since && !turn_since) {
-        memset(watch->told, 0, sizeof(watch->told));
+    if (!since && !outstanding_since) {
+        memset(watch->reported, 0, sizeof(watch->reported));
         return 0;
     }
-    if (turn_since && now > turn_since && now - turn_since >= watch->after)
-        uffdaemon_bark(watch, messages, uffdaemon_queue_look_at_turn(queue, messages),
-                       now - turn_since, uffdaemon_at_it);
+    if (outstanding_since && now > outstanding_since && now - outstanding_since >= watch->after)
+        uffdaemon_stall_report(watch, messages, uffdaemon_queue_outstanding(queue, messages),
+                               now - outstanding_since, UFFDAEMON_STALL_OUTSTANDING);
     if (since && now > since && now - since >= watch->after)
-        uffdaemon_bark(watch, messages, uffdaemon_queue_look(queue, messages, LOOK), now - since,
-                       uffdaemon_not_taken);
+        uffdaemon_stall_report(watch, messages,
+                               uffdaemon_queue_pending(queue, messages, UFFDAEMON_LOOK),
+                               now - since, UFFDAEMON_STALL_NOT_DEQUEUED);
     return 1;
 }
-_Static_assert(UFFDAEMON_TURN <= LOOK, "what Python is at");
+_Static_assert(UFFDAEMON_OUTSTANDING <= UFFDAEMON_LOOK, "what Python is at");
 
 /* What nobody reads.  Faults that are read here are woken, so that they come again; events are the
  * port's. */
 static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
 {
     struct pollfd ready = {.fd = watch->fd, .events = POLLIN};
-    struct uffd_msg messages[LOOK];
-    uint64_t reads = watch->port ? __atomic_load_n(&watch->port->reads, __ATOMIC_RELAXED) : 0;
+    struct uffd_msg messages[UFFDAEMON_LOOK];
+    uint64_t reads = watch->port ? atomic_load_explicit(&watch->port->reads, memory_order_relaxed)
+                                 : 0;
     ssize_t bytes;
 
     if (poll(&ready, 1, 0) <= 0 || !(ready.revents & POLLIN) || reads != watch->reads) {
@@ -73,8 +79,9 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
     bytes = read(watch->fd, messages, sizeof(messages));
     if (bytes <= 0)
         return;
-    uffdaemon_bark(watch, messages, (size_t)bytes / sizeof(messages[0]), now - watch->unread_since,
-         watch->port ? uffdaemon_not_taken : uffdaemon_ended);
+    uffdaemon_stall_report(
+        watch, messages, (size_t)bytes / sizeof(messages[0]), now - watch->unread_since,
+        watch->port ? UFFDAEMON_STALL_NOT_DEQUEUED : UFFDAEMON_STALL_OWNER_ENDED);
     for (size_t index = 0; index < (size_t)bytes / sizeof(messages[0]); index++) {
         struct uffdaemon_record record = {.message = messages[index], .latency = now};
 
@@ -88,20 +95,13 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
     watch->quiet = watch->port != NULL;
 }
 
-/* Something waits for Python.  From any thread, and from signal handlers. */
-void uffdaemon_watch_alarm(void)
-{
-    if (!__atomic_exchange_n(&alarmed, 1, __ATOMIC_SEQ_CST))
-        syscall(SYS_futex, &alarmed, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
-}
-
 /* Looks at everything once; returns how long nothing can be missed, ns, or 0: until the alarm. */
 static uint64_t look_around(void)
 {
     uint64_t now = uffdaemon_now(), pause = 0;
 
     pthread_mutex_lock(&watching);
-    __atomic_store_n(&alarmed, 0, __ATOMIC_SEQ_CST);
+    uffdaemon_alarm_clear();
     for (struct uffdaemon_watch *watch = watches; watch; watch = watch->next) {
         if (!watch->port || watch->port->notify < 0) {
             look_at_descriptor(watch, now);
@@ -125,7 +125,7 @@ static void *run(void *argument)
         if (pause)
             nanosleep(&time, NULL);
         else
-            syscall(SYS_futex, &alarmed, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, NULL, NULL, 0);
+            uffdaemon_alarm_wait();
     }
     return NULL;
 }
@@ -166,6 +166,7 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
     watch->port = port;
     watch->after = after;
     watch->then = then;
+    watch->stacks = signal;
     strncpy(watch->name, name, sizeof(watch->name) - 1);
     if (process && process != getpid()) {
         /* A forked child: its parent's watches are not its own, and the lock may be anybody's. */
@@ -175,14 +176,13 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
         watches = NULL;
     }
     pthread_mutex_lock(&watching);
-    uffdaemon_stacks = signal;
     *error = -start();
     if (!*error) {
         watch->next = watches;
         watches = watch;
     }
     pthread_mutex_unlock(&watching);
-    uffdaemon_watch_alarm();
+    uffdaemon_alarm_raise();
     if (*error) {
         free(watch);
         return NULL;

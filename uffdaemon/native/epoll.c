@@ -1,20 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Waiting for userfaultfds and serving them, in one thread.
  *
- * `uffdaemon_wait` takes the place of an event loop's own sleep, or is all that a resolver's thread
+ * `uffdaemon_epoll_wait` takes the place of an event loop's own sleep, or is all that a resolver's thread
  * does: it waits for the userfaultfds and for one more descriptor (the loop's epoll, or what tells
  * the thread to look around) together, and answers by rules whatever can be answered so.
  */
+#include "epoll.h"
+
 #include <errno.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "base.h"
+#include "queue.h"
+#include "serve.h"
 
 #define LOOP UINT64_MAX /* epoll data of the other descriptor */
 
 /* An epoll descriptor to wait on, which the caller closes; or -errno. */
-int uffdaemon_wait_open(void)
+int uffdaemon_epoll_open(void)
 {
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     return epoll < 0 ? -errno : epoll;
@@ -22,15 +27,20 @@ int uffdaemon_wait_open(void)
 
 /* Waits for `fd` as well: the userfaultfd of the port at address `port`, or with UINT64_MAX the
  * other descriptor. */
-int uffdaemon_wait_add(int epoll, int fd, uint64_t port)
+int uffdaemon_epoll_add(int epoll, int fd, uint64_t port)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = port};
     return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
 
-int uffdaemon_wait_remove(int epoll, int fd)
+int uffdaemon_epoll_remove(int epoll, int fd)
 {
     return epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL) ? -errno : 0;
+}
+
+static int failed(const struct uffdaemon_port *port)
+{
+    return atomic_load_explicit(&port->error, memory_order_relaxed) != 0;
 }
 
 /* Serves one port; it is `hot` if its turn ended while it was busy.  Returns whether Python has to
@@ -39,21 +49,21 @@ static int attend(int epoll, struct uffdaemon_port *port, struct uffdaemon_port 
 {
     int told = port->notify >= 0;
 
-    if (!port->error && uffdaemon_serve(port))
+    if (!failed(port) && uffdaemon_serve(port))
         *hot = port;
     if (!told)
-        return port->error || uffdaemon_queue_count(&port->queue);
-    if (port->error)
-        uffdaemon_wait_remove(epoll, port->fd); /* never to be read again, and always ready */
+        return failed(port) || uffdaemon_queue_count(&port->queue);
+    if (failed(port))
+        uffdaemon_epoll_remove(epoll, port->fd); /* never to be read again, and always ready */
     if (uffdaemon_queue_count(&port->queue) && *hot != port)
-        uffdaemon_notify(port);
+        uffdaemon_port_notify(port);
     return 0;
 }
 
 /* Waits and serves for at most `timeout` ns.  Returns 0 when the time is over or a signal came, 1
  * when the other descriptor is ready, 2 when a port has something for Python; or -errno.  `kept` is
  * NULL at first, and from then on the port that is not to be slept over; it may be NULL itself. */
-int uffdaemon_wait(int epoll, int64_t timeout, struct uffdaemon_port **kept)
+int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kept)
 {
     uint64_t end = uffdaemon_now() + (uint64_t)timeout;
     struct uffdaemon_port *nobody = NULL;
@@ -69,7 +79,7 @@ int uffdaemon_wait(int epoll, int64_t timeout, struct uffdaemon_port **kept)
         int loop = 0, python = 0;
 
         if (count < 0)
-            return errno == EINTR ? 0 : -errno;
+            return errno == EINTR ? UFFDAEMON_EPOLL_TIME : -errno;
         *hot = NULL;
         if (again)
             python |= attend(epoll, again, hot);
@@ -82,10 +92,10 @@ int uffdaemon_wait(int epoll, int64_t timeout, struct uffdaemon_port **kept)
                 python |= attend(epoll, port, hot);
         }
         if (python)
-            return 2;
+            return UFFDAEMON_EPOLL_PYTHON;
         if (loop)
-            return 1;
+            return UFFDAEMON_EPOLL_OTHER;
         if (uffdaemon_now() >= end)
-            return 0;
+            return UFFDAEMON_EPOLL_TIME;
     }
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What events change about rules and page maps, without Python.
  *
@@ -5,10 +6,12 @@
  * memory at once, with the GIL held.  So what it did is applied before anything else is answered;
  * Python hears of the event as well, later, and keeps its own books in its own time.
  */
-#include <stdlib.h>
-#include <string.h>
+#include "events.h"
 
-#include "native.h"
+#include <stdlib.h>
+
+#include "base.h"
+#include "table.h"
 
 static int by_kind_and_start(const void *left, const void *right)
 {
@@ -22,7 +25,7 @@ static int by_kind_and_start(const void *left, const void *right)
 /* The pages from `start` to `end` were discarded. */
 static void removed(struct uffdaemon_port *port, uint64_t start, uint64_t end)
 {
-    const struct uffdaemon_table *table = port->table;
+    const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
 
     for (size_t index = 0; table && index < table->count; index++) {
         const struct uffdaemon_rule *rule = &table->rules[index];
@@ -36,7 +39,7 @@ static void removed(struct uffdaemon_port *port, uint64_t start, uint64_t end)
         uffdaemon_set_bits((void *)(uintptr_t)rule->pages, low, high, 0);
         if (rule->fresh) {
             uffdaemon_set_bits((void *)(uintptr_t)rule->fresh, low, high, 1);
-            __atomic_store_n(&port->noted, 1, __ATOMIC_RELAXED);
+            atomic_store_explicit(&port->noted, 1, memory_order_relaxed);
         }
     }
 }
@@ -62,7 +65,7 @@ static void put(struct uffdaemon_table *table, const struct uffdaemon_rule *rule
 static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int moves,
                   uint64_t shift)
 {
-    struct uffdaemon_table *old = port->table, *kept, *both;
+    struct uffdaemon_table *old = uffdaemon_table_load(&port->rules), *kept, *both;
     uint64_t target = start + shift, target_end = end + shift;
 
     if (!old)
@@ -73,7 +76,7 @@ static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int
         /* Without rules, everything is Python's. */
         free(both);
         free(kept);
-        uffdaemon_replace(port, NULL);
+        uffdaemon_table_replace(&port->rules, NULL);
         return;
     }
     both->count = 0;
@@ -103,7 +106,7 @@ static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int
     }
     free(both);
     qsort(kept->rules, kept->count, sizeof(struct uffdaemon_rule), by_kind_and_start);
-    uffdaemon_replace(port, kept);
+    uffdaemon_table_replace(&port->rules, kept);
 }
 
 /* Whether an event's ranges end after they begin, and do not wrap: others mean nothing. */
@@ -118,7 +121,7 @@ static int sound(const struct uffd_msg *message)
 }
 
 /* Applies one event.  Under `change`, and by a thread that does not read the table. */
-void uffdaemon_change(struct uffdaemon_port *port, const struct uffd_msg *message)
+void uffdaemon_apply_event(struct uffdaemon_port *port, const struct uffd_msg *message)
 {
     switch (sound(message) ? message->event : 0) {
     case UFFD_EVENT_REMOVE:
@@ -134,5 +137,5 @@ void uffdaemon_change(struct uffdaemon_port *port, const struct uffd_msg *messag
     default:
         break;
     }
-    __atomic_fetch_add(&port->events, 1, __ATOMIC_RELEASE);
+    atomic_fetch_add_explicit(&port->events, 1, memory_order_release);
 }

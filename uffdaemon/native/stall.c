@@ -1,7 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the watchdog does about who waits: a line, the thread's Python stack, and what was declared.
  */
 #define _GNU_SOURCE
+#include "stall.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -10,22 +13,26 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "operations.h"
 #include "text.h"
-#include "watch.h"
+#include "waitqueue.h"
 
-#define STACK_NS 20000000  /* what a stack takes to be written, and its thread to wait again */
+#define STACK_NS 20000000 /* what a stack takes to be written, and its thread to wait again */
 #define HUGE_PAGE (2u << 20)
 
-int uffdaemon_stacks; /* the signal by which faulthandler writes a thread's stack; 0: none */
-
-const char uffdaemon_ended[] = ": whoever guarded this memory has ended";
-const char uffdaemon_not_taken[] = ": Python does not take the fault in; whoever holds the GIL, or keeps "
-                                "trio's loop busy, may be that very thread";
-const char uffdaemon_at_it[] = ": Python has taken the fault in, and has not come to an end with it; a "
-                            "policy or a hook may wait for that very thread";
+/* What is in the way, as a line ends. */
+static const char *const reasons[] = {
+    [UFFDAEMON_STALL_OWNER_ENDED] = ": whoever guarded this memory has ended",
+    [UFFDAEMON_STALL_NOT_DEQUEUED] = ": Python does not take the fault in; whoever holds the GIL, "
+                                     "or keeps trio's loop busy, may "
+                                     "be that very thread",
+    [UFFDAEMON_STALL_OUTSTANDING] = ": Python has taken the fault in, and has not come to an end "
+                                    "with it; a policy or a hook may "
+                                    "wait for that very thread",
+};
 
 static void say(const struct uffdaemon_watch *watch, const struct uffd_msg *message, uint64_t age,
-                const char *why)
+                enum uffdaemon_stall stall)
 {
     struct uffdaemon_line line = {.length = 0};
 
@@ -39,7 +46,7 @@ static void say(const struct uffdaemon_watch *watch, const struct uffd_msg *mess
                                   ? " (a write) in "
                                   : " (an access) in ");
     uffdaemon_line_add(&line, watch->name);
-    uffdaemon_line_add(&line, why);
+    uffdaemon_line_add(&line, reasons[stall]);
     uffdaemon_line_write(&line);
 }
 
@@ -54,7 +61,7 @@ static void say_child(const struct uffdaemon_watch *watch, uint64_t age)
     uffdaemon_line_add_number(&line, age / 1000000, 10);
     uffdaemon_line_add(&line, " ms");
     uffdaemon_line_add(&line, watch->port ? ": whoever waits for it may keep trio's loop from that"
-                                          : uffdaemon_ended);
+                                          : reasons[UFFDAEMON_STALL_OWNER_ENDED]);
     uffdaemon_line_write(&line);
 }
 
@@ -75,17 +82,17 @@ static void poison(const struct uffdaemon_watch *watch, uint64_t address)
         if (operation.error == EINVAL)
             continue; /* made of larger pages, it may be */
         if (watch->port)
-            uffdaemon_signal_release(watch->port, operation.dst, operation.length);
+            uffdaemon_wait_queue_wake(&watch->port->waiting, operation.dst, operation.length);
         return;
     }
 }
 
-static int told(struct uffdaemon_watch *watch, uint64_t address)
+static int reported(struct uffdaemon_watch *watch, uint64_t address)
 {
-    for (size_t index = 0; index < TOLD; index++)
-        if (watch->told[index] == address)
+    for (size_t index = 0; index < UFFDAEMON_REPORTED; index++)
+        if (watch->reported[index] == address)
             return 1;
-    watch->told[watch->told_count++ % TOLD] = address;
+    watch->reported[watch->reported_count++ % UFFDAEMON_REPORTED] = address;
     return 0;
 }
 
@@ -113,28 +120,28 @@ static void write_stack(const struct uffdaemon_watch *watch, const struct uffd_m
     struct timespec pause = {0, STACK_NS};
 
     /* Who waits in its signal handler, in futex(2), has this signal unblocked. */
-    int in_handler = watch->port && __atomic_load_n(&watch->port->waiters, __ATOMIC_RELAXED);
+    int in_handler = watch->port && !uffdaemon_wait_queue_empty(&watch->port->waiting);
 
-    if (uffdaemon_stacks && thread && (in_handler || in_user_mode(thread))) {
-        syscall(SYS_tgkill, getpid(), thread, uffdaemon_stacks);
+    if (watch->stacks && thread && (in_handler || in_user_mode(thread))) {
+        syscall(SYS_tgkill, getpid(), thread, watch->stacks);
         nanosleep(&pause, NULL);
     }
 }
 
 /* Says who waits, unless that was said before, and does what was declared. */
-void uffdaemon_bark(struct uffdaemon_watch *watch, const struct uffd_msg *messages, size_t count,
-                 uint64_t age, const char *why)
+void uffdaemon_stall_report(struct uffdaemon_watch *watch, const struct uffd_msg *messages,
+                            size_t count, uint64_t age, enum uffdaemon_stall stall)
 {
     int news = 0;
 
     for (size_t index = 0; index < count; index++)
         if (messages[index].event == UFFD_EVENT_PAGEFAULT &&
-            !told(watch, messages[index].arg.pagefault.address)) {
-            say(watch, &messages[index], age, why);
+            !reported(watch, messages[index].arg.pagefault.address)) {
+            say(watch, &messages[index], age, stall);
             write_stack(watch, &messages[index]);
             news = 1;
         } else if (messages[index].event == UFFD_EVENT_FORK &&
-                   !told(watch, messages[index].arg.fork.ufd)) {
+                   !reported(watch, messages[index].arg.fork.ufd)) {
             say_child(watch, age);
             news = 1;
         }

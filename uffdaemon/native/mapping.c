@@ -1,11 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Memory of this process: mapping it, advising about it, and touching it without the GIL. */
 #define _GNU_SOURCE
+#include "mapping.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-
-#include "native.h"
 
 /* Maps `length` bytes at an address that is a multiple of `alignment` (bytes, a power of two).
  * fd -1 is anonymous memory.  The caller owns the range until it unmaps it. */

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What events change about rules, applied without Python. */
+#ifndef UFFDAEMON_EVENTS_H
+#define UFFDAEMON_EVENTS_H
+
+#include "port.h"
+
+void uffdaemon_apply_event(struct uffdaemon_port *port, const struct uffd_msg *message);
+
+#endif

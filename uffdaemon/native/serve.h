@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Serving one userfaultfd: read, apply events, resolve, and read again. */
+#ifndef UFFDAEMON_SERVE_H
+#define UFFDAEMON_SERVE_H
+
+#include "port.h"
+
+int uffdaemon_serve(struct uffdaemon_port *port);
+
+#endif

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The action for SIGBUS: ours, and the one before it. */
+#define _GNU_SOURCE
+#include "sigaction.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+static struct sigaction previous;
+static _Atomic uint32_t forked; /* set in children, whose memory nobody serves */
+
+/* Lets the thread run into what it would have run into without us. */
+void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context)
+{
+    if (previous.sa_flags & SA_SIGINFO)
+        previous.sa_sigaction(number, info, context);
+    else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN)
+        previous.sa_handler(number);
+    else
+        signal(number, SIG_DFL); /* the access is repeated, and ends the process */
+}
+
+/* Whether this is a forked child of the process that has installed it. */
+int uffdaemon_sigaction_inherited(void)
+{
+    return atomic_load_explicit(&forked, memory_order_relaxed) != 0;
+}
+
+static void in_child(void)
+{
+    atomic_store(&forked, 1);
+}
+
+/* Has `handler` run for SIGBUS, with all signals blocked.  0 or -errno; one caller at a time. */
+int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *))
+{
+    static int before;
+    struct sigaction ours = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    struct sigaction now;
+
+    if (sigaction(SIGBUS, NULL, &now))
+        return -errno;
+    if (now.sa_flags & SA_SIGINFO && now.sa_sigaction == handler)
+        return 0;
+    if (!before) {
+        int error = pthread_atfork(NULL, NULL, in_child);
+        if (error)
+            return -error;
+        /* Whoever has put a handler over ours since chains to ours: that would go round and round. */
+        previous = now;
+        before = 1;
+    }
+    /* All signals but the one by which the watchdog has Python stacks written. */
+    sigfillset(&ours.sa_mask);
+    sigdelset(&ours.sa_mask, SIGRTMAX - 1);
+    return sigaction(SIGBUS, &ours, NULL) ? -errno : 0;
+}

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The action for SIGBUS: ours, and the one before it. */
+#ifndef UFFDAEMON_SIGACTION_H
+#define UFFDAEMON_SIGACTION_H
+
+#include <signal.h>
+
+int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *));
+int uffdaemon_sigaction_inherited(void);
+void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context);
+
+#endif

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Faults that the faulting thread answers itself, in its signal handler (UFFD_FEATURE_SIGBUS).
+ *
+ * No other thread is woken, and none has to run.  What no rule answers is handed to Python, and the
+ * thread waits in the handler until its page is there.  Everything here is async-signal-safe: no
+ * allocation but by mmap(2), no lock but spin locks, which are held with all signals blocked.
+ */
+#define _GNU_SOURCE
+#include "sigbus.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "base.h"
+#include "grace.h"
+#include "queue.h"
+#include "rules.h"
+#include "sigaction.h"
+#include "table.h"
+#include "text.h"
+#include "waitqueue.h"
+
+#define ENDED 64
+#define MADV_POPULATE_READ_ 22 /* MADV_POPULATE_READ, Linux 5.14: before POISON */
+
+/* What a signal handler can find without being told. */
+static struct uffdaemon_port *_Atomic ports;
+static struct uffdaemon_readers everybody; /* of `ports` */
+static _Atomic uint32_t adding;            /* a spin lock: of `ports` and `ended` */
+static _Atomic uint64_t ended[ENDED][2];
+static unsigned ended_count;
+
+static void say(uint64_t address, const char *why)
+{
+    struct uffdaemon_line line = {.length = 0};
+
+    uffdaemon_line_add(&line, "uffdaemon: thread ");
+    uffdaemon_line_add_number(&line, (uint64_t)syscall(SYS_gettid), 10);
+    uffdaemon_line_add(&line, " gets SIGBUS at ");
+    uffdaemon_line_add_number(&line, address, 16);
+    uffdaemon_line_add(&line, ": ");
+    uffdaemon_line_add(&line, why);
+    uffdaemon_line_write(&line);
+}
+
+static int write_access(const void *context)
+{
+#ifdef __x86_64__
+    return (((const ucontext_t *)context)->uc_mcontext.gregs[REG_ERR] & 2) != 0;
+#else
+    (void)context;
+    return 0;
+#endif
+}
+
+/* Whether the page is poisoned.  Kernels without CONFIG_MEMORY_FAILURE say the same of it as of one
+ * that is missing, and it would be answered for ever. */
+static int poisoned(uint64_t page)
+{
+    return madvise((void *)(uintptr_t)page, 4096, MADV_POPULATE_READ_) && errno == EHWPOISON;
+}
+
+/* What this thread has just discarded or moved is an event that may have been read only. */
+static void let_events_be_applied(const struct uffdaemon_port *port)
+{
+    uint64_t reading = atomic_load(&port->reading);
+
+    if (reading & 1)
+        while (atomic_load(&port->reading) == reading)
+            sched_yield();
+}
+
+/* As `uffdaemon_read_lock`, and no event is read before this thread has left. */
+static unsigned enter(struct uffdaemon_port *port)
+{
+    for (;;) {
+        unsigned ticket = uffdaemon_read_lock(&port->rules.readers);
+
+        if (!(atomic_load(&port->reading) & 1))
+            return ticket;
+        uffdaemon_read_unlock(&port->rules.readers, ticket);
+        let_events_be_applied(port);
+    }
+}
+
+/* Has the rules of `port` answer.  0: done, 1: it is Python's, 2: nobody watches the page any more,
+ * -1: these addresses are not ours. */
+static int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
+{
+    uint64_t address = record->message.arg.pagefault.address;
+    unsigned ticket = enter(port);
+    const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
+    const struct uffdaemon_rule *rule = NULL, *minor;
+    uint32_t code = 0;
+
+    if (table) {
+        rule = uffdaemon_table_find(table, 0, address);
+        minor = uffdaemon_table_find(table, UFFD_PAGEFAULT_FLAG_MINOR, address);
+        if (minor && !(rule && rule->code)) {
+            /* The kernel does not say which of the two it is; memory is watched for one only. */
+            rule = minor;
+            record->message.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
+        }
+    }
+    if (rule)
+        code = (uint32_t)rule->code;
+    if (code)
+        uffdaemon_resolve(port, table, record, 1);
+    uffdaemon_read_unlock(&port->rules.readers, ticket);
+    if (!rule)
+        return -1;
+    /* A move says the same where its source has no page. */
+    if (!record->code && record->error == ENOENT && code != _UFFDIO_MOVE)
+        return 2;
+    return record->code == 0;
+}
+
+/* 0: the address is none of this port's; 1: the access may be repeated; 2: the same, and `ticket` of
+ * `everybody` has been given back. */
+static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const void *context,
+                          const unsigned *ticket)
+{
+    struct uffdaemon_record record = {.latency = uffdaemon_now()};
+    struct uffdaemon_waiter waiter = {.page = address & ~UINT64_C(4095)};
+    int python;
+
+    record.message.event = UFFD_EVENT_PAGEFAULT;
+    record.message.arg.pagefault.address = address;
+    if (write_access(context))
+        record.message.arg.pagefault.flags = UFFD_PAGEFAULT_FLAG_WRITE;
+    python = answer(port, &record);
+    if (python == 2)
+        return 1;
+    if (python < 0 || ((python || record.present) && poisoned(waiter.page)))
+        return 0;
+    if (!python && !atomic_load_explicit(&port->record_all, memory_order_relaxed) && !record.error)
+        return 1;
+    record.message.arg.pagefault.feat.ptid = (uint32_t)syscall(SYS_gettid);
+    if (!python) {
+        uffdaemon_queue_push(&port->queue, &record, uffdaemon_now());
+        uffdaemon_port_notify(port);
+        return 1;
+    }
+    if (record.error == EAGAIN) {
+        /* An event is in flight: its thread has to run. */
+        sched_yield();
+        return 1;
+    }
+    /* Listed before Python can know of it, so that no answer is missed. */
+    uffdaemon_wait_queue_add(&port->waiting, &waiter);
+    uffdaemon_queue_push(&port->queue, &record, record.latency);
+    uffdaemon_port_notify(port);
+    /* Who waits counts as inside of this port only: others may come and go meanwhile. */
+    atomic_fetch_add(&port->inside, 1);
+    uffdaemon_read_unlock(&everybody, *ticket);
+    uffdaemon_wait_queue_wait(&port->waiting, &waiter, &port->closing);
+    atomic_fetch_sub(&port->inside, 1);
+    return 2;
+}
+
+/* Whether the access is to be repeated, since its address may have ceased to be ours between the fault
+ * and this: then nobody watches it any more.  If it faults once more, and nothing has changed
+ * meanwhile, it was never ours. */
+static int may_have_been_ours(uint64_t address)
+{
+    /* Initial-exec: the first use of any other may allocate. */
+    static _Thread_local struct {
+        uint64_t address, replaced;
+    } repeated __attribute__((tls_model("initial-exec")));
+    uint64_t replaced = atomic_load(&uffdaemon_tables_replaced);
+
+    if (repeated.address == address && repeated.replaced == replaced) {
+        repeated.address = 0;
+        return 0;
+    }
+    repeated.address = address;
+    repeated.replaced = replaced;
+    return 1;
+}
+
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    int error = errno, ours = 0, child = uffdaemon_sigaction_inherited();
+    uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
+
+    if (info->si_code == BUS_ADRERR && !child) {
+        unsigned ticket = uffdaemon_read_lock(&everybody);
+        struct uffdaemon_port *port = atomic_load(&ports);
+
+        for (struct uffdaemon_port *each = port; each; each = atomic_load(&each->next))
+            let_events_be_applied(each);
+        for (; port && !ours; port = ours ? NULL : atomic_load(&port->next))
+            if (address >= atomic_load_explicit(&port->rules.low, memory_order_relaxed) &&
+                address < atomic_load_explicit(&port->rules.high, memory_order_relaxed))
+                ours = answer_or_wait(port, address, context, &ticket);
+        if (ours != 2)
+            uffdaemon_read_unlock(&everybody, ticket);
+    }
+    if (!ours && info->si_code == BUS_ADRERR && !child && may_have_been_ours(address))
+        ours = 1;
+    if (!ours) {
+        for (unsigned index = 0; index < ENDED; index++)
+            if (info->si_code == BUS_ADRERR &&
+                address >= atomic_load_explicit(&ended[index][0], memory_order_relaxed) &&
+                address < atomic_load_explicit(&ended[index][1], memory_order_relaxed)) {
+                say(address, child ? "in a forked child, nobody guards this memory"
+                                   : "whoever guarded this memory has ended");
+                break;
+            }
+        uffdaemon_sigaction_chain(number, info, context);
+    }
+    errno = error;
+}
+
+/* Has faulting threads answer by the rules of `port`.  0 or -errno. */
+int uffdaemon_sigbus_add(struct uffdaemon_port *port)
+{
+    int error;
+
+    uffdaemon_spin_lock(&adding);
+    error = uffdaemon_sigaction_install(on_bus_error);
+    if (!error) {
+        atomic_store(&port->in_thread, 1);
+        port->next = ports;
+        atomic_store(&ports, port);
+    }
+    uffdaemon_spin_unlock(&adding);
+    return error;
+}
+
+/* Has nobody answer by them any more; threads that wait go on, into SIGBUS. */
+void uffdaemon_sigbus_remove(struct uffdaemon_port *port)
+{
+    struct timespec pause = {0, 100000};
+    struct uffdaemon_port *_Atomic *at;
+
+    uffdaemon_spin_lock(&adding);
+    for (at = &ports; *at; at = &(*at)->next)
+        if (*at == port) {
+            atomic_store(at, port->next);
+            break;
+        }
+    atomic_store_explicit(&ended[ended_count % ENDED][0],
+                          atomic_load_explicit(&port->rules.low, memory_order_relaxed),
+                          memory_order_relaxed);
+    atomic_store_explicit(&ended[ended_count % ENDED][1],
+                          atomic_load_explicit(&port->rules.high, memory_order_relaxed),
+                          memory_order_relaxed);
+    ended_count++;
+    uffdaemon_spin_unlock(&adding);
+    atomic_store(&port->closing, 1);
+    uffdaemon_synchronize(&everybody);
+    uffdaemon_wait_queue_wake(&port->waiting, 0, UINT64_MAX);
+    while (atomic_load(&port->inside))
+        nanosleep(&pause, NULL);
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reports of stalled faults, and what is done about them. */
+#ifndef UFFDAEMON_STALL_H
+#define UFFDAEMON_STALL_H
+
+#include "watchdog.h"
+
+#define UFFDAEMON_LOOK 32 /* messages, at most, in one report */
+#define UFFDAEMON_REPORTED (UFFDAEMON_LOOK + UFFDAEMON_OUTSTANDING)
+
+enum uffdaemon_stall {
+    UFFDAEMON_STALL_OWNER_ENDED,
+    UFFDAEMON_STALL_NOT_DEQUEUED,
+    UFFDAEMON_STALL_OUTSTANDING,
+};
+
+struct uffdaemon_watch {
+    /* Constant. */
+    struct uffdaemon_port *port; /* NULL: nobody serves the userfaultfd any more */
+    int fd;
+    uint32_t then;  /* enum uffdaemon_watch_action */
+    uint64_t after; /* ns */
+    int stacks;     /* the signal by which faulthandler writes a thread's stack; 0: none */
+    char name[64];
+
+    /* Under the watchdog's lock. */
+    struct uffdaemon_watch *next;
+    uint32_t quiet;               /* unread messages have been reported */
+    uint64_t reads, unread_since; /* of a port that the event loop serves */
+    uint32_t reported_count;
+    uint64_t reported[UFFDAEMON_REPORTED]; /* addresses: each is reported once */
+};
+
+void uffdaemon_stall_report(struct uffdaemon_watch *watch, const struct uffd_msg *messages,
+                            size_t count, uint64_t age, enum uffdaemon_stall stall);
+
+#endif

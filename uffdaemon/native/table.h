@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The rules in force: read without locks, and replaced as a whole. */
+#ifndef UFFDAEMON_TABLE_H
+#define UFFDAEMON_TABLE_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "grace.h"
+
+/* A policy for a range that C can carry out by itself.  112 bytes, packed by Python's struct. */
+struct uffdaemon_rule {
+    uint64_t kind;      /* the fault flags WP and MINOR that it resolves; rules are sorted by it, */
+    uint64_t start;     /* then by this (bytes) */
+    uint64_t end;       /* bytes, exclusive */
+    uint64_t code;      /* _UFFDIO_COPY, _UFFDIO_ZEROPAGE, ...; 0: Python decides */
+    uint64_t mode;      /* the ioctl's mode bits */
+    uint64_t src;       /* bytes; the contents for `start`, 0 for operations without a source */
+    uint64_t origin;    /* bytes; the region's start: windows are aligned from it */
+    uint64_t page_size; /* bytes, a power of two */
+    uint64_t window;    /* bytes to fill around a fault, at least page_size */
+    uint64_t pages;     /* address of the region's bitmap of present pages, one bit each */
+    uint64_t removed;   /* the same of discarded pages, as Python has it */
+    uint64_t fresh;     /* the same of those that Python does not know of yet; 0: it knows of all */
+    uint64_t zeros;     /* contents of a discarded page: 0: the same as before; 1: ZEROPAGE; else
+                           COPY from this address, where a page of zeros lies */
+    uint64_t refusal;   /* for a page whose contents are unavailable: 0: ask Python; else this
+                           operation, _UFFDIO_POISON */
+};
+_Static_assert(sizeof(struct uffdaemon_rule) == 112, "uffdaemon_rule");
+
+/* Never changes while it is in force. */
+struct uffdaemon_table {
+    uint64_t count;
+    struct uffdaemon_rule rules[];
+};
+
+/* The rules of one port.  Whoever replaces the table holds the port's `change`. */
+struct uffdaemon_rules {
+    struct uffdaemon_table *_Atomic table; /* NULL: no rules */
+    _Atomic uint64_t low, high;            /* all rules lie in between, bytes */
+    struct uffdaemon_readers readers;      /* of `table` */
+};
+
+/* How often any table has been replaced. */
+extern _Atomic uint64_t uffdaemon_tables_replaced;
+
+struct uffdaemon_table *uffdaemon_table_new(size_t count);
+struct uffdaemon_table *uffdaemon_table_load(struct uffdaemon_rules *rules);
+void uffdaemon_table_replace(struct uffdaemon_rules *rules, struct uffdaemon_table *table);
+const struct uffdaemon_rule *uffdaemon_table_find(const struct uffdaemon_table *table,
+                                                  uint64_t kind, uint64_t address);
+
+#endif
