@@ -23,14 +23,14 @@ _KEY = "conformance"
 _INTRODUCTION = """\
 # Conformance
 
-Linux tests userfaultfd with a suite of its own, `tools/testing/selftests/mm/uffd-unit-tests.c` and
-`uffd-stress.c`. The suite in `tests/kernel/test_conformance_*.py` asks for the same through the
-public API of uffdaemon: each named test, on each type of memory that the kernel's covers (`-`
-marks the others), and `mmap-changing` on all. `UFFDIO_API` needs no memory and is asked for both
-ways of opening.
+You want to know whether the library passes the kernel's own tests of userfaultfd. Linux has a
+suite, `tools/testing/selftests/mm/uffd-unit-tests.c` and `uffd-stress.c`. The tests in
+`tests/kernel/test_conformance_*.py` check the same through the public API of uffdaemon: each named
+test, on each type of memory that the kernel's test covers (`-` marks the others), and
+`mmap-changing` on all types. `UFFDIO_API` needs no memory and is tested for both ways of opening.
 
-Left out: `rwp-*`, which comes with Linux 7.3, and `wp-fork-pin*`, which takes a kernel that was
-built with `CONFIG_GUP_TEST`.
+Left out: `rwp-*`, which comes with Linux 7.3, and `wp-fork-pin*`, which needs a kernel built with
+`CONFIG_GUP_TEST`.
 """
 
 
@@ -94,7 +94,7 @@ class Table:
         machine = f"Run on Linux {release.group()} ({platform.machine()}), which has {features}."
         return (
             f"{_INTRODUCTION}\n{self.text()}\n\n{textwrap.fill(machine, 100)}\n\n"
-            "This page is written by the suite itself: `.venv/bin/python -m tests.kernel.table`.\n"
+            "The suite writes this page: `.venv/bin/python -m tests.kernel.table`.\n"
         )
 
     # -- as a plugin of pytest -----------------------------------------------------------------
