@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -17,7 +18,8 @@
 #include "text.h"
 #include "waitqueue.h"
 
-#define STACK_NS 20000000 /* what a stack takes to be written, and its thread to wait again */
+#define STACK_NS 2000000000 /* the longest wait for a stack, on a machine that is busy */
+#define LOOK_NS 1000000
 #define HUGE_PAGE (2u << 20)
 
 /* What is in the way, as a line ends. */
@@ -113,19 +115,46 @@ static int in_user_mode(uint32_t thread)
     return strncmp(state, "-1 ", 3) == 0;
 }
 
+/* Whether a thread has not taken a signal yet, or is in its handler, which blocks it, or runs: between
+ * the two it does, and afterwards, until it waits again.  See proc_pid_status(5). */
+static int is_handling(uint32_t thread, int signal)
+{
+    static const char *const masks[] = {"\nSigPnd:", "\nSigBlk:"};
+    char path[64], status[4096];
+    uint64_t found = 0;
+    ssize_t length;
+    int fd;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%u/status", thread);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    length = read(fd, status, sizeof(status) - 1);
+    close(fd);
+    status[length > 0 ? length : 0] = 0;
+    for (size_t index = 0; index < sizeof(masks) / sizeof(masks[0]); index++) {
+        const char *mask = strstr(status, masks[index]);
+
+        if (mask)
+            found |= strtoull(mask + strlen(masks[index]), NULL, 16);
+    }
+    return strstr(status, "\nState:\tR") || (found >> (signal - 1) & 1);
+}
+
 /* Has faulthandler write the Python stack of a thread, by that thread: nobody else changes it. */
 static void write_stack(const struct uffdaemon_watch *watch, const struct uffd_msg *message)
 {
     uint32_t thread = message->arg.pagefault.feat.ptid;
-    struct timespec pause = {0, STACK_NS};
+    struct timespec pause = {0, LOOK_NS};
 
     /* Who waits in its signal handler, in futex(2), has this signal unblocked. */
     int in_handler = watch->port && !uffdaemon_wait_queue_empty(&watch->port->waiting);
 
-    if (watch->stacks && thread && (in_handler || in_user_mode(thread))) {
-        syscall(SYS_tgkill, getpid(), thread, watch->stacks);
+    if (!watch->stacks || !thread || !(in_handler || in_user_mode(thread)))
+        return;
+    syscall(SYS_tgkill, getpid(), thread, watch->stacks);
+    for (int64_t left = STACK_NS; left > 0 && is_handling(thread, watch->stacks); left -= LOOK_NS)
         nanosleep(&pause, NULL);
-    }
 }
 
 /* Says who waits, unless that was said before, and does what was declared. */
