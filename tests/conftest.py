@@ -12,7 +12,10 @@ import pytest
 
 from tests.kernel import clib, system
 from tests.kernel.harness import require
+from tests.support.properties import load_profile
 from uffdaemon import Features, MemoryType
+
+load_profile()
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pytest
 
 from tests.check.confined import CANNOT
 from tests.paths import ROOT
+from tests.support.deadline import DEADLINE
 
-DEADLINE: Final = 90  # seconds
 PLAIN: Final = {"NO_COLOR", "TERM", "container", "KUBERNETES_SERVICE_HOST"}
 
 

@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from tests.support.deadline import DEADLINE
 from uffdaemon.check.isolation import Probe, attempt
 from uffdaemon.errors import PermissionRefused
 
@@ -77,7 +78,7 @@ PROBES: list[Probe] = [
 if __name__ == "__main__":
     sys.stdout.write("printed once\n")
     for probe in PROBES:
-        made = attempt(probe, deadline=0.5 if probe is hangs else 30)
+        made = attempt(probe, deadline=0.5 if probe is hangs else DEADLINE / 2)
         sys.stdout.write(
             json.dumps({"name": getattr(probe, "__name__", ""), **asdict(made)}) + "\n"
         )

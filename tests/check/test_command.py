@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from tests.check import children
-from tests.check.children import DEADLINE, check, run
+from tests.check.children import check, run
 from tests.paths import ROOT
+from tests.support.deadline import DEADLINE
 from uffdaemon import cli
 from uffdaemon.check.facts import FILES, SYSCTL
 from uffdaemon.features import SINCE

@@ -88,7 +88,7 @@ async def test_an_unprotecting_window_does_not_reach_into_a_copy() -> None:
     assert target.read(0, PAGE) == content(2)[PAGE:]
 
 
-@kernel_test(features=PROTECTED, deadline=60)
+@kernel_test(features=PROTECTED)
 async def test_a_daemon_ends_while_copies_wait_for_their_events_to_be_read() -> None:
     pages = 512
     for _ in range(10):

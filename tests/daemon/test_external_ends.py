@@ -44,7 +44,7 @@ from uffdaemon.plans import ExternalOptions, ExternalPolicy
 # -- other processes' ends ---------------------------------------------------------------------
 
 
-@kernel_test(deadline=60)
+@kernel_test()
 async def test_a_worker_that_dies_while_the_gil_is_held(tmp_path: Path) -> None:
     """The interpreter stands still from the first page to the last one; four workers die."""
     os.environ["MARKS"] = str(tmp_path)
@@ -60,7 +60,7 @@ async def test_a_worker_that_dies_while_the_gil_is_held(tmp_path: Path) -> None:
     assert died[0]["again_in"] == 0.0
 
 
-@kernel_test(deadline=60)
+@kernel_test()
 async def test_workers_that_are_killed_under_load() -> None:
     pages = 8192
     with Memory.map(pages * PAGE) as memory:

@@ -16,6 +16,7 @@ from tests.daemon.external_policies import DATA as MANY
 from tests.daemon.support import PAGE
 from tests.kernel.harness import kernel_test
 from tests.kernel.support import in_thread
+from tests.support.deadline import DEADLINE
 from uffdaemon import (
     BytesSource,
     CopyFrom,
@@ -142,7 +143,7 @@ async def test_plain_accesses_while_regions_come_and_go(
         for page in range(first, pages, 3):
             assert buffer[page * PAGE] in {0, 1}
 
-    async with open_daemon(watchdog=Watchdog(after=0.3, then="exit")) as daemon:
+    async with open_daemon(watchdog=Watchdog(after=DEADLINE / 2, then="exit")) as daemon:
         for _ in range(150):
             with Memory.map(pages * PAGE) as memory:
                 guard = partial(daemon.guard, memory, policy, resolver=resolver)

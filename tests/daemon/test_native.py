@@ -59,7 +59,7 @@ _ROUNDS = 60
 
 
 @both_resolvers
-@kernel_test(deadline=60.0, features=Features.SIGBUS)
+@kernel_test(features=Features.SIGBUS)
 async def test_rules_come_change_and_go_while_faults_arrive(resolver: ResolverName) -> None:
     """Threads fault all the time, in parts that stay; beside them parts come and go."""
     threads, changing = 3, 4

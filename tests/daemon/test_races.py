@@ -52,7 +52,7 @@ def _live(inside: Inside, first: int, step: int) -> list[str]:
 @both_sleeps
 @pytest.mark.parametrize("slow", [False, True], ids=["bytes", "async"])
 @pytest.mark.parametrize("lowered", [True, False], ids=["rules", "python"])
-@kernel_test(features=REMOVE, deadline=60)
+@kernel_test(features=REMOVE)
 async def test_nobody_sees_what_is_not_due(lowered: bool, slow: bool, native_sleep: bool) -> None:
     client = Client()
     uffd = await client.uffd(REMOVE)

@@ -148,17 +148,15 @@ async def test_all_else_goes_on_while_faults_keep_coming(lowered: bool, native_s
         daemon.add_region(uffd, region, register=None)
         for _ in range(2):
             client.start(_fault_for_ever)
-        ticks = 0
+        ticked = trio.Event()
 
         async def tick() -> None:
-            nonlocal ticks
-            while True:
+            for _ in range(20):
                 await trio.sleep(0.001)
-                ticks += 1
+            ticked.set()
 
         nursery.start_soon(tick)
-        await trio.sleep(0.05)
-        assert ticks > 0
+        await ticked.wait()
         assert await trio.to_thread.run_sync(threading.get_native_id) != os.getpid()
         ours, theirs = trio.socket.socketpair()
         with ours, theirs:
@@ -311,16 +309,15 @@ async def test_interrupted_by_the_keyboard_while_it_sleeps() -> None:
     client = Client()
     uffd = await client.uffd()
     memory = await client.guarded(PAGE)
-    interrupted = in_thread(_interrupt_when_asleep)
 
     async def serve() -> None:
         async with open_daemon() as daemon:
             daemon.add_region(uffd, region_of(memory, ZeroPage()), register=None)
+            in_thread(_interrupt_when_asleep)
             await trio.sleep_forever()
 
     with pytest.raises(KeyboardInterrupt):
         await serve()
-    interrupted.result()
     # Who comes later finds nobody, and is not lost: the next daemon answers.
     reader = client.start(Inside.read_all)
     async with open_daemon() as daemon:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from tests.paths import ROOT
+from tests.support.deadline import DEADLINE
 
-DEADLINE = 60.0
 WORKER = re.compile(r"(?P<name>eager|lazy)(?P<rest>.*): worker (?P<pid>\d+)")
 
 

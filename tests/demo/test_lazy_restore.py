@@ -10,6 +10,7 @@ import pytest
 
 from tests.kernel.harness import require
 from tests.paths import ROOT
+from tests.support.deadline import DEADLINE
 from uffdaemon.features import Features
 
 pytestmark = pytest.mark.kernel
@@ -23,7 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=False,
     )
 

@@ -19,6 +19,7 @@ import trio
 
 from tests.kernel.harness import kernel_test
 from tests.paths import ROOT
+from tests.support.deadline import DEADLINE
 from uffdaemon.demo.errors import DemoError, WorkerDied, WorkerFailed
 from uffdaemon.demo.image import build_image
 from uffdaemon.demo.process import started_worker
@@ -181,7 +182,7 @@ def test_a_worker_that_hears_nonsense_says_so(tmp_path: Path, packet: bytes, rea
         with short_name(str(path)) as name:
             listener.bind(name)
         listener.listen()
-        listener.settimeout(30)
+        listener.settimeout(DEADLINE)
         command = [sys.executable, "-m", "uffdaemon.demo.worker", str(path)]
         with subprocess.Popen(command, cwd=ROOT) as worker:
             sock, _ = listener.accept()
@@ -191,19 +192,19 @@ def test_a_worker_that_hears_nonsense_says_so(tmp_path: Path, packet: bytes, rea
                 message = decode(sock.recv(LIMIT))
                 assert message.kind == "failed"
                 assert reason in message.text("error")
-                assert worker.wait(30) == 1
+                assert worker.wait(DEADLINE) == 1
 
 
 def test_a_worker_whose_daemon_goes_away_ends(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
-        listener.settimeout(30)
+        listener.settimeout(DEADLINE)
         command = [sys.executable, "-m", "uffdaemon.demo.worker", str(tmp_path / "s")]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as worker:
             sock, _ = listener.accept()
             sock.close()
-            _, errors = worker.communicate(timeout=30)
+            _, errors = worker.communicate(timeout=DEADLINE)
             assert errors == b""
             assert worker.returncode in {0, 3}
 

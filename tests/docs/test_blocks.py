@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.support.deadline import DEADLINE
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -92,7 +93,7 @@ def test_block(block: Block, tmp_path: Path) -> None:
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=False,
     )
     assert ended.returncode == 0, f"{block.name}\n{ended.stdout}\n{ended.stderr}"

@@ -14,6 +14,7 @@ import pytest
 from tests.kernel import clib
 from tests.kernel.harness import require
 from tests.paths import ROOT
+from tests.support.deadline import DEADLINE
 from uffdaemon import Features
 
 EXAMPLES = ROOT / "examples"
@@ -26,7 +27,7 @@ def run(name: str, *arguments: str) -> list[str]:
         [sys.executable, "-X", "faulthandler", "-W", "error", str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         check=False,
     )
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
@@ -119,7 +120,11 @@ def test_without_numpy_the_array_says_what_is_missing() -> None:
         "runpy.run_path(sys.argv[1], run_name='__main__')"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", hidden, path], capture_output=True, text=True, check=False
+        [sys.executable, "-c", hidden, path],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
     assert ended.returncode == 1
     assert ended.stderr == (

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import trio
 import trio.testing
 
+from tests.support.deadline import DEADLINE
 from uffdaemon import (
     Code,
     Event,
@@ -135,7 +136,7 @@ def region(
     *,
     on_failure: FailureAction = HOLD,
     retry: Retry = RETRY,
-    policy_timeout: float = 5.0,
+    policy_timeout: float = DEADLINE,
     after_remove: AfterRemove = "zero",
     name: str = "",
 ) -> Region:

@@ -23,6 +23,7 @@ import trio
 from tests.daemon.support import PAGE
 from tests.hangs import ending_policies
 from tests.hangs.ending_policies import DATA
+from tests.support.deadline import DEADLINE
 from uffdaemon import (
     CopyFrom,
     Daemon,
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 Way: TypeAlias = Literal["thread", "in-thread", "external", "in_process"]
 """Who answers: one of the resolvers of placement="native", or another placement."""
 WAYS: tuple[Way, ...] = get_args(Way)
-
-_LONG = 20.0  # seconds
 
 PROGRAMS: dict[str, Callable[[Way], Awaitable[None]]] = {}
 
@@ -196,7 +195,8 @@ async def main_exits_with_a_thread_waiting_whose_memory_is_closed(way: Way) -> N
 
 async def _exit_under_a_thread(way: Way, then: Then) -> None:
     """Nobody answers any more, and the interpreter joins the thread: it is the watchdog's."""
-    async with open_daemon(watchdog=Watchdog(after=0.2, then=then)) as daemon:
+    # On a busy machine the daemon is to end sooner than the watchdog speaks.
+    async with open_daemon(watchdog=Watchdog(after=1.0, then=then)) as daemon:
         await _waiting(daemon, _guard(daemon, way, "held"), daemonic=False)
         sys.exit(3)
 
@@ -389,8 +389,8 @@ async def the_daemon_ends_under_a_buffer_that_is_complete(way: Way) -> None:
 if __name__ == "__main__":
     # Of the thread that gets SIGBUS alone: to look at the stack of one that runs may crash.
     faulthandler.enable(all_threads=False)
-    # One that hangs says where.  This needs no GIL.
-    faulthandler.dump_traceback_later(_LONG, exit=True)
+    # One that hangs says where, before the test that runs it is killed.  This needs no GIL.
+    faulthandler.dump_traceback_later(DEADLINE / 2, exit=True)
     _name, _way = sys.argv[1:]
     assert _way in WAYS
     trio.run(PROGRAMS[_name], _way)

@@ -131,7 +131,7 @@ def _look(address: int) -> bytes:
 
 
 @forking
-@kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
+@kernel_test(features=Features.EVENT_FORK | Features.SIGBUS)
 async def test_children_see_what_is_right_or_nothing(way: Way, event: bool) -> None:
     async with open_daemon() as daemon:
         for how in (_os_fork, _multiprocessing_fork, _preexec_fn):
@@ -147,7 +147,7 @@ async def test_children_see_what_is_right_or_nothing(way: Way, event: bool) -> N
 
 
 @forking
-@kernel_test(deadline=60.0, features=Features.EVENT_FORK | Features.SIGBUS)
+@kernel_test(features=Features.EVENT_FORK | Features.SIGBUS)
 async def test_forks_in_the_loops_own_thread(way: Way, event: bool) -> None:
     """The thread that forks is the one that would have to read of it."""
     async with open_daemon() as daemon:

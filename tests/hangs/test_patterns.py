@@ -39,7 +39,7 @@ everywhere = pytest.mark.parametrize("where", ["loop", "worker"])
 """In the thread that runs trio, and in another."""
 
 
-@kernel_test(deadline=60.0)
+@kernel_test()
 def test_the_table_is_what_is_measured() -> None:
     found = measure(list(PATTERNS))
     assert found == {name: Measured.expected(pattern) for name, pattern in PATTERNS.items()}
@@ -50,7 +50,7 @@ def test_the_table_is_what_is_measured() -> None:
 
 
 @everywhere
-@kernel_test(deadline=60.0)
+@kernel_test()
 async def test_native_thread(where: Where) -> None:
     async with open_daemon() as daemon:
         for pattern in PATTERNS.values():
@@ -59,7 +59,7 @@ async def test_native_thread(where: Where) -> None:
 
 
 @everywhere
-@kernel_test(deadline=60.0, features=Features.SIGBUS)
+@kernel_test(features=Features.SIGBUS)
 async def test_native_in_thread(where: Where) -> None:
     async with open_daemon() as daemon:
         for pattern in PATTERNS.values():
@@ -68,7 +68,7 @@ async def test_native_in_thread(where: Where) -> None:
         assert not daemon.open_faults()
 
 
-@kernel_test(deadline=60.0, features=Features.SIGBUS)
+@kernel_test(features=Features.SIGBUS)
 async def test_native_in_thread_and_system_calls() -> None:
     """The kernel does not wait in them; what is there already it takes."""
     async with open_daemon() as daemon:
@@ -83,7 +83,7 @@ async def test_native_in_thread_and_system_calls() -> None:
 
 
 @everywhere
-@kernel_test(deadline=60.0)
+@kernel_test()
 async def test_external(where: Where) -> None:
     async with open_daemon() as daemon:
         mapping, memory = map_memory(served.LENGTH)

@@ -25,6 +25,7 @@ from typing import IO, Literal, NoReturn, ParamSpec, TypedDict
 import pytest
 
 from tests.kernel.forkserver import fork_server
+from tests.support.deadline import DEADLINE
 from uffdaemon import Features, PermissionRefused, Userfaultfd
 from uffdaemon.errors import FeatureMissing, OpenRefused
 
@@ -32,7 +33,7 @@ P = ParamSpec("P")
 
 REQUIRED = "UFFDAEMON_REQUIRE_KERNEL"
 NO_FEATURES = Features(0)
-_DUMP_SECONDS = 5.0  # what faulthandler gets to write where every thread is
+_DUMP_SECONDS = 30.0  # what faulthandler gets to write where every thread is
 
 
 class Report(TypedDict):
@@ -59,14 +60,13 @@ class Ended:
 
 def kernel_test(
     *,
-    deadline: float = 30.0,
     features: Features = NO_FEATURES,
     user_mode_only: bool = False,
 ) -> Callable[[Callable[P, object]], Callable[P, None]]:
     """Let the body of a test, sync or async, run in a child process.
 
     Arguments (parameters, and fixtures whose value can be pickled) are handed over.  The child has
-    `deadline` seconds.  Without permission to open a userfaultfd, or without `features`, the test
+    `DEADLINE` seconds.  Without permission to open a userfaultfd, or without `features`, the test
     is skipped: see `require`.
     """
 
@@ -75,8 +75,8 @@ def kernel_test(
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             require(features, user_mode_only=user_mode_only)
             arguments = inspect.signature(body).bind(*args, **kwargs).arguments
-            ended = run_child(f"{body.__module__}:{body.__qualname__}", arguments, deadline)
-            judge(ended, body.__qualname__, deadline)
+            ended = run_child(f"{body.__module__}:{body.__qualname__}", arguments)
+            judge(ended, body.__qualname__)
 
         mark = pytest.mark.kernel(user_mode_only=user_mode_only)
         marked: Callable[P, None] = mark(run)
@@ -128,7 +128,7 @@ def _obstacle(features: Features, user_mode_only: bool) -> tuple[str, str]:
 # -- the child ---------------------------------------------------------------------------------
 
 
-def run_child(what: str, arguments: dict[str, object], deadline: float) -> Ended:
+def run_child(what: str, arguments: dict[str, object], deadline: float = DEADLINE) -> Ended:
     """Run ``module:function`` with `arguments` in a child, which is gone when this returns."""
     with (
         tempfile.TemporaryFile() as stdin,
@@ -161,7 +161,7 @@ def run_child(what: str, arguments: dict[str, object], deadline: float) -> Ended
         )
 
 
-def judge(ended: Ended, name: str, deadline: float) -> None:
+def judge(ended: Ended, name: str, deadline: float = DEADLINE) -> None:
     """Pass, skip or fail the running test, as its child ended."""
     print(ended.stdout, end="")
     print(ended.stderr, end="", file=sys.stderr)

@@ -102,7 +102,7 @@ def test_the_three_kinds_are_told_apart() -> None:
         assert kinds == [FaultKind.MISSING, FaultKind.MINOR, FaultKind.WP]
 
 
-@kernel_test(deadline=60)
+@kernel_test()
 def test_more_faults_than_one_read_takes_come_in_one_call() -> None:
     threads = 300
     with Userfaultfd.open() as uffd, Memory.map(threads * PAGE) as memory:

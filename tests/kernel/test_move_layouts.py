@@ -39,6 +39,7 @@ from tests.kernel.layouts import (
 )
 from tests.kernel.obstacles import Pins, swap_out
 from tests.kernel.support import PAGE, Barrier, in_child
+from tests.support.properties import UNTIMED
 from uffdaemon import (
     Advice,
     Features,
@@ -78,7 +79,7 @@ def swap_space() -> Iterator[None]:
 
 @pytest.mark.usefixtures("swap_space", "transparent_huge_pages")
 @pytest.mark.parametrize("kind", FALLBACKS)
-@kernel_test(deadline=90, features=FEATURES)
+@kernel_test(features=FEATURES)
 def test_every_page_fares_as_the_rules_say(kind: str) -> None:
     # What is still on its way to the lists of another CPU is not paged out.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -88,7 +89,7 @@ def test_every_page_fares_as_the_rules_say(kind: str) -> None:
         # The same each time, and something else for each kind.  To make what fails smaller would
         # take longer than a test may.
         @seed(10 * number + list(FALLBACKS).index(kind))
-        @settings(max_examples=8, deadline=None, database=None, phases=[Phase.generate])
+        @settings(UNTIMED, max_examples=8, database=None, phases=[Phase.generate])
         @given(layouts(huge), terms(kind), st.lists(st.integers(1, 2 * IN_HUGE), max_size=4))
         def check(layout: Layout, asked: Terms, cuts: list[int]) -> None:
             with Userfaultfd.open(FEATURES) as uffd:

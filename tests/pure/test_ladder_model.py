@@ -29,7 +29,7 @@ LAYOUTS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(LAYOUTS, FALLBACKS, st.data())
 def test_every_page_has_one_fate(
     layout: list[tuple[str, int, bool]], fallback: Fallback | None, data: st.DataObject
@@ -84,7 +84,7 @@ def test_every_page_has_one_fate(
             assert run.error == errno.ENOENT
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["own", "hole", "zero", *CURED]), min_size=1, max_size=30))
 def test_without_pins_all_that_is_there_moves(pages: list[str]) -> None:
     machine = Machine(list(pages))

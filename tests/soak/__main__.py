@@ -23,8 +23,8 @@ from tests.soak.threads import build
 
 CLEAN = ("strict", "ladder", "exact")
 LONG = 1_000_000
-DEADLINE = 3600.0
-"""Seconds for one mover."""
+MOVER_SECONDS = 3600.0
+"""What one mover gets before it counts as hung."""
 
 
 def main() -> int:
@@ -73,7 +73,7 @@ def _in_child(
     """Run it where it can crash, or be killed, without taking the machine's settings along."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(soak, library, mover, writers, moves, disturbances).result(DEADLINE)
+        return pool.submit(soak, library, mover, writers, moves, disturbances).result(MOVER_SECONDS)
 
 
 def as_json(report: Report) -> dict[str, object]:
