@@ -1,7 +1,6 @@
-"""Hooks that record in which order memory is touched, and a restore that uses the record.
+"""Record in which order memory is touched, with a hook, and prefetch by the record.
 
-A first run records the working set; a second one brings it in before it is asked for, and so takes
-fewer faults.
+The first run records the working set.  The second fills it in advance and takes no faults.
 """
 
 import trio
@@ -15,7 +14,7 @@ WORKING_SET = (3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987)
 
 
 class Trace:
-    """Offsets in the order in which they were first touched."""
+    """Offsets of pages, in the order of their first faults."""
 
     def __init__(self) -> None:
         self.offsets: list[int] = []
@@ -25,12 +24,12 @@ class Trace:
 
 
 def work(memory: Memory) -> list[bytes]:
-    """What the application does: reading here and there."""
+    """The application: it reads from its working set."""
     return [memory.read(number * PAGE, 8) for number in WORKING_SET]
 
 
 async def run(memory: Memory, prefetch: list[int]) -> Trace:
-    """One life of the application, whose pages `prefetch` are there before it starts."""
+    """One run of the application, with the pages at `prefetch` filled before it starts."""
     trace = Trace()
     async with uffdaemon.open_daemon(hooks=[Hooks(after=trace.after)]) as daemon:
         region = daemon.guard(memory, CopyFrom(BytesSource(IMAGE)))

@@ -1,21 +1,22 @@
-"""A heap that is compacted while its mutators go on working.
+"""Compact a heap while its mutators run.
 
     python compaction.py [--pages N] [--threads N] [--rounds N] [--json FILE] [--plot FILE] ...
 
-Threads in C, the mutators, work on small objects all the time (compacting/heap.c).  The
-live pages lie scattered among garbage.  The compactor slides them together in another range, and
-gives the old one back:
+C threads, the mutators, work on small objects all the time (moving_heap/heap.c).  Their pages lie
+scattered among garbage.  The compactor moves them together into another range, and unmaps the old
+one:
 
-1. To-space is empty, and guarded: whoever touches it waits for its daemon, which is this program.
-2. One atomic store sends the mutators over to the new addresses.  Each picks that up at its next
-   operation; nobody stops.  Until the last one has, faults in to-space are kept waiting.
-3. From then on nobody uses an old address.  The compactor moves the live pages in large batches; a
-   mutator that touches one that has not come yet has it moved at once, before its turn.
-4. From-space, where nothing but garbage is left, is unmapped.
+1. To-space is empty and guarded: a mutator that touches it waits for the daemon in this program.
+2. One atomic store switches the mutators to the new addresses.  Each sees it at its next operation;
+   none stops.  Until the last one has, faults in to-space wait.
+3. From then on no mutator uses an old address.  The compactor moves the live pages in batches.  A
+   mutator that touches a page that has not been moved yet has it moved at once.
+4. From-space holds nothing but garbage, and is unmapped.
 
-Pages are cut into pieces, and each piece is carried by whoever claims it first: compactor or fault.
+Runs of pages are cut into pieces.  Each piece is moved by the compactor or for a fault, whichever
+claims it first.
 
-The same is done by copying, and once with the world stopped, and all are compared.
+The same is done by copying, and with the world stopped, for comparison.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from compacting.figures import BUCKETS, Figures, draw, percentile, print_table
+from moving_heap.figures import BUCKETS, Figures, draw, percentile, print_table
 from uffdaemon import (
     Action,
     Advice,
@@ -65,9 +66,9 @@ if TYPE_CHECKING:
 
 PAGE: Final = 4096
 PIECE: Final = 16
-"""Pages that are moved for one fault: enough for what a move costs by itself to be shared."""
+"""Pages moved for one fault: enough to amortise the fixed cost of a move."""
 BATCH: Final = 1024
-"""Pages that the compactor moves in one go; so long a fault on one of them may have to wait."""
+"""Pages that the compactor moves in one call; a fault on one of them waits for the call."""
 
 # -- the heap and its mutators, in C -----------------------------------------------------------
 
@@ -76,7 +77,7 @@ def compile_heap(folder: str) -> ctypes.CDLL:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         sys.exit("compaction: the mutators are written in C, and there is no compiler (cc, gcc)")
-    source = Path(__file__).with_name("compacting") / "heap.c"
+    source = Path(__file__).with_name("moving_heap") / "heap.c"
     target = Path(folder, "heap.so")
     flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-pthread", "-shared", "-fPIC"]
     subprocess.run([compiler, *flags, "-o", str(target), str(source)], check=True)
@@ -88,7 +89,7 @@ def compile_heap(folder: str) -> ctypes.CDLL:
 
 
 def in_c(numbers: array[int]) -> ctypes.c_void_p:
-    """Where the numbers lie; whoever passes this on keeps them alive."""
+    """The address of the numbers; the caller keeps them alive."""
     return ctypes.c_void_p(numbers.buffer_info()[0])
 
 
@@ -105,7 +106,7 @@ class Heap:
         self._heap = ctypes.c_void_p(made)
 
     def call(self, name: str, *arguments: object) -> int:
-        """Call a function of heap.h.  ctypes lets go of the GIL meanwhile."""
+        """Call a function of heap.h.  ctypes releases the GIL meanwhile."""
         result: Any = getattr(self._library, f"heap_{name}")(self._heap, *arguments)
         return int(result or 0)
 
@@ -116,22 +117,22 @@ class Heap:
         self.call("free")
 
     def flip(self, addresses: array[int]) -> None:
-        """Send the mutators over to new addresses."""
+        """Switch the mutators to new addresses."""
         self._addresses.append(addresses)
         self.call("flip", in_c(addresses))
 
     @asynccontextmanager
-    async def mutators_at_work(self) -> AsyncGenerator[None]:
+    async def mutators_running(self) -> AsyncGenerator[None]:
         if self.call("start"):
             raise RuntimeError("the mutators could not be started")
         try:
             yield
-        except BaseException:  # noqa: BLE001  # Ctrl-C is no better
-            # Mutators may wait for pages that will never come, and be waited for in turn.
+        except BaseException:  # noqa: BLE001  # Ctrl-C too
+            # Mutators may wait for pages that will never come, and could not be joined.
             traceback.print_exc()
             os._exit(1)
         finally:
-            # In a worker thread: they may wait for pages, which trio's thread has to answer.
+            # In a worker thread: mutators may wait for pages, which trio's thread has to move.
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self.call, "stop")
 
@@ -142,12 +143,12 @@ class Heap:
         return list(histogram), worst / 1000
 
 
-# -- what has to be carried, and how -----------------------------------------------------------
+# -- pieces, and ways to carry them ------------------------------------------------------------
 
 
 @dataclass(eq=False, slots=True)
 class Piece:
-    """Live pages that lie together, in from-space as in to-space."""
+    """Live pages that are adjacent in from-space and in to-space."""
 
     dst: int
     src: int
@@ -157,8 +158,10 @@ class Piece:
 
 
 def scatter(pages: int, run: int) -> tuple[list[int], int]:
-    """Where `pages` live pages lie, in runs of `run` on average, with as much garbage between them:
-    their numbers, and how many pages there are in all."""
+    """Scatter `pages` live pages in runs of `run` on average, with as much garbage between them.
+
+    Returns the numbers of the live pages, and how many pages there are in all.
+    """
     drawn = random.Random(pages * run)
     live: list[int] = []
     at = 0
@@ -170,7 +173,7 @@ def scatter(pages: int, run: int) -> tuple[list[int], int]:
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[tuple[int, int, int]]:
-    """(to, from, bytes), with pieces that continue each other made one."""
+    """(dst, src, bytes), with adjacent pieces joined."""
     dst = src = length = 0
     for piece in pieces:
         if length and (dst + length, src + length) == (piece.dst, piece.src):
@@ -188,14 +191,14 @@ def by_move(uffd: Userfaultfd, _: Memory, pieces: list[Piece]) -> None:
 
 
 def by_copy(uffd: Userfaultfd, from_space: Memory, pieces: list[Piece]) -> None:
-    """Loses nothing here, and only here, since nobody writes to from-space any more."""
+    """Loses no write here, because no mutator writes to from-space any more."""
     for dst, src, length in joined(pieces):
         uffd.copy(dst, src, length)
         from_space.advise(Advice.DONTNEED, src - from_space.start, length)
 
 
 def by_exact_copy(uffd: Userfaultfd, _: Memory, pieces: list[Piece]) -> None:
-    """What a heap would need whose mutators may still write to from-space."""
+    """For a heap whose mutators may still write to from-space."""
     for dst, src, length in joined(pieces):
         copy_exactly(uffd, dst, src, length)
 
@@ -208,7 +211,7 @@ class Way:
     outcome: Outcome
     register: RegisterMode = RegisterMode.MISSING
     at_once: bool = True
-    """Whether a single piece may be carried in trio's thread, since that never waits."""
+    """Whether trio's thread may carry a single piece, because that never waits."""
 
 
 WAYS: Final = {
@@ -237,7 +240,7 @@ class Spaces:
     """The numbers of the live pages in from-space, in order: page n of to-space is ``live[n]``."""
 
     def pieces(self, pages: int) -> list[Piece]:
-        """The live pages as pieces of at most so many."""
+        """The live pages in pieces of at most `pages` pages."""
         pieces: list[Piece] = []
         for number, page in enumerate(self.live):
             dst, src = self.to_space.start + number * PAGE, self.from_space.start + page * PAGE
@@ -253,8 +256,7 @@ class Spaces:
 
 
 class Compaction:
-    """One compaction with the mutators at work: who has claimed which piece, and how faults are
-    answered."""
+    """One compaction while the mutators run: who claims which piece, and resolves faults."""
 
     def __init__(self, heap: Heap, spaces: Spaces, way: Way, daemon: Daemon) -> None:
         self.heap = heap
@@ -262,7 +264,7 @@ class Compaction:
         self.way = way
         self.pieces = spaces.pieces(PIECE)
         self.piece_of = [piece for piece in self.pieces for _ in range(piece.length // PAGE)]
-        self.passed = trio.Event()  # nobody uses from-space any more
+        self.passed = trio.Event()  # set when no mutator uses from-space any more
         self.cpu = 0.0  # seconds, of worker threads
         daemon.guard(
             spaces.to_space,
@@ -290,12 +292,12 @@ class Compaction:
             await piece.arrived.wait()
 
     def policy(self, _: Fault) -> Action:
-        """A mutator has come to a page before the compactor."""
-        return Perform(self.answer)
+        """A mutator touched a page before the compactor moved it."""
+        return Perform(self.resolve)
 
-    async def answer(self, _: Userfaultfd, fault: Fault) -> Outcome:
-        # Another mutator may still write to this page at its old address.  It goes over to the new
-        # ones at its next operation, and does not wait for anybody meanwhile: so this ends.
+    async def resolve(self, _: Userfaultfd, fault: Fault) -> Outcome:
+        # Another mutator may still write to this page at its old address.  It switches at its next
+        # operation, and waits for nothing before that, so this wait ends.
         await self.passed.wait()
         piece = self.piece_of[fault.page]
         if piece.arrived is None:
@@ -305,14 +307,14 @@ class Compaction:
         return self.way.outcome
 
     async def carry(self, pieces: list[Piece]) -> None:
-        """Carry pieces that nobody has claimed before."""
+        """Claim and carry pieces that are not claimed yet."""
         arrived = trio.Event()
         for piece in pieces:
-            piece.arrived = arrived  # only trio's thread claims, so that it takes no lock
+            piece.arrived = arrived  # claimed in trio's thread only, so no lock is needed
         if len(pieces) == 1 and self.way.at_once:
             self.way.carry(self.uffd, self.spaces.from_space, pieces)
         else:
-            with trio.CancelScope(shield=True):  # what was claimed is carried
+            with trio.CancelScope(shield=True):  # a claimed piece must arrive
                 self.cpu += await trio.to_thread.run_sync(self.timed, pieces)
         arrived.set()
 
@@ -323,7 +325,7 @@ class Compaction:
 
 
 def stop_the_world(heap: Heap, spaces: Spaces) -> float:
-    """The same without a userfaultfd; the processor time that it took."""
+    """The same without a userfaultfd.  Returns the CPU time in seconds."""
     began = time.thread_time()
     heap.call("pause")
     for dst, src, length in joined(spaces.pieces(PIECE)):
@@ -340,24 +342,24 @@ def resident() -> int:
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Rss:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("smaps_rollup says nothing of Rss")
+    raise RuntimeError("no Rss in smaps_rollup")
 
 
 async def measure(library: ctypes.CDLL, way: str, options: argparse.Namespace) -> Figures:
-    """Make a heap, compact it once in this way, and look whether anything was lost."""
+    """Make a heap, compact it once in this way, and check that no write was lost."""
     live, total = scatter(options.pages, options.run)
     async with AsyncExitStack() as stack:
-        # Memory first: the daemon has to end before what it guards is unmapped.
+        # Memory first: the daemon has to end before the memory is unmapped.
         to_space = stack.enter_context(Memory.map(len(live) * PAGE, dont_fork=True))
         from_space = stack.enter_context(Memory.map(total * PAGE, dont_fork=True))
         for space in (to_space, from_space):
-            space.advise(Advice.NOHUGEPAGE)  # only whole huge pages would move as fast
-        from_space.touch(write=True)  # garbage takes memory, too
+            space.advise(Advice.NOHUGEPAGE)  # only whole huge pages move as fast
+        from_space.touch(write=True)  # garbage takes memory too
         old = array("Q", (from_space.start + page * PAGE for page in live))
         heap = stack.enter_context(Heap(library, old, options.threads))
         spaces = Spaces(from_space, to_space, live)
         daemon = await stack.enter_async_context(open_daemon())
-        async with heap.mutators_at_work():
+        async with heap.mutators_running():
             await trio.sleep(0.05)
             before = resident()
             heap.call("record", 1)
@@ -393,20 +395,20 @@ async def measure(library: ctypes.CDLL, way: str, options: argparse.Namespace) -
 
 
 def main() -> int:
-    """Compact in all ways, in turns; the exit status says whether anything was lost."""
+    """Compact in each way, in turn; the exit status is 1 if a write was lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--pages", type=int, default=16384, help="live pages (default: 16384, 64 MiB)")
-    add("--run", type=int, default=64, help="of them that lie together, on average (default: 64)")
+    add("--run", type=int, default=64, help="average run of adjacent live pages (default: 64)")
     add("--threads", type=int, default=2, choices=(1, 2, 3, 4), help="mutators (default: 2)")
-    add("--window", type=float, default=0.5, help="seconds that are measured (default: 0.5)")
-    add("--rounds", type=int, default=1, help="how often the ways take turns (default: 1)")
+    add("--window", type=float, default=0.5, help="seconds to measure (default: 0.5)")
+    add("--rounds", type=int, default=1, help="rounds through all ways (default: 1)")
     add("--json", type=Path, metavar="FILE", help="write all figures")
-    add("--plot", type=Path, metavar="FILE", help="draw them (takes matplotlib)")
+    add("--plot", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
     options = parser.parse_args()
     for path in (options.json, options.plot):
         if path is not None and not path.parent.is_dir():
-            parser.error(f"{path.parent} is no folder")
+            parser.error(f"{path.parent} is not a directory")
     with tempfile.TemporaryDirectory() as folder:
         library = compile_heap(folder)
         rounds = [

@@ -1,6 +1,6 @@
-"""A policy of your own: pages that say where they are.
+"""Write a policy: each page contains its own number.
 
-Run it as it stands; it prints a page that nobody ever wrote.
+Prints the beginning of page 42, which no code ever wrote.
 """
 
 import trio
@@ -10,7 +10,7 @@ from uffdaemon import BytesSource, Fault, Memory, actions
 
 
 def page_numbers(fault: Fault) -> uffdaemon.Action | None:
-    """Every missing page holds its own number; other faults are not answered."""
+    """A missing page contains its number.  Other kinds of fault are not this policy's."""
     if fault.kind is not uffdaemon.FaultKind.MISSING:
         return None
     page = f"page {fault.page:4d}\n".encode().ljust(4096, b".")

@@ -1,7 +1,7 @@
-"""A numpy array of 4 GiB whose pieces are decompressed when somebody first looks at them.
+"""A numpy array of 4 GiB whose parts are decompressed when they are first touched.
 
-The file holds chunks of 1 MiB, each compressed by itself.  A process that the library starts
-imports this module, and decodes; the numpy code below knows nothing of that.
+The file contains chunks of 1 MiB, each compressed by itself.  The library starts a process that
+imports this module and decodes chunks; the numpy code in this process is ordinary.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MiB = 1 << 20
 CHUNK = MiB
 CHUNKS = 4096
 SIZE = CHUNK * CHUNKS
-STEP = 1024  # elements in a row that are equal, so that the file is small
-ROUND = 16  # chunks after which all begins anew, so that it is written in no time
+STEP = 1024  # equal elements in a row, so that the file is small
+ROUND = 16  # chunks after which the contents repeat, so that the file is written fast
 INDEX = struct.Struct(f"<{CHUNKS + 1}Q")
 IMAGE = "NUMPY_LAZY_IMAGE"
 
@@ -47,7 +47,7 @@ IMAGE = "NUMPY_LAZY_IMAGE"
 
 
 class Image:
-    """The file: where each chunk begins, where the last one ends, and the chunks."""
+    """The file: the offsets of the chunks, the end of the last one, and the chunks."""
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY)
@@ -58,14 +58,14 @@ class Image:
         return zlib.decompress(os.pread(self._fd, end - start, start))
 
     async def fetch(self, offset: int, length: int) -> bytes:
-        """Decode in a worker thread: zlib releases the GIL, and others wait for other chunks."""
+        """Decode in a worker thread.  zlib releases the GIL, so chunks are decoded in parallel."""
         number, within = divmod(offset, CHUNK)
         chunk = await trio.to_thread.run_sync(self._decode, number)
         return chunk[within : within + length]
 
 
 def policy() -> FaultAround:
-    """What the name ``numpy_lazy:policy()`` makes.  One decoding fills the whole chunk."""
+    """The policy by the name ``numpy_lazy:policy()``.  One fault fills a whole chunk."""
     source = AsyncSource(Image(os.environ[IMAGE]).fetch, SIZE)
     return FaultAround(CopyFrom(source), pages=CHUNK // 4096)
 
@@ -74,12 +74,12 @@ def policy() -> FaultAround:
 
 
 def value(index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What the array holds at an index."""
+    """The array's element at an index."""
     return index // STEP % (ROUND * CHUNK // 4 // STEP)
 
 
 def write_image(path: Path) -> None:
-    import numpy as np  # noqa: PLC0415  # the other process has no use for it
+    import numpy as np  # noqa: PLC0415  # the other process does not need it
 
     every = value(np.arange(ROUND * CHUNK // 4)).astype("<u4").tobytes()
     packed = [zlib.compress(every[at : at + CHUNK], 1) for at in range(0, len(every), CHUNK)]
@@ -94,11 +94,11 @@ def write_image(path: Path) -> None:
 
 
 def compute(region: GuardedRegion) -> None:
-    """Ordinary numpy code.  Its arrays end with it, so that the memory can be closed."""
+    """Ordinary numpy code.  Its arrays end with it, and the memory can be closed."""
     import numpy as np  # noqa: PLC0415
 
     flat = region.array("<u4", readonly=True)
-    rows = flat.reshape(CHUNKS, -1)  # a row for each chunk
+    rows = flat.reshape(CHUNKS, -1)  # a row is a chunk
 
     total = int(rows[100:116].sum(dtype=np.int64))
     assert total == int(value(np.arange(100 * rows.shape[1], 116 * rows.shape[1])).sum())
@@ -106,11 +106,11 @@ def compute(region: GuardedRegion) -> None:
 
     picks = np.arange(7, flat.size, flat.size // 32)
     assert (flat[picks] == value(picks)).all()
-    print(f"{len(picks)} elements, picked all over it, are right")
+    print(f"{len(picks)} elements from all over the array are right")
 
-    highest = int(rows[2000:2016, ::STEP].max())
-    assert highest == ROUND * CHUNK // 4 // STEP - 1
-    print(f"the highest of 16 more rows is {highest}")
+    largest = int(rows[2000:2016, ::STEP].max())
+    assert largest == ROUND * CHUNK // 4 // STEP - 1
+    print(f"the largest element of 16 more rows is {largest}")
 
 
 async def main() -> None:
@@ -119,23 +119,23 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "image")
         write_image(path)
-        os.environ[IMAGE] = str(path)  # the other process inherits it
+        os.environ[IMAGE] = str(path)  # inherited by the other process
         with Memory.map(SIZE) as memory:
             async with open_daemon() as daemon:
                 region = daemon.guard(
                     memory,
                     "numpy_lazy:policy()",
                     placement="external",
-                    on_failure=actions.Poison(),  # of a damaged chunk: SIGBUS, and no endless wait
+                    on_failure=actions.Poison(),  # a damaged chunk is SIGBUS, not an endless wait
                     name="image",
                 )
                 worker = daemon.external[region]
-                await worker.ready()  # says why, if the policy cannot be had
+                await worker.ready()  # raises the reason if the policy cannot be loaded
                 compute(region)
                 await worker.refresh()
-                brought = daemon.statistics().bytes_done[Outcome.COPIED]
-    print(f"{brought // MiB} of {SIZE // MiB} MiB came into being")
-    assert brought == (16 + 32 + 16) * CHUNK
+                decoded = daemon.statistics().bytes_done[Outcome.COPIED]
+    print(f"{decoded // MiB} of {SIZE // MiB} MiB were decoded")
+    assert decoded == (16 + 32 + 16) * CHUNK
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < SIZE // 8
 
 

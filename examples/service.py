@@ -1,7 +1,7 @@
-"""A service that owns memory and serves requests, with the daemon inside of it.
+"""A service with the daemon inside: one trio program serves requests and page faults.
 
-Records live in guarded memory and come from a slow store the first time somebody asks for them.
-The same trio program answers page faults, takes requests over a socket, and says how it is doing.
+Records lie in guarded memory, and are fetched from a slow store when they are first read.  Clients
+ask for a record by its number, or for the statistics.
 """
 
 import json
@@ -18,7 +18,7 @@ SIZE = RECORD * RECORDS
 
 
 async def slow_store(offset: int, length: int) -> bytes:
-    """Stands for a database or an object store: it takes its time for each request."""
+    """Stands for a database or an object store: each request takes a while."""
     await trio.sleep(0.005)
     first, count = offset // RECORD, length // RECORD
     return b"".join(
@@ -28,19 +28,19 @@ async def slow_store(offset: int, length: int) -> bytes:
 
 
 class Service:
-    """Answers lines: a record's number, or ``statistics``."""
+    """Each request is a line: a record's number, or ``statistics``."""
 
     def __init__(self, daemon: Daemon, memory: Memory) -> None:
         self._daemon = daemon
         self._memory = memory
 
-    async def answer(self, request: str) -> str:
+    async def reply(self, request: str) -> str:
         if request == "statistics":
             statistics = self._daemon.statistics().as_dict()
             return json.dumps({name: statistics[name] for name in ("faults", "bytes")})
         if not request.isdigit() or int(request) >= RECORDS:
             return f"error: no record {request!r}"
-        # In a worker thread: it may wait for its page, while the loop fetches that.
+        # In a worker thread, which may wait for its page while the loop fetches it.
         data = await trio.to_thread.run_sync(self._memory.read, int(request) * RECORD, RECORD)
         number, text = struct.unpack(f"<Q{RECORD - 8}s", data)
         return f"{number}: {text.rstrip(bytes(1)).decode()}"
@@ -50,8 +50,8 @@ class Service:
         async for received in stream:
             *lines, buffer = (buffer + received).split(b"\n")
             for line in lines:
-                answer = await self.answer(line.decode(errors="replace").strip())
-                await stream.send_all(answer.encode() + b"\n")
+                reply = await self.reply(line.decode(errors="replace").strip())
+                await stream.send_all(reply.encode() + b"\n")
 
 
 async def main() -> None:
@@ -72,10 +72,10 @@ async def ask(port: int) -> None:
     async with stream:
         for request in ("7", "8", "4095", "oops", "statistics"):
             await stream.send_all(request.encode() + b"\n")
-            answer = b""
-            while not answer.endswith(b"\n"):
-                answer += await stream.receive_some()
-            print(f"{request} -> {answer.decode()}", end="")
+            reply = b""
+            while not reply.endswith(b"\n"):
+                reply += await stream.receive_some()
+            print(f"{request} -> {reply.decode()}", end="")
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_it_restores_a_database_that_sqlite_queries() -> None:
     ended = run()
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "client: SQLite answers [('" in ended.stdout
+    assert "client: SQLite finds ['weakref.py']" in ended.stdout
     assert "the restored memory equals" in ended.stdout
     [touched] = [line for line in ended.stdout.splitlines() if line.startswith("daemon: ")]
-    brought, _, total = touched.split()[1:4]
-    assert 0 < int(brought) < int(total) / 2
+    copied, _, total = touched.split()[1:4]
+    assert 0 < int(copied) < int(total) / 2
 
 
 @pytest.mark.parametrize("size", [1, 4096, 1_000_001])

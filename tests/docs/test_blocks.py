@@ -31,8 +31,13 @@ class Block:
 
     name: str
     kind: str
+    """What its fence says, or "file"."""
     code: str
     files: dict[str, str]
+
+    @property
+    def language(self) -> str:
+        return "python" if self.kind == "file" else self.kind
 
 
 def blocks() -> list[Block]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import FunctionType, ModuleType
 
 import pytest
 
+from tests.docs.test_blocks import BLOCKS
 from tests.paths import ROOT
 
 PAGES = ROOT / "docs" / "reference"
@@ -65,3 +68,33 @@ def test_every_public_name_is_in_the_reference() -> None:
     wanted = {f"{home}.{name}" for home in HOMES for name in public_names(home)}
     # A module within a home has a page of its own.
     assert sorted(wanted - found - set(HOMES)) == []
+
+
+def programs() -> list[tuple[str, str]]:
+    """The examples, and the Python of the pages."""
+    found = [(path.name, path.read_text()) for path in sorted((ROOT / "examples").glob("*.py"))]
+    return found + [(block.name, block.code) for block in BLOCKS if block.language == "python"]
+
+
+def used_names(code: str) -> Iterator[tuple[str, str]]:
+    """What a program takes from this library: (module, name)."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "uffdaemon":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("uffdaemon."):
+                    yield ("uffdaemon", alias.name.removeprefix("uffdaemon."))
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "uffdaemon"
+        ):
+            yield ("uffdaemon", node.attr)
+
+
+def test_docs_and_examples_use_public_names_only() -> None:
+    public = {(home, name) for home in HOMES for name in public_names(home)}
+    public |= {("uffdaemon", home.removeprefix("uffdaemon.")) for home in HOMES}
+    used = {(where, *name) for where, code in programs() for name in used_names(code)}
+    assert sorted(use for use in used if use[1:] not in public) == []

@@ -87,7 +87,7 @@ def test_a_damaged_object_of_the_heap_is_noticed(tmp_path: Path) -> None:
     if found is None:
         pytest.skip("no C compiler; on Debian: apt install gcc")
     library = tmp_path / "heap.so"
-    source = EXAMPLES / "compacting" / "heap.c"
+    source = EXAMPLES / "moving_heap" / "heap.c"
     subprocess.run([found, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     heap_c = ctypes.CDLL(str(library))
     heap_c.heap_new.restype = ctypes.c_void_p
@@ -107,10 +107,10 @@ def test_of_an_array_only_what_is_looked_at_is_decoded() -> None:
     assert first.startswith("4096 MiB, compressed to ")
     assert found == [
         "the sum of 16 rows is 8587837440",
-        "32 elements, picked all over it, are right",
-        "the highest of 16 more rows is 4095",
+        "32 elements from all over the array are right",
+        "the largest element of 16 more rows is 4095",
     ]
-    assert last == "64 of 4096 MiB came into being"
+    assert last == "64 of 4096 MiB were decoded"
 
 
 def test_without_numpy_the_array_says_what_is_missing() -> None:

@@ -1,4 +1,4 @@
-"""What a compaction came to: its figures, their table and their plot."""
+"""The figures of a compaction, their table and their plot."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from typing import Final
 
 MIB: Final = 1 << 20
 LEGEND: Final = """
-compaction: from the switch to new addresses until the old memory is unmapped
-cpu: of the compactor and the daemon in that time
-operation: from when one was due until it was done, meanwhile and a little longer
-faults: of mutators that came to a page before the compactor
-resident: of this process, before and after
+compaction: from the switch to the new addresses until the old memory is unmapped
+cpu: CPU time of the compactor and the daemon in that time
+operation: from its scheduled time until it was done, while compacting and a little longer
+faults: of mutators that touched a page before the compactor moved it
+resident: memory of this process, before and after
 wrong: objects that lost a write
-Under 1, move is better:"""
+Below 1, move is better:"""
 BUCKETS: Final = 48 * 16
-"""Of the histogram in heap.h: 16 for each power of two."""
+"""Buckets of the histogram in heap.h: 16 for each power of two."""
 
 
 def bucket_end(bucket: int) -> float:
-    """The latency, in µs, that everything in a bucket stays below."""
+    """The upper bound of a bucket, in µs."""
     doubled = max(bucket // 16 - 1, 0)
     return ((bucket + 1 - 16 * doubled) << doubled) / 1000
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one compaction came to."""
+    """The figures of one compaction."""
 
     way: str
     seconds: float
-    """From the beginning until from-space is unmapped."""
+    """From the switch to new addresses until from-space is unmapped."""
     cpu_seconds: float
-    """Processor time of the compactor and of the daemon, in that time."""
+    """CPU time of the compactor and the daemon in that time."""
     p50: float
-    """µs from when an operation was due until it was done."""
+    """µs from an operation's scheduled time until it was done."""
     p99: float
     worst: float
     faults: int
     resident_before: int
-    """Bytes of this process in memory."""
+    """Resident bytes of this process."""
     resident_after: int
     operations: int
     wrong: int
-    """Objects that do not hold what the mutators have made of them."""
+    """Objects that do not contain what the mutators wrote."""
     histogram: list[int] = field(repr=False)
 
 
 def percentile(histogram: list[int], share: float) -> float:
-    """The latency, in µs, that so large a share of all operations stays below."""
+    """The latency, in µs, that `share` of all operations (0 to 1) stay below."""
     left = share * sum(histogram)
     for bucket, count in enumerate(histogram):
         left -= count
@@ -89,11 +89,11 @@ def print_table(ways: Sequence[str], rounds: list[list[Figures]]) -> None:
 
 
 def draw(ways: Sequence[str], rounds: list[list[Figures]], path: Path) -> None:
-    """How many operations took longer than so long, and how long the compaction took."""
+    """Plot how many operations took longer than a given time, and how long the compaction took."""
     try:
         import matplotlib as mpl  # noqa: PLC0415  # optional
     except ImportError:
-        print("no plot: there is no matplotlib; pip install matplotlib brings it")
+        print("no plot: matplotlib is not installed; pip install matplotlib")
         return
     mpl.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
@@ -105,9 +105,9 @@ def draw(ways: Sequence[str], rounds: list[list[Figures]], path: Path) -> None:
         left.plot([bucket_end(bucket) for bucket in range(BUCKETS)], slower, label=way)
         right.bar(way, statistics.median(one.seconds * 1e3 for one in figures))
     left.set(xscale="log", yscale="log", xlim=(0.05, 1e6), ylim=(1e-6, 1))
-    left.set(xlabel="µs", ylabel="share of operations that took longer than that")
+    left.set(xlabel="µs", ylabel="share of operations that took longer")
     left.legend()
-    left.set_title("mutators, while the heap is compacted")
+    left.set_title("mutators while the heap is compacted")
     right.set(ylabel="ms")
     right.set_title("compaction")
     right.tick_params(axis="x", rotation=20)

@@ -21,7 +21,7 @@ static struct object *resolve(const struct heap *heap, unsigned generation, uint
     return (struct object *)(uintptr_t)page + number % OBJECTS_PER_PAGE;
 }
 
-/* -- making it -------------------------------------------------------------------------------- */
+/* -- making the heap --------------------------------------------------------------------------- */
 
 struct heap *heap_new(const uint64_t *addresses, uint64_t pages, unsigned mutators,
                       uint64_t interval)
@@ -45,7 +45,7 @@ struct heap *heap_new(const uint64_t *addresses, uint64_t pages, unsigned mutato
             heap_free(heap);
             return NULL;
         }
-        /* Written, so that all of it is there before anything is measured. */
+        /* Written now, so that no page of it is missing when the measurement starts. */
         for (uint64_t object = 0; object < heap->objects; object++)
             mutator->expected[object] = (struct expected){0, object};
     }
@@ -72,14 +72,14 @@ void heap_free(struct heap *heap)
 
 static uint64_t draw(struct mutator *self)
 {
-    /* xorshift64: the same objects in every run, in an order that no prefetcher guesses. */
+    /* xorshift64: the same objects in every run, in an order that no prefetcher predicts. */
     self->random ^= self->random << 13;
     self->random ^= self->random >> 7;
     self->random ^= self->random << 17;
     return self->random;
 }
 
-/* Reads, modifies and writes one object.  Any access may be a page fault, and wait. */
+/* Reads, modifies and writes one object.  Any access may fault and wait. */
 static void operate(struct mutator *self, unsigned generation)
 {
     const struct heap *heap = self->heap;
@@ -128,8 +128,8 @@ static void *mutate(void *argument)
 
         if (atomic_load(&heap->pausing))
             stand_still(heap);
-        /* Nothing of the operation before is held any more: this is where a mutator goes over to
-         * a new generation, and says so.  It never waits for that. */
+        /* No pointer of the previous operation is left: here a mutator switches to a new
+         * generation, and publishes that it has.  It never waits for this. */
         generation = atomic_load(&heap->generation);
         atomic_store(&self->generation, generation);
         if (nanoseconds() < due) {
@@ -137,8 +137,8 @@ static void *mutate(void *argument)
             continue;
         }
         operate(self, generation);
-        /* From when it was due: whoever was kept from working is late with all that piled up, and
-         * a pause that only one operation runs into is not made to look small. */
+        /* Measured from the scheduled time: after a pause, every operation that piled up counts as
+         * late, so that a pause is not hidden by the one operation that met it. */
         if (due >= measured_from)
             record(self, nanoseconds() - due);
         due += heap->interval;
@@ -156,7 +156,7 @@ int heap_start(struct heap *heap)
         struct mutator *mutator = &heap->mutator[number];
         int error = pthread_create(&mutator->thread, NULL, mutate, mutator);
         if (error) {
-            heap->mutators = number; /* no more than these are there to be stopped */
+            heap->mutators = number; /* only these can be stopped */
             heap_stop(heap);
             return error;
         }
@@ -171,7 +171,7 @@ void heap_stop(struct heap *heap)
         pthread_join(heap->mutator[number].thread, NULL);
 }
 
-/* -- what the compactor asks of them ---------------------------------------------------------- */
+/* -- called by the compactor ------------------------------------------------------------------- */
 
 void heap_flip(struct heap *heap, const uint64_t *addresses)
 {
@@ -202,7 +202,7 @@ void heap_resume(struct heap *heap)
         sched_yield();
 }
 
-/* -- what came of it -------------------------------------------------------------------------- */
+/* -- results ----------------------------------------------------------------------------------- */
 
 void heap_record(struct heap *heap, int on)
 {
