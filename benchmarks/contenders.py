@@ -28,7 +28,7 @@ from benchmarks.turns import (
     rereading,
     sleeping,
 )
-from uffdaemon.serving import REREADS
+from uffdaemon.daemon.entry import REREADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

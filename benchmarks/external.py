@@ -31,7 +31,7 @@ from benchmarks.turns import (
     sleeping,
     touch_unguarded,
 )
-from uffdaemon.serving import REREADS
+from uffdaemon.daemon.entry import REREADS
 
 BACK_TO_BACK = Client(pages=4608, warm=512)
 APART = Client(pages=600, warm=100, gap_us=500)

@@ -28,7 +28,7 @@ from uffdaemon import (
     Userfaultfd,
     open_daemon,
 )
-from uffdaemon.serving import REREADS
+from uffdaemon.daemon.entry import REREADS
 
 POPULATE_READ = 22
 """MADV_POPULATE_READ, which the mmap module does not name: madvise(2)."""

@@ -4,8 +4,8 @@ from importlib.metadata import version
 
 from uffdaemon import actions, errors
 from uffdaemon.actions import Action, Fallback, Hold, Perform, Source, Span
-from uffdaemon.causes import Cause, Moved, Run
-from uffdaemon.daemon import Daemon
+from uffdaemon.daemon.daemon import Daemon
+from uffdaemon.daemon.entry import open_daemon, serve
 from uffdaemon.errors import (
     KernelRefusal,
     MoveRefused,
@@ -16,40 +16,37 @@ from uffdaemon.errors import (
     UffdaemonError,
     UsageError,
 )
-from uffdaemon.events import Event, FaultKind, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
-from uffdaemon.features import Features, IoctlSet, RegisterMode
-from uffdaemon.foretelling import can_move
-from uffdaemon.guarded import GuardedRegion
+from uffdaemon.guard.guarded_region import GuardedRegion
 from uffdaemon.hooks import Hooks, Resolved, Veto
-from uffdaemon.leaving import Shutdown
-from uffdaemon.ledger import OpenFault
-from uffdaemon.memory import Advice, Memory, MemoryType
-from uffdaemon.mover import copy_exactly, move, move_in_trio, move_many
-from uffdaemon.opening import supported_features
-from uffdaemon.outcomes import Code, Operation, Outcome, Result, Status
-from uffdaemon.pagemap import PageCategory, PageRange, scan_pages
-from uffdaemon.placement import Placement, Resolver, Watchdog
+from uffdaemon.kernel.descriptor import supported_features
+from uffdaemon.kernel.memory import Advice, Memory, MemoryType
+from uffdaemon.kernel.page_scan import PageCategory, PageRange, scan_pages
+from uffdaemon.kernel.userfaultfd import Userfaultfd
+from uffdaemon.model.ledger import OpenFault
+from uffdaemon.model.region import Fault, Policy, Region, Retry
+from uffdaemon.model.statistics import Statistics
+from uffdaemon.moves.calls import copy_exactly, move, move_in_trio, move_many
+from uffdaemon.moves.preview import can_move
+from uffdaemon.moves.staging import Staging
+from uffdaemon.placement import Placement, Resolver, Shutdown, Watchdog
 from uffdaemon.policy import (
     ByKind,
     ByRange,
     Continue,
     CopyFrom,
-    Fault,
     FaultAround,
     FirstOf,
     MoveOrCopy,
     Poison,
-    Policy,
     StrictMove,
     Unprotect,
     ZeroPage,
 )
-from uffdaemon.region import Region, Retry
-from uffdaemon.serving import open_daemon, serve
 from uffdaemon.sources import AsyncSource, BytesSource, FileSource
-from uffdaemon.staging import Staging
-from uffdaemon.statistics import Statistics
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon.uapi.events import Event, FaultKind, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
+from uffdaemon.uapi.features import Features, IoctlSet, RegisterMode
+from uffdaemon.uapi.moved import Cause, Moved, Run
+from uffdaemon.uapi.outcomes import Code, Operation, Outcome, Result, Status
 
 __version__ = version("uffdaemon")
 

@@ -6,16 +6,17 @@ actions of a whole batch can be sorted, merged and carried out in one call.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from typing_extensions import Buffer
 
-    from uffdaemon.outcomes import Outcome
-    from uffdaemon.policy import Fault
-    from uffdaemon.uffd import Userfaultfd
+    from uffdaemon.kernel.userfaultfd import Userfaultfd
+    from uffdaemon.model.region import Fault
+    from uffdaemon.uapi.outcomes import Outcome
 
 
 class Span(NamedTuple):

@@ -7,11 +7,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uffdaemon import __version__
 from uffdaemon.check import examine, render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _DESCRIPTION: Final = "Answers the page faults of Linux userfaultfd from Python."
 _CHECK: Final = "say what this kernel and this user can do, and what mends what is missing"

@@ -12,10 +12,12 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from uffdaemon.uapi.moved import Cause, Moved, Run
+from uffdaemon.uapi.outcomes import Code, Outcome
+
 if TYPE_CHECKING:
-    from uffdaemon.causes import Cause, Moved
-    from uffdaemon.features import Features
-    from uffdaemon.outcomes import Result
+    from uffdaemon.uapi.features import Features
+    from uffdaemon.uapi.outcomes import Result
 
 
 class UffdaemonError(Exception):
@@ -310,3 +312,14 @@ class WorkerFailure(PolicyError):
     def __init__(self, policy: str, error_type: str, text: str) -> None:
         self.error_type = error_type
         super().__init__(policy, f"failed in its worker: {error_type}: {text}")
+
+
+def error_of(result: Result) -> OperationError:
+    """The error for the result of one ioctl that FAILED."""
+    if result.operation.code is not Code.MOVE or result.error != errno.EBUSY:
+        return OperationError(result.error, result)
+    rest, done = result.rest, result.done
+    runs = [Run(result.address, result.operation.src, done, Outcome.MOVED)] if done else []
+    cause = Cause.NOT_EXCLUSIVE
+    runs.append(Run(rest.dst, rest.src, rest.length, Outcome.FAILED, cause, result.error))
+    return PageNotExclusive(result.error, result, cause, Moved(tuple(runs)))

@@ -1,9 +1,9 @@
 """Carrying actions out: one handler for each userfaultfd.
 
 The way of a fault that rules do not cover: `answer` takes what was read and lets the ledger know;
-`uffdaemon.deciding` asks the policy and the hooks; `carry_out` turns the action into a step, or
-hands it to a task where it has to wait; `flush` issues all steps of the batch in one call; `settle`
-books what came of each.  A fault leaves in `resolve`, and in no other place.
+`uffdaemon.engine.decide` asks the policy and the hooks; `carry_out` turns the action into a step,
+or hands it to a task where it has to wait; `flush` issues all steps of the batch in one call;
+`settle` books what came of each.  A fault leaves in `resolve`, and in no other place.
 
 Nothing here waits: everything between reading a message and recording its fault, and between
 issuing an operation and booking its result, happens without a checkpoint.
@@ -29,40 +29,33 @@ from uffdaemon.actions import (
     Wake,
     Zero,
 )
-from uffdaemon.causes import error_of
-from uffdaemon.changes import apply_event
-from uffdaemon.deciding import decide
-from uffdaemon.events import FaultKind, PageFault
-from uffdaemon.failing import comes_back, fail, hold, release_held
+from uffdaemon.engine.apply_events import apply_event
+from uffdaemon.engine.decide import decide
+from uffdaemon.engine.failures import comes_back, fail, hold, release_held
+from uffdaemon.engine.move_faults import after_copy, empty, issue, refused, verify
+from uffdaemon.errors import error_of
 from uffdaemon.hooks import HookCalls, Resolved
-from uffdaemon.ledger import Ledger, Waiting
-from uffdaemon.memory import check_own
-from uffdaemon.moving import after_copy, empty, issue, refused, verify
-from uffdaemon.outcomes import (
-    OUTCOME_OF_CODE,
-    Code,
-    Operation,
-    Outcome,
-    Result,
-    Status,
-)
-from uffdaemon.plan import Step, merge, narrow, operation, target
-from uffdaemon.policy import Fault, policy_name
-from uffdaemon.region import PAGE_SIZE, Region
-from uffdaemon.regions import RegionTable, nowhere
-from uffdaemon.repeats import MAX_CLAIMS, MAX_REPEATS, Repeats
+from uffdaemon.kernel.own_memory import check_own
+from uffdaemon.model.batch import Step, merge, narrow, operation, target
+from uffdaemon.model.ledger import Ledger, Waiting
+from uffdaemon.model.refaults import MAX_CLAIMS, MAX_REPEATS, Repeats
+from uffdaemon.model.region import Fault, Region, policy_name
+from uffdaemon.model.region_table import RegionTable, nowhere
+from uffdaemon.model.statistics import Counters
+from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.sources import zeros
-from uffdaemon.statistics import Counters
+from uffdaemon.uapi.events import FaultKind, PageFault
+from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Result, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from structlog.stdlib import BoundLogger
 
-    from uffdaemon.events import Change, Event, ForkEvent
+    from uffdaemon.engine.tasks import SlowWork
     from uffdaemon.hooks import Hooks
-    from uffdaemon.slow import SlowWork
-    from uffdaemon.uffd import CarryOut, Userfaultfd
+    from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
+    from uffdaemon.uapi.events import Change, Event, ForkEvent
 
 _clock = time.perf_counter_ns
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from uffdaemon.actions import Action
-    from uffdaemon.events import Event
-    from uffdaemon.outcomes import Outcome
-    from uffdaemon.policy import Fault
-    from uffdaemon.statistics import Counters
+    from uffdaemon.model.region import Fault
+    from uffdaemon.model.statistics import Counters
+    from uffdaemon.uapi.events import Event
+    from uffdaemon.uapi.outcomes import Outcome
 
 
 @dataclass(frozen=True, slots=True)

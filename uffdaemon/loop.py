@@ -13,34 +13,30 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from uffdaemon.events import PageFault, parse
-from uffdaemon.failing import answered_anew, refused_in_c, release_held
+from uffdaemon.engine.failures import answered_anew, refused_in_c, release_held
+from uffdaemon.engine.observers import AsyncHooks
+from uffdaemon.engine.shutdown import abandon, poison_open_faults, warn_of_closing, would_read_zeros
+from uffdaemon.engine.tasks import SlowWork
 from uffdaemon.hooks import Resolved
-from uffdaemon.leaving import (
-    Shutdown,
-    abandon,
-    poison_open_faults,
-    warn_of_closing,
-    would_read_zeros,
-)
-from uffdaemon.ledger import Waiting
+from uffdaemon.model.ledger import Waiting
+from uffdaemon.model.region import Fault
 from uffdaemon.native.ports import MESSAGE_BATCH
-from uffdaemon.outcomes import OUTCOME_OF_CODE, Code, Outcome
-from uffdaemon.policy import Fault
-from uffdaemon.post import Post
-from uffdaemon.publishing import Publisher
-from uffdaemon.slow import AsyncHooks, SlowWork
+from uffdaemon.placement import Shutdown
+from uffdaemon.ports.endpoint import Post
+from uffdaemon.rules.publisher import Publisher
+from uffdaemon.uapi.events import PageFault, parse
+from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uffdaemon.events import ForkEvent
     from uffdaemon.handlers import Handler
+    from uffdaemon.model.region_table import RegionTable
+    from uffdaemon.model.statistics import Counters
     from uffdaemon.native.ports import Record
     from uffdaemon.placement import Resolver
-    from uffdaemon.post import Staff
-    from uffdaemon.regions import RegionTable
-    from uffdaemon.statistics import Counters
+    from uffdaemon.ports.endpoint import Staff
+    from uffdaemon.uapi.events import ForkEvent
 
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""

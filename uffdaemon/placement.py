@@ -67,3 +67,14 @@ class Watchdog:
             raise ValueError(f"the watchdog waits {self.after} s: more than 0 is needed")
         if self.then not in get_args(Then):
             raise ValueError(f"then is 'report', 'poison' or 'exit', not {self.then!r}")
+
+
+class Shutdown(Enum):
+    """What a daemon that ends does about the faults that are open then."""
+
+    HOLD = "hold"
+    """Nothing: their threads wait on, for a successor with the same descriptor that wakes them."""
+    RESOLVE = "resolve"
+    """Answer them first, as far as that is done in time; hold the others."""
+    POISON = "poison"
+    """Their threads get SIGBUS."""

@@ -8,48 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from uffdaemon import actions
 from uffdaemon.actions import Action, Fallback, Fill, Source, Span
 from uffdaemon.errors import InvalidRange
-from uffdaemon.events import FaultKind
+from uffdaemon.model.batch import cut, window
+from uffdaemon.model.region import Fault, Policy, policy_name
+from uffdaemon.uapi.events import FaultKind
 
 if TYPE_CHECKING:
-    from uffdaemon.region import Region
-    from uffdaemon.uffd import Userfaultfd
+    from collections.abc import Iterable
 
-
-class Fault(NamedTuple):
-    """What a policy is told."""
-
-    address: int
-    """Bytes, aligned to the region's page size."""
-    kind: FaultKind
-    write: bool
-    """Whether the thread wants to write; False may also mean that nobody knows."""
-    thread: int
-    """The thread's id, 0 where THREAD_ID was not negotiated."""
-    exact_address: int
-    """What the kernel reported: the byte itself where EXACT_ADDRESS was negotiated."""
-    region: Region
-    read_at: int
-    """When the message was read, in nanoseconds of ``time.perf_counter_ns``."""
-
-    @property
-    def offset(self) -> int:
-        """Bytes from the start of the region."""
-        return self.address - self.region.start
-
-    @property
-    def page(self) -> int:
-        """The number of the page in the region."""
-        return (self.address - self.region.start) // self.region.page_size
-
-
-Policy: TypeAlias = Callable[[Fault], Action | None]
+    from uffdaemon.kernel.userfaultfd import Userfaultfd
 
 
 class HasStart(Protocol):
@@ -61,18 +33,6 @@ class HasStart(Protocol):
 
     @property
     def start(self) -> int: ...
-
-
-def policy_name(policy: Policy) -> str:
-    """What a policy is called in logs: its function's name, or its repr."""
-    name = getattr(policy, "__qualname__", None)
-    return name if isinstance(name, str) else shorten(repr(policy), 300)
-
-
-def shorten(text: str, length: int) -> str:
-    """`text`, its middle left out where it is longer than `length`."""
-    half = length // 2
-    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
 
 
 def moves(policy: Policy) -> bool:
@@ -252,10 +212,10 @@ def _within(action: Action | None, fault: Fault, limits: Reach) -> Action | None
     extent = action.extent
     if not isinstance(extent, Span):
         return replace(action, extent=window(fault, extent, *limits))
-    cut = _cut(fault, extent.offset, extent.offset + extent.length, limits)
+    part = cut(fault, extent.offset, extent.offset + extent.length, limits)
     # One that does not hold the fault is nonsense, and is refused as it came.
-    holds = cut.offset <= fault.offset < cut.offset + cut.length
-    return replace(action, extent=cut) if holds and cut != extent else action
+    holds = part.offset <= fault.offset < part.offset + part.length
+    return replace(action, extent=part) if holds and part != extent else action
 
 
 class Combinator(ABC):
@@ -407,18 +367,3 @@ class FaultAround(Combinator):
                 widened = replace(action, extent=self.pages)
             self._last = action, widened
         return _within(self._last[1], fault, limits), limits
-
-
-def window(fault: Fault, pages: int, low: int, high: int) -> Span:
-    """The window of `pages` pages around `fault`, aligned from the region's start, cut to the
-    pages of the region that begin from offset `low` up to `high` (bytes)."""
-    size = pages * fault.region.page_size
-    start = fault.offset - fault.offset % size
-    return _cut(fault, start, start + size, (low, high))
-
-
-def _cut(fault: Fault, start: int, end: int, limits: tuple[int, int]) -> Span:
-    page_size, length = fault.region.page_size, fault.region.length
-    low, high = (limit + -limit % page_size for limit in limits)
-    first = max(start, low)
-    return Span(first, min(end, high, length) - first)

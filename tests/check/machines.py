@@ -24,7 +24,7 @@ from uffdaemon.check.facts import (
     Reading,
 )
 from uffdaemon.check.judging import judge
-from uffdaemon.features import SINCE
+from uffdaemon.uapi.features import SINCE
 
 if TYPE_CHECKING:
     from uffdaemon.check.findings import Finding, Mark, Report

@@ -23,7 +23,7 @@ from tests.paths import ROOT
 from tests.support.deadline import DEADLINE
 from uffdaemon import cli
 from uffdaemon.check.facts import FILES, SYSCTL
-from uffdaemon.features import SINCE
+from uffdaemon.uapi.features import SINCE
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="takes root, to give up what root has: sudo -E make test"

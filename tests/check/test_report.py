@@ -31,7 +31,7 @@ from uffdaemon.check.facts import (
 )
 from uffdaemon.check.findings import Group, Mark
 from uffdaemon.check.text import render
-from uffdaemon.features import SINCE
+from uffdaemon.uapi.features import SINCE
 
 DOCUMENT = ROOT / "docs" / "privileges.md"
 

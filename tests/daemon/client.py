@@ -13,16 +13,18 @@ import socket
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 import trio
 
 from tests.daemon.support import content
 from tests.kernel.clib import Helpers
 from uffdaemon import Advice, Features, Memory, MemoryType, RegisterMode, Userfaultfd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uffdaemon import (
         Daemon,
         Memory,
         Region,
     )
-    from uffdaemon.external import ExternalServer
+    from uffdaemon.external.owner import ExternalServer
 
 POLICIES = "tests.daemon.external_policies:"
 

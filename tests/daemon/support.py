@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -20,6 +20,9 @@ from uffdaemon import (
     Resolved,
     Userfaultfd,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 PAGE = 4096
 HUGE = 2 << 20

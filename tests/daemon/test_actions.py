@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -53,6 +53,9 @@ from uffdaemon import (
     open_daemon,
     scan_pages,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # BUS_MCEERR_AR, or BUS_ADRERR from a kernel that was built without MEMORY_FAILURE.
 _POISONED = (4, 2)  # asm-generic/siginfo.h

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,7 +37,9 @@ from uffdaemon import (
 )
 
 if TYPE_CHECKING:
-    from uffdaemon.removing import Missing
+    from pathlib import Path
+
+    from uffdaemon.model.region import Missing
 
 REMOVE = Features.THREAD_ID | Features.EVENT_REMOVE
 

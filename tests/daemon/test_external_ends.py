@@ -38,8 +38,8 @@ from uffdaemon import (
     errors,
     open_daemon,
 )
-from uffdaemon.external import ExternalServer
-from uffdaemon.plans import ExternalOptions, ExternalPolicy
+from uffdaemon.external.owner import ExternalServer
+from uffdaemon.external.plan import ExternalOptions, ExternalPolicy
 
 # -- other processes' ends ---------------------------------------------------------------------
 

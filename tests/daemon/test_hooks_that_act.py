@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import trio.testing
 
@@ -27,6 +27,9 @@ from uffdaemon import (
     Userfaultfd,
     open_daemon,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PAGES = 16
 _libc = ctypes.PyDLL(None)

@@ -6,7 +6,7 @@ All of them with all that can be declared for failures: tests/fake/test_deciding
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -42,6 +42,9 @@ from uffdaemon import (
     open_daemon,
     scan_pages,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DATA = content(8)
 SOURCE = BytesSource(DATA)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,9 @@ from uffdaemon import (
 )
 
 if TYPE_CHECKING:
-    from uffdaemon.uffd import CarryOut
+    from collections.abc import Iterator
+
+    from uffdaemon.kernel.userfaultfd import CarryOut
 
 PAGES = 64
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
@@ -29,7 +28,10 @@ from uffdaemon import (
     open_daemon,
     scan_pages,
 )
-from uffdaemon.ledger import Waiting
+from uffdaemon.model.ledger import Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PATIENT: Final = Fallback(patience=60.0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -32,6 +32,9 @@ from uffdaemon import (
     errors,
     open_daemon,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 QUICK = Retry(attempts=3, first_delay=0.0, max_delay=0.0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,7 +39,9 @@ from uffdaemon import (
 )
 
 if TYPE_CHECKING:
-    from uffdaemon.removing import Missing
+    from pathlib import Path
+
+    from uffdaemon.model.region import Missing
 
 
 @both_sleeps

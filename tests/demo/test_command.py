@@ -19,7 +19,7 @@ from tests.demo.harness import WORKER, demo
 from tests.kernel.harness import require
 from tests.paths import ROOT
 from uffdaemon.demo.command import QUERIES
-from uffdaemon.features import Features
+from uffdaemon.uapi.features import Features
 
 pytestmark = pytest.mark.kernel
 

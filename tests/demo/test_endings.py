@@ -14,7 +14,7 @@ import pytest
 from tests.demo.harness import WORKER, demo, wait_for_end
 from tests.kernel.harness import require
 from uffdaemon.demo import main
-from uffdaemon.features import Features
+from uffdaemon.uapi.features import Features
 
 ENDLESS = ("--size", "1M", "--rounds", "1000000")
 BUILDING = ("--size", "100G")

@@ -11,7 +11,7 @@ import pytest
 from tests.kernel.harness import require
 from tests.paths import ROOT
 from tests.support.deadline import DEADLINE
-from uffdaemon.features import Features
+from uffdaemon.uapi.features import Features
 
 pytestmark = pytest.mark.kernel
 EXAMPLE = ROOT / "examples" / "lazy_restore.py"

@@ -26,9 +26,9 @@ from uffdaemon import (
     Retry,
     Userfaultfd,
 )
-from uffdaemon.events import PageFault, message
-from uffdaemon.outcomes import result_of
-from uffdaemon.region import HOLD, RETRY, AfterRemove, FailureAction
+from uffdaemon.model.region import HOLD, RETRY, AfterRemove, FailureAction
+from uffdaemon.uapi.events import PageFault, message
+from uffdaemon.uapi.outcomes import result_of
 
 PAGE = 4096
 START = 0x2000_0000_0000

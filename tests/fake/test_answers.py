@@ -45,7 +45,7 @@ from uffdaemon import (
     errors,
     open_daemon,
 )
-from uffdaemon.events import ForkEvent, RemapEvent, UnknownEvent
+from uffdaemon.uapi.events import ForkEvent, RemapEvent, UnknownEvent
 
 # Asked in Python: a subclass is never lowered, and there is no kernel for rules to ask.
 COPY = CopyFrom(BytesSource(content(8)))

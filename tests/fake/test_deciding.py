@@ -40,7 +40,7 @@ from uffdaemon import (
 )
 
 if TYPE_CHECKING:
-    from uffdaemon.region import FailureAction
+    from uffdaemon.model.region import FailureAction
 
 SOURCE = BytesSource(bytes(8 * PAGE))
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from structlog.testing import capture_logs
-from structlog.typing import EventDict
 
 from tests.daemon.support import (
     Asked,
@@ -47,6 +46,11 @@ from uffdaemon import (
     errors,
     open_daemon,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import EventDict
 
 DATA = content(8)
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from tests.daemon.support import Asked, Recorder, both_sleeps, content
 from tests.fake.kernel import PAGE, START, FakeUserfaultfd, missing, region, settled
 from uffdaemon import BytesSource, CopyFrom, Outcome, Region, ZeroPage, actions, open_daemon
-from uffdaemon.sleeping import Sleeper
+from uffdaemon.ports.trio_sleep import Sleeper
 
 
 @both_sleeps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -34,7 +34,10 @@ from uffdaemon import (
     open_daemon,
 )
 from uffdaemon.errors import PagePinned
-from uffdaemon.ladder import ALONE
+from uffdaemon.moves.ladder import ALONE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from uffdaemon import (
     ZeroPage,
     open_daemon,
 )
-from uffdaemon.filling import copy_of
-from uffdaemon.serving import DaemonOptions
+from uffdaemon.daemon.entry import DaemonOptions
+from uffdaemon.daemon.fill import copy_of
 
 
 @pytest.mark.parametrize("native_sleep", [True, False])

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from tests.hangs.pattern import HAS_GIL, PAGE, Guarded, Pattern, map_memory
 from tests.hangs.patterns import PATTERNS
 from uffdaemon import Features, Userfaultfd
-from uffdaemon.events import PageFault
+from uffdaemon.uapi.events import PageFault
 
 _PATIENCE = 0.05
 """Seconds without a sign of life after which the GIL counts as held, where the table says so.

@@ -17,13 +17,15 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from tests.kernel.harness import Report, explain_refusal
 from uffdaemon import Memory, PermissionRefused
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
 
 _TESTS = str(Path(__file__).parents[1])
 _OUTLIVED = 30.0  # seconds after which a child whose parent died ends by itself

@@ -25,7 +25,7 @@ from uffdaemon import (
     UnmapEvent,
     Userfaultfd,
 )
-from uffdaemon.events import PageFault, UnknownEvent
+from uffdaemon.uapi.events import PageFault, UnknownEvent
 
 ALL = tuple(MemoryType)
 SHARED = (MemoryType.SHMEM, MemoryType.HUGETLB)

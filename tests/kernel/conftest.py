@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
 
 from tests.kernel.table import Table
+
+if TYPE_CHECKING:
+    import pytest
 
 _TABLE = Table()
 

@@ -17,10 +17,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tests.paths import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LIMIT = 4096  # bytes of a message
 _FDS = 4

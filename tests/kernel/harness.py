@@ -18,9 +18,8 @@ import select
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Literal, NoReturn, ParamSpec, TypedDict
+from typing import IO, TYPE_CHECKING, Literal, NoReturn, ParamSpec, TypedDict
 
 import pytest
 
@@ -28,6 +27,9 @@ from tests.kernel.forkserver import fork_server
 from tests.support.deadline import DEADLINE
 from uffdaemon import Features, PermissionRefused, Userfaultfd
 from uffdaemon.errors import FeatureMissing, OpenRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 P = ParamSpec("P")
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tests.daemon.support import content
 from tests.kernel.support import PAGE
 from uffdaemon import Cause, Features, Memory, Moved, Operation, Outcome, Result, Userfaultfd
-from uffdaemon.looking import look
+from uffdaemon.kernel.page_probe import look
 
 if TYPE_CHECKING:
-    from uffdaemon.uffd import CarryOut
+    from collections.abc import Callable, Iterator, Sequence
+
+    from uffdaemon.kernel.userfaultfd import CarryOut
 
 
 class Watched(Userfaultfd):

@@ -6,15 +6,17 @@ import ctypes
 import os
 import struct
 import tempfile
-from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import pytest
 
 from tests.kernel.harness import unavailable
 from tests.kernel.support import PAGE, Barrier, Call, in_child, in_thread
 from uffdaemon import Advice, Features, Memory, PageCategory, RegisterMode, scan_pages
-from uffdaemon.looking import look
+from uffdaemon.kernel.page_probe import look
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 PROTECTED: Final = (
     Features.MOVE

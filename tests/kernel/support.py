@@ -11,12 +11,13 @@ import select
 import struct
 import threading
 import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-from uffdaemon.events import PageFault
+from uffdaemon.uapi.events import PageFault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uffdaemon import Event, Userfaultfd
 
 P = ParamSpec("P")

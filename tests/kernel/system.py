@@ -6,14 +6,17 @@ import fcntl
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kernel.harness import unavailable
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HUGE_PAGES = 48
 """How many the tests ask for; one test uses less than half, and two runs may overlap."""

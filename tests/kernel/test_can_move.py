@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
@@ -35,7 +34,10 @@ from uffdaemon import (
     can_move,
     move,
 )
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 # -- foretelling -------------------------------------------------------------------------------
 

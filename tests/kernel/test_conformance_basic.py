@@ -7,7 +7,6 @@ import fcntl
 import os
 import struct
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -44,7 +43,9 @@ from uffdaemon import (
 from uffdaemon.errors import FeatureMissing, RegistrationRefused
 
 if TYPE_CHECKING:
-    from uffdaemon.events import PageFault
+    from pathlib import Path
+
+    from uffdaemon.uapi.events import PageFault
 
 _UFFDIO_API = 0xC018AA3F
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.kernel.clib import Helpers
@@ -21,7 +20,9 @@ from tests.kernel.support import in_child
 from uffdaemon import FaultKind, Features, Memory, MemoryType, RegisterMode, Userfaultfd
 
 if TYPE_CHECKING:
-    from uffdaemon.events import PageFault
+    from pathlib import Path
+
+    from uffdaemon.uapi.events import PageFault
 
 _BUS_ADRERR = 2  # asm-generic/siginfo.h
 _SIGBUS = Features.SIGBUS | Features.EVENT_FORK

@@ -30,10 +30,10 @@ from uffdaemon import (
     scan_pages,
 )
 from uffdaemon.errors import MemoryRefused
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
-    from uffdaemon.events import PageFault
+    from uffdaemon.uapi.events import PageFault
 
 
 def _flipped(data: bytes) -> bytes:

@@ -15,10 +15,10 @@ from tests.kernel.conformance import (
 )
 from tests.kernel.support import PAGE, in_thread
 from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
-    from uffdaemon.events import PageFault
+    from uffdaemon.uapi.events import PageFault
 
 
 def _move_all(source: Memory, memory: Memory, step: int) -> None:

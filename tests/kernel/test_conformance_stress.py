@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.kernel.clib import Helpers
@@ -14,7 +13,9 @@ from tests.kernel.support import in_thread
 from uffdaemon import FaultKind, Memory, MemoryType, RegisterMode, Result, Userfaultfd
 
 if TYPE_CHECKING:
-    from uffdaemon.events import PageFault
+    from pathlib import Path
+
+    from uffdaemon.uapi.events import PageFault
 
 _BOUNCES = 4
 _THREADS = 2

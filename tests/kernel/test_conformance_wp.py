@@ -15,7 +15,7 @@ from tests.kernel.support import in_child, write_protected
 from uffdaemon import Advice, Features, Memory, MemoryType, RegisterMode, Userfaultfd, native
 
 if TYPE_CHECKING:
-    from uffdaemon.events import PageFault
+    from uffdaemon.uapi.events import PageFault
 
 _MADV_PAGEOUT = 21
 

@@ -20,7 +20,7 @@ from uffdaemon import (
     move,
     scan_pages,
 )
-from uffdaemon.mover import check_empty
+from uffdaemon.moves.driver import check_empty
 
 
 @pytest.mark.parametrize("kind", [MemoryType.ANONYMOUS, MemoryType.SHMEM])

@@ -35,7 +35,7 @@ from uffdaemon import (
     UnmapEvent,
     Userfaultfd,
 )
-from uffdaemon.events import PageFault
+from uffdaemon.uapi.events import PageFault
 
 # -- page faults -------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +17,8 @@ from tests.support.deadline import DEADLINE
 from uffdaemon import Features, Memory, MemoryType, PermissionRefused, Userfaultfd
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from _pytest.outcomes import OutcomeException
 
 HERE = "tests.kernel.test_harness"

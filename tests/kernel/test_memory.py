@@ -15,8 +15,8 @@ from tests.kernel.harness import kernel_test
 from tests.kernel.support import PAGE, Call, exclusive, in_child, in_thread, next_events, next_fault
 from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.errors import InvalidRange, MemoryRefused
-from uffdaemon.events import PageFault
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.uapi.events import PageFault
 
 
 @pytest.mark.smoke

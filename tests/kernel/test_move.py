@@ -7,7 +7,6 @@ import errno
 import os
 import signal
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,10 +32,12 @@ from uffdaemon import (
     Userfaultfd,
     scan_pages,
 )
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
-    from uffdaemon.events import PageFault
+    from pathlib import Path
+
+    from uffdaemon.uapi.events import PageFault
 
 
 def _present(memory: Memory) -> int:

@@ -6,9 +6,8 @@ import ctypes
 import errno
 import struct
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
@@ -41,11 +40,15 @@ from uffdaemon import (
     Userfaultfd,
     errors,
     move,
-    mover,
     native,
     scan_pages,
 )
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.moves import calls
+from uffdaemon.moves import driver as mover
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 OTHERS: Final = [kind for kind in MemoryType if kind is not MemoryType.ANONYMOUS]
 
@@ -188,7 +191,7 @@ def test_a_pin_that_ends_while_it_is_waited_for() -> None:
 async def test_a_pin_that_ends_while_trio_goes_on() -> None:
     with scene(1, dont_fork=True) as found:
         pin = Pins(found.source.start)
-        climb = mover.ladder_for(
+        climb = calls.ladder_for(
             found.uffd,
             found.target.start,
             found.source.start,

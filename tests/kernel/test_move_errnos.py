@@ -8,9 +8,8 @@ Source: ``userfaultfd_move`` in ``fs/userfaultfd.c``, ``validate_move_areas`` an
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
@@ -30,8 +29,11 @@ from uffdaemon import (
     Userfaultfd,
     scan_pages,
 )
-from uffdaemon.memory import HUGE_PAGE_SIZE
-from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, status_of
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.uapi.outcomes import MOVE_ALLOW_SOURCE_HOLES, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 LENGTH: Final = 4 * PAGE
 # -- the table ---------------------------------------------------------------------------------

@@ -27,12 +27,12 @@ from uffdaemon import (
     RemoveEvent,
     Userfaultfd,
     errors,
-    ladder,
     move,
-    mover,
     scan_pages,
 )
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.moves import calls, ladder
+from uffdaemon.moves import driver as mover
 
 FORKED = PROTECTED | Features.EVENT_FORK
 REMOVED = PROTECTED | Features.EVENT_REMOVE
@@ -258,7 +258,7 @@ async def test_a_move_waits_until_the_fork_event_has_been_read() -> None:
         uffd.register(target.start, PAGE)
         forking = in_thread(clone, "pause", 0)
         wait_readable(uffd)
-        climb = mover.ladder_for(
+        climb = calls.ladder_for(
             uffd,
             target.start,
             source.start,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import Phase, given, seed, settings
@@ -55,8 +55,11 @@ from uffdaemon import (
     move_many,
     scan_pages,
 )
-from uffdaemon.looking import look
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.page_probe import look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FEATURES = Features.MOVE | Features.POISON | Features.PAGEFAULT_FLAG_WP
 BOTH = RegisterMode.MISSING | RegisterMode.WP

@@ -40,8 +40,8 @@ from uffdaemon import (
     move_many,
     scan_pages,
 )
-from uffdaemon.looking import look
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.page_probe import look
 
 BOTH = RegisterMode.MISSING | RegisterMode.WP
 WP = Features.MOVE | Features.PAGEFAULT_FLAG_WP | Features.WP_HUGETLBFS_SHMEM

@@ -42,8 +42,8 @@ from uffdaemon import (
     move,
     move_in_trio,
 )
-from uffdaemon.events import PageFault
-from uffdaemon.ladder import ALONE
+from uffdaemon.moves.ladder import ALONE
+from uffdaemon.uapi.events import PageFault
 
 BOTH = RegisterMode.MISSING | RegisterMode.WP
 WP = Features.MOVE | Features.PAGEFAULT_FLAG_WP

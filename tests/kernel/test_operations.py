@@ -22,8 +22,8 @@ from uffdaemon import (
     Userfaultfd,
 )
 from uffdaemon.errors import InvalidRange
-from uffdaemon.events import PageFault
-from uffdaemon.outcomes import DONTWAKE
+from uffdaemon.uapi.events import PageFault
+from uffdaemon.uapi.outcomes import DONTWAKE
 
 MISSING_AND_WP = RegisterMode.MISSING | RegisterMode.WP
 

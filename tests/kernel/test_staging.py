@@ -6,9 +6,9 @@ import errno
 import os
 import signal
 import zlib
-from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -28,8 +28,11 @@ from uffdaemon import (
     errors,
     scan_pages,
 )
-from uffdaemon.looking import look
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.page_probe import look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HUGE = HUGE_PAGE_SIZE
 both_kinds = pytest.mark.parametrize("huge", [True, False], ids=["huge", "4k"])

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable
-from enum import IntEnum, IntFlag
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import uffdaemon.native
 from tests.kernel import clib
-from uffdaemon import Advice, Code, Features, IoctlSet, PageCategory, RegisterMode, events
+from uffdaemon import Advice, Code, Features, IoctlSet, PageCategory, RegisterMode
+from uffdaemon.uapi import events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from enum import IntEnum, IntFlag
 
 OWN = Path(uffdaemon.native.__file__).with_name("uapi.h")
 SYSTEM = "#include <linux/userfaultfd.h>\n#include <linux/fs.h>\n"

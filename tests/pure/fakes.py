@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
 from uffdaemon.errors import SourceTooShort
-from uffdaemon.events import FaultKind
-from uffdaemon.policy import Fault, Policy, ZeroPage
-from uffdaemon.region import Region
+from uffdaemon.model.region import Fault, Policy, Region
+from uffdaemon.policy import ZeroPage
+from uffdaemon.uapi.events import FaultKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from uffdaemon.native.ports import Port
 
 PAGE = 4096

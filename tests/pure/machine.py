@@ -6,9 +6,8 @@ import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from uffdaemon.ladder import HUGE, Ladder
-from uffdaemon.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, result_of
-from uffdaemon.steps import (
+from uffdaemon.moves.ladder import HUGE, Ladder
+from uffdaemon.moves.requests import (
     COPY,
     PROTECT,
     UNPROTECT,
@@ -17,14 +16,15 @@ from uffdaemon.steps import (
     Divide,
     Issue,
     Look,
-    PageFacts,
     Unshare,
     Wait,
 )
+from uffdaemon.uapi.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, result_of
+from uffdaemon.uapi.page_facts import PageFacts
 
 if TYPE_CHECKING:
-    from uffdaemon.causes import Moved
-    from uffdaemon.ladder import Terms
+    from uffdaemon.moves.requests import Terms
+    from uffdaemon.uapi.moved import Moved
 
 PAGE = 4096
 SRC = 8 * HUGE

@@ -11,26 +11,24 @@ from hypothesis import strategies as st
 from tests.pure.fakes import FakeSource, a_fault
 from uffdaemon import actions
 from uffdaemon.actions import Action, Extent, Fallback, Fill, Span
-from uffdaemon.events import FaultKind
 from uffdaemon.policy import (
     ByKind,
     ByRange,
     Continue,
     CopyFrom,
-    Fault,
     FaultAround,
     FirstOf,
     MoveOrCopy,
     Poison,
-    Policy,
     Reach,
     StrictMove,
     Unprotect,
     ZeroPage,
 )
+from uffdaemon.uapi.events import FaultKind
 
 if TYPE_CHECKING:
-    from uffdaemon.region import Region
+    from uffdaemon.model.region import Fault, Policy, Region
 
 PAGES = 24
 """What the region has that these policies are made for."""

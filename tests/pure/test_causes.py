@@ -8,17 +8,10 @@ from array import array
 import pytest
 
 from uffdaemon import errors
-from uffdaemon.causes import (
-    AllMoved,
-    Cause,
-    Moved,
-    Run,
-    error_of,
-    joined,
-    marker_in_the_way,
-    refusal,
-)
-from uffdaemon.outcomes import Code, Operation, Outcome, result_of
+from uffdaemon.errors import error_of
+from uffdaemon.moves.refusals import marker_in_the_way, refusal
+from uffdaemon.uapi.moved import AllMoved, Cause, Moved, Run, joined
+from uffdaemon.uapi.outcomes import Code, Operation, Outcome, result_of
 
 PAGE = 4096
 DST, SRC = 0x10000, 0x50000

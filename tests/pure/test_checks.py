@@ -8,9 +8,9 @@ import pytest
 
 from tests.pure.fakes import PAGE, a_fault, a_region
 from uffdaemon import actions
-from uffdaemon.plan import target
+from uffdaemon.model.batch import target
+from uffdaemon.model.region import Region, Retry
 from uffdaemon.policy import CopyFrom, MoveOrCopy, StrictMove, ZeroPage
-from uffdaemon.region import Region, Retry
 
 
 @pytest.mark.parametrize(

@@ -35,28 +35,26 @@ from tests.pure.policies import (
 from uffdaemon import actions
 from uffdaemon.actions import Action, Fill, Hold, Span
 from uffdaemon.errors import InvalidRange
-from uffdaemon.plan import target
+from uffdaemon.model.batch import target
+from uffdaemon.model.region import Fault, Policy, policy_name
 from uffdaemon.policy import (
     ByKind,
     ByRange,
     Continue,
     CopyFrom,
-    Fault,
     FaultAround,
     FirstOf,
     Poison,
-    Policy,
     Reach,
     StrictMove,
     Unprotect,
     ZeroPage,
     moves,
-    policy_name,
     reach,
 )
 
 if TYPE_CHECKING:
-    from uffdaemon.events import FaultKind
+    from uffdaemon.uapi.events import FaultKind
 
 REGION = a_region(pages=PAGES)
 

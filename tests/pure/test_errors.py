@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import uffdaemon
 from uffdaemon import errors
-from uffdaemon.features import Features
-from uffdaemon.outcomes import Code, Operation, result_of
+from uffdaemon.uapi.features import Features
+from uffdaemon.uapi.outcomes import Code, Operation, result_of
 
 PACKAGE = Path(uffdaemon.__file__).parent
 ROOT = errors.UffdaemonError

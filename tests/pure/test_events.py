@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdaemon.events import (
+from uffdaemon.uapi.events import (
     FORK,
     KIND_OF_FLAGS,
     MESSAGE,

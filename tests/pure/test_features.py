@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from enum import IntFlag
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdaemon.features import SINCE, Features, IoctlSet, RegisterMode, bit_names
+from uffdaemon.uapi.features import SINCE, Features, IoctlSet, RegisterMode, bit_names
+
+if TYPE_CHECKING:
+    from enum import IntFlag
 
 NAMED = sum(int(feature) for feature in Features)
 

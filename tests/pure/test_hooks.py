@@ -7,18 +7,18 @@ import pytest
 
 from tests.pure.fakes import a_fault, a_region
 from uffdaemon.actions import Action, Zero
-from uffdaemon.events import ForkEvent, RemapEvent, RemoveEvent, UnknownEvent, UnmapEvent
 from uffdaemon.hooks import HookCalls, Hooks, Resolved, Veto, hook_name
-from uffdaemon.outcomes import Outcome
-from uffdaemon.statistics import Counters
+from uffdaemon.model.statistics import Counters
+from uffdaemon.uapi.events import ForkEvent, RemapEvent, RemoveEvent, UnknownEvent, UnmapEvent
+from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from structlog.stdlib import BoundLogger
 
-    from uffdaemon.events import Event
-    from uffdaemon.policy import Fault
+    from uffdaemon.model.region import Fault
+    from uffdaemon.uapi.events import Event
 
 FAULT = a_fault(a_region(), 3)
 RESOLVED = Resolved(FAULT, Outcome.COPIED, 1500, 4096)

@@ -8,10 +8,11 @@ import pytest
 
 from tests.pure.machine import DST, PAGE, SRC, Machine
 from uffdaemon.actions import Fallback
-from uffdaemon.causes import Cause, Run
-from uffdaemon.ladder import ATTEMPTS, HUGE, Terms
-from uffdaemon.outcomes import Code, Outcome
-from uffdaemon.steps import CopyOver, Issue, Look, PageFacts, Unshare, Wait
+from uffdaemon.moves.ladder import ATTEMPTS, HUGE
+from uffdaemon.moves.requests import CopyOver, Issue, Look, Terms, Unshare, Wait
+from uffdaemon.uapi.moved import Cause, Run
+from uffdaemon.uapi.outcomes import Code, Outcome
+from uffdaemon.uapi.page_facts import PageFacts
 
 STRICT = Terms()
 CLIMB = Terms(Fallback())

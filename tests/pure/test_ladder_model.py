@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.pure.machine import BUSY, CURED, DST, PAGE, SRC, Machine
 from uffdaemon.actions import Fallback
-from uffdaemon.causes import Cause
-from uffdaemon.ladder import EVENT_PATIENCE, Terms
-from uffdaemon.outcomes import Outcome
-from uffdaemon.steps import CopyOver, Unshare, Wait
+from uffdaemon.moves.ladder import EVENT_PATIENCE
+from uffdaemon.moves.requests import CopyOver, Terms, Unshare, Wait
+from uffdaemon.uapi.moved import Cause
+from uffdaemon.uapi.outcomes import Outcome
 
 STATES = ("own", "own", "hole", "zero", "swapped", *BUSY, "marker")
 FALLBACKS = st.one_of(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.pure.fakes import MINOR, MISSING, WP, a_fault, a_region
 from uffdaemon.actions import Continue, Hold, Poison, Zero
-from uffdaemon.ledger import FIRST_DELAY_NS, MAX_DELAY_NS, Deferred, Ledger, Waiting
+from uffdaemon.model.ledger import FIRST_DELAY_NS, MAX_DELAY_NS, Deferred, Ledger, Waiting
 
 REGION = a_region(pages=64, name="heap")
 

@@ -11,11 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.pure.fakes import MINOR, MISSING, PAGE, WP, a_fault, a_region
 from uffdaemon.actions import Action, Hold
-from uffdaemon.ledger import FIRST_DELAY_NS, MAX_DELAY_NS, Key, Ledger, Waiting
+from uffdaemon.model.ledger import FIRST_DELAY_NS, MAX_DELAY_NS, Key, Ledger, Waiting
 
 if TYPE_CHECKING:
-    from uffdaemon.events import FaultKind
-    from uffdaemon.policy import Fault
+    from uffdaemon.model.region import Fault
+    from uffdaemon.uapi.events import FaultKind
 
 REGION = a_region(pages=8)
 PAGES = st.integers(0, 3)

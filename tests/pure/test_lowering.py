@@ -23,30 +23,28 @@ from tests.pure.policies import (
 )
 from uffdaemon.actions import Action, Copy, Fill, Move
 from uffdaemon.errors import SourceTooShort
-from uffdaemon.events import FaultFlags
-from uffdaemon.lowering import Rule, gap, rules_of
-from uffdaemon.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code
-from uffdaemon.plan import operation, target
+from uffdaemon.model.batch import operation, target
 from uffdaemon.policy import (
     ByKind,
     ByRange,
     Continue,
     CopyFrom,
-    Fault,
     FaultAround,
     FirstOf,
     MoveOrCopy,
     Poison,
-    Policy,
     StrictMove,
     Unprotect,
     ZeroPage,
 )
+from uffdaemon.rules.lowering import Rule, gap, rules_of
+from uffdaemon.uapi.events import FaultFlags
+from uffdaemon.uapi.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uffdaemon.region import Region
+    from uffdaemon.model.region import Fault, Policy, Region
 
 BASE = 0x10_0000_0000
 SOURCE = FakeSource(PAGES * PAGE, BASE)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.pure.fakes import PAGE, START, FakeSource, a_fault, a_region
 from uffdaemon.actions import Continue, Copy, Fill, Poison, Unprotect, Wake, Zero
-from uffdaemon.outcomes import Code, Operation
-from uffdaemon.plan import MAX_MERGED, Step, merge, narrow, operation
+from uffdaemon.model.batch import MAX_MERGED, Step, merge, narrow, operation
+from uffdaemon.uapi.outcomes import Code, Operation
 
 if TYPE_CHECKING:
-    from uffdaemon.region import Region
+    from uffdaemon.model.region import Region
 
 PAGES = 16
 # Neighbours, one of which begins where the other ends: merging across them would be wrong.

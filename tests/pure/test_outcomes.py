@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdaemon import outcomes
-from uffdaemon.causes import error_of
-from uffdaemon.errors import OperationError, PageNotExclusive
-from uffdaemon.outcomes import (
+from uffdaemon.errors import OperationError, PageNotExclusive, error_of
+from uffdaemon.uapi import outcomes
+from uffdaemon.uapi.outcomes import (
     OUTCOME_OF_CODE,
     Code,
     Operation,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdaemon.pages import Bitmap, PageMap
+from uffdaemon.model.page_map import Bitmap, PageMap
 
 GIB = (1 << 30) // 4096
 SMALL = 4096 * 8  # pages: the most whose bitmap is an ordinary bytearray

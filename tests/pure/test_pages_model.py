@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from uffdaemon.pages import Bitmap, PageMap
+from uffdaemon.model.page_map import Bitmap, PageMap
 
 SMALL = 4096 * 8
 STRIDE = 8192

@@ -22,13 +22,8 @@ from uffdaemon.actions import (
     Zero,
 )
 from uffdaemon.errors import InvalidRange
-from uffdaemon.outcomes import (
-    CONTINUE_WRITE_PROTECT,
-    COPY_WRITE_PROTECT,
-    Code,
-    Operation,
-)
-from uffdaemon.plan import operation, target
+from uffdaemon.model.batch import operation, target
+from uffdaemon.uapi.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code, Operation
 
 PAGES = 24
 ADDRESSES = 1 << 64

@@ -24,21 +24,20 @@ from tests.pure.fakes import (
 from tests.pure.policies import nobody
 from uffdaemon import actions
 from uffdaemon.actions import Action, Fallback, Span
-from uffdaemon.events import FaultKind
+from uffdaemon.model.batch import window
+from uffdaemon.model.region import Policy, policy_name
 from uffdaemon.policy import (
     Continue,
     CopyFrom,
     MoveOrCopy,
     Poison,
-    Policy,
     StrictMove,
     Unprotect,
     ZeroPage,
     moves,
-    policy_name,
     reach,
-    window,
 )
+from uffdaemon.uapi.events import FaultKind
 
 REGION = a_region(pages=16)
 SOURCE = FakeSource(16 * PAGE)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tests.pure.fakes import HUGE, PAGE, START
 from uffdaemon.actions import Hold
 from uffdaemon.errors import InvalidRange
+from uffdaemon.model.region import Region, Retry
 from uffdaemon.policy import ZeroPage
-from uffdaemon.region import Region, Retry
 
 END = 1 << 64
 

@@ -9,12 +9,12 @@ import pytest
 from tests.pure.fakes import PAGE, START, a_region
 from uffdaemon.actions import Wake
 from uffdaemon.errors import InvalidRange
-from uffdaemon.events import FaultKind, PageFault
-from uffdaemon.policy import Fault
-from uffdaemon.regions import RegionTable, Segment, nowhere, outside_every_region
+from uffdaemon.model.region import Fault
+from uffdaemon.model.region_table import RegionTable, Segment, nowhere, outside_every_region
+from uffdaemon.uapi.events import FaultKind, PageFault
 
 if TYPE_CHECKING:
-    from uffdaemon.region import Region
+    from uffdaemon.model.region import Region
 
 
 def table_of(*regions: Region) -> RegionTable:

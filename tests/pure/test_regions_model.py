@@ -11,13 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.pure.fakes import PAGE, START, a_region
 from uffdaemon.errors import InvalidRange
-from uffdaemon.regions import RegionTable, Segment
+from uffdaemon.model.region_table import RegionTable, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from uffdaemon.pages import PageMap
-    from uffdaemon.region import Region
+    from uffdaemon.model.page_map import PageMap
+    from uffdaemon.model.region import Region
 
 SPACE = 40
 FIRSTS = st.integers(0, SPACE - 1)

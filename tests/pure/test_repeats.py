@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pure.fakes import MISSING, PAGE, START, WP, a_fault, a_region
-from uffdaemon.repeats import AT_ONCE_NS, MAX_REMEMBERED, Repeats
+from uffdaemon.model.refaults import AT_ONCE_NS, MAX_REMEMBERED, Repeats
 
 REGION = a_region(pages=MAX_REMEMBERED + 2)
 LIMIT = 3

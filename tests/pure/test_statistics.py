@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pure.fakes import MINOR, MISSING, WP, FakePort, a_fault, a_region
-from uffdaemon.events import FaultKind
-from uffdaemon.ledger import OpenFault, Waiting
-from uffdaemon.outcomes import Code, Outcome
-from uffdaemon.statistics import BUCKETS, Counters, Statistics, latency_quantile
+from uffdaemon.model.ledger import OpenFault, Waiting
+from uffdaemon.model.statistics import BUCKETS, Counters, Statistics, latency_quantile
+from uffdaemon.uapi.events import FaultKind
+from uffdaemon.uapi.outcomes import Code, Outcome
 
 LATENCIES = st.integers(0, 1 << 70)
 ENDINGS = st.lists(st.tuples(st.sampled_from(FaultKind), st.sampled_from(Outcome), LATENCIES))

@@ -33,8 +33,8 @@ from uffdaemon import (
     scan_pages,
 )
 from uffdaemon.errors import AlreadyMoved
-from uffdaemon.events import PageFault
-from uffdaemon.memory import HUGE_PAGE_SIZE
+from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.uapi.events import PageFault
 
 PAGE = 4096
 DISTURBANCES = ("fork", "ksm", "direct", "ring", "pageout", "split")

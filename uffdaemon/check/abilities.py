@@ -9,14 +9,14 @@ from uffdaemon.check import mends
 from uffdaemon.check.facts import HUGETLB, KSM_RUN, OVERCOMMIT, SWAPS, THP, YAMA, chosen
 from uffdaemon.check.findings import Mark, Verdict
 from uffdaemon.check.opening import core_mend
-from uffdaemon.features import SINCE, Features
+from uffdaemon.uapi.features import SINCE, Features
 
 if TYPE_CHECKING:
     from uffdaemon.check.facts import Facts, Json
 
 _NOT_HERE: Final = "this kernel does not have it"
 _NOT_OPENED: Final = "no userfaultfd can be opened"
-_DEFAULT_SIZE: Final = 2048  # KiB: what uffdaemon.memory takes unless told otherwise
+_DEFAULT_SIZE: Final = 2048  # KiB: what uffdaemon.kernel.memory takes unless told otherwise
 _MORE_PAGES: Final = 64
 
 _OPTIONS: Final = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import re
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from uffdaemon.features import Features
+from uffdaemon.uapi.features import Features
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Json: TypeAlias = "bool | int | str | list[Json] | dict[str, Json] | None"
 

@@ -8,13 +8,15 @@ import platform
 import pwd
 import stat
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uffdaemon.check.facts import FILES, HUGETLB, Attempt, Device, Facts, Reading
 from uffdaemon.check.isolation import attempt
 from uffdaemon.check.probes import try_all
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _ROOT: Final = Path("/")
 _HUGETLB_FILES: Final = (

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, TypeAlias
 from uffdaemon.check import abilities, mends, opening
 from uffdaemon.check.facts import Facts, NotKnownError
 from uffdaemon.check.findings import CORE, Finding, Group, Mark, Report, Verdict
-from uffdaemon.features import SINCE, Features
+from uffdaemon.uapi.features import SINCE, Features
 
 Judge: TypeAlias = Callable[[Facts], Verdict]
 

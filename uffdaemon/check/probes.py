@@ -9,23 +9,24 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from uffdaemon import native
 from uffdaemon.errors import OpenRefused
-from uffdaemon.events import FaultKind, PageFault
-from uffdaemon.features import Features, RegisterMode
-from uffdaemon.memory import Memory
-from uffdaemon.pagemap import PageCategory, scan_pages
-from uffdaemon.region import PAGE_SIZE
-from uffdaemon.uffd import Userfaultfd
+from uffdaemon.kernel.memory import Memory
+from uffdaemon.kernel.page_scan import PageCategory, scan_pages
+from uffdaemon.kernel.userfaultfd import Userfaultfd
+from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.uapi.events import FaultKind, PageFault
+from uffdaemon.uapi.features import Features, RegisterMode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from uffdaemon.check.facts import Attempt, Json
     from uffdaemon.check.isolation import Probe
-    from uffdaemon.opening import How
+    from uffdaemon.kernel.descriptor import How
 
 Details: TypeAlias = "Mapping[str, Json]"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uffdaemon.check.findings import Finding, Group, Mark, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _COLOURS: Final = {
     Mark.OK: "32",

@@ -12,10 +12,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 import trio
@@ -28,6 +27,9 @@ from uffdaemon.demo.results import Mode, Report, Row, Run, Temperature
 from uffdaemon.demo.runs import Setting, eager_run, examine_cache, fill_and_prove, lazy_run
 from uffdaemon.demo.sqlite import sqlite_version
 from uffdaemon.demo.table import as_json, as_text
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator, Sequence
 
 __all__ = ["main"]
 

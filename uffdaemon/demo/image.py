@@ -13,13 +13,15 @@ import itertools
 import os
 import sqlite3
 import sysconfig
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from uffdaemon.demo.errors import DemoError, FullDisk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 __all__ = ["PAGE_SIZE", "Image", "build_image", "find_sources", "open_image"]
 

@@ -8,16 +8,18 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from uffdaemon import Userfaultfd
 from uffdaemon.demo.errors import DemoError, WorkerDied, WorkerFailed
 from uffdaemon.demo.protocol import LIMIT, Json, Message, ProtocolError, decode, encode, short_name
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
 
 __all__ = ["Worker", "started_worker"]
 

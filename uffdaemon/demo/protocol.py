@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from uffdaemon.demo.errors import DemoError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
 
 __all__ = ["LIMIT", "Json", "Message", "ProtocolError", "decode", "encode", "short_name"]
 

@@ -6,8 +6,10 @@ import ctypes
 import mmap
 import os
 from ctypes import c_char, c_int, c_size_t, c_ubyte, c_void_p
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["cached_pages", "drop_from_cache", "present_pages"]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,6 +18,9 @@ from uffdaemon.demo.results import Answer, Cache, Fill, Mode, Proof, Run, Temper
 from uffdaemon.errors import DaemonClosed
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
     from uffdaemon.demo.image import Image
     from uffdaemon.demo.progress import Progress
     from uffdaemon.demo.protocol import Json, Message

@@ -11,12 +11,14 @@ from __future__ import annotations
 import _sqlite3
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_uint, c_void_p
-from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from uffdaemon.demo.errors import DemoError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
 
 __all__ = ["MemoryDatabase", "Value", "sqlite_version"]
 

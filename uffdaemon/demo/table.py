@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from uffdaemon.demo.progress import bytes_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from uffdaemon.demo.results import Report, Row
 
 __all__ = ["as_json", "as_text"]

@@ -20,16 +20,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from uffdaemon import Memory, MemoryType, RegisterMode, UffdaemonError, Userfaultfd
 from uffdaemon.demo.errors import DemoError
 from uffdaemon.demo.protocol import LIMIT, Json, Message, ProtocolError, decode, encode, short_name
 from uffdaemon.demo.residency import present_pages
 from uffdaemon.demo.sqlite import MemoryDatabase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
 
 __all__ = ["main"]
 

@@ -1,0 +1,396 @@
+"""The daemon: any number of userfaultfds and their regions, in one trio program."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, get_args
+
+import trio
+
+from uffdaemon import errors, native
+from uffdaemon.actions import Copy, Source
+from uffdaemon.daemon.fill import Fill, copy_of
+from uffdaemon.daemon.removal import remove
+from uffdaemon.daemon.safety import check_moves, why_unsafe
+from uffdaemon.daemon.servers import Options, Servers, end_with_process
+from uffdaemon.engine.move_faults import book_moves
+from uffdaemon.engine.shutdown import is_alive
+from uffdaemon.external.plan import ExternalPolicy
+from uffdaemon.guard.guarded_region import GuardedRegion
+from uffdaemon.guard.requirements import prepare
+from uffdaemon.model.region import (
+    HOLD,
+    POLICY_TIMEOUT,
+    RETRY,
+    AfterRemove,
+    FailureAction,
+    Missing,
+    Region,
+    Retry,
+)
+from uffdaemon.model.statistics import Statistics
+from uffdaemon.moves.calls import ladder_for
+from uffdaemon.moves.driver import PIECE, climb_in_trio, finish
+from uffdaemon.placement import Placement, PlacementName, Resolver, ResolverName
+from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.uapi.features import Features, RegisterMode
+from uffdaemon.uapi.outcomes import Code, Operation, Outcome
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+
+    from uffdaemon.actions import Fallback
+    from uffdaemon.external.owner import ExternalServer
+    from uffdaemon.kernel.memory import Memory
+    from uffdaemon.kernel.userfaultfd import Userfaultfd
+    from uffdaemon.model.ledger import OpenFault
+    from uffdaemon.model.region import Policy
+    from uffdaemon.model.region_table import RegionTable
+    from uffdaemon.placement import Shutdown
+    from uffdaemon.uapi.moved import Moved
+
+_ENDED = "whoever answered its faults has ended"
+
+
+class Daemon:
+    """Serves any number of userfaultfds in one trio program; made by `open_daemon`."""
+
+    def __init__(
+        self, nursery: trio.Nursery, options: Options, *, log_interval: float | None
+    ) -> None:
+        self._nursery = nursery
+        self._servers = Servers(nursery, options)
+        self._log_interval = log_interval
+        self._memories: dict[Region, Memory] = {}
+        self.orphans: list[Userfaultfd] = []
+        """After the end: descriptors of forked children that live and lack pages.  They are left
+        open, for whoever goes on serving them; closing them shows zeros to those children."""
+        self._log = self._servers.log
+
+    @property
+    def external(self) -> dict[Region, ExternalServer]:
+        """What serves the regions whose policy is external."""
+        return self._servers.external
+
+    # -- regions -------------------------------------------------------------------------------
+
+    def add_region(
+        self,
+        uffd: Userfaultfd,
+        region: Region,
+        *,
+        register: RegisterMode | None = RegisterMode.MISSING,
+        resolver: Resolver | ResolverName = Resolver.LOOP,
+    ) -> Region:
+        """Serve a region of the process that `uffd` belongs to, from now on.
+
+        The range is registered in the mode given; None: its owner has done that.  The userfaultfd
+        stays the caller's, to be closed after the daemon has ended or the region was removed.  With
+        ``resolver="thread"``, rules are carried out by a thread of their own, also while trio is
+        busy; the first region of a userfaultfd decides for all.
+
+        Raises `InvalidRange` when it overlaps another region, `PlacementRefused` when the policy
+        moves pages of another process, `DaemonClosed`, and what `Userfaultfd.register` raises.
+        """
+        if self._servers.closing:
+            raise errors.DaemonClosed("the daemon is shutting down")
+        check_moves(uffd, region.policy)
+        servers = self._servers
+        server = servers.own.get(uffd) or servers.start(uffd, Resolver(resolver), region.label)
+        server.catch_up()  # where the region lies, another one may have been unmapped
+        handler = server.handler
+        handler.regions.add(region)
+        try:
+            if server.post.native:
+                # Before the kernel watches: from then on, whoever touches it may hold the GIL.
+                server.rules.publish()
+            if register is not None:
+                uffd.register(region.start, region.length, register)
+        except BaseException:
+            server.rules.forget(handler.regions.remove(region))
+            server.rules.soon()
+            raise
+        if not server.post.native:
+            server.rules.soon()  # many at a time
+        for other in servers.own.values():
+            if other is not server:
+                other.rules.region_added()
+        # Whoever waits there already, for nobody, may ask again.
+        waiting = handler.ledger.inside(region.start, region.end)
+        for fault in waiting:
+            handler.resolve(fault, Outcome.WOKEN)
+        if waiting or register is None:
+            handler.execute([Operation(Code.WAKE, region.start, region.length)])
+        return region
+
+    def served(self) -> dict[Userfaultfd, RegionTable]:
+        """Where the regions of each userfaultfd lie by now: what a successor has to know."""
+        return {uffd: server.handler.regions for uffd, server in self._servers.own.items()}
+
+    def resume(self, uffd: Userfaultfd, regions: RegionTable, *, owns_fd: bool) -> None:
+        """Serve what a predecessor has served; `owns_fd`: the descriptor is the daemon's from now
+        on, as those of children are.
+
+        Whoever waits there is woken and asks again.  Raises `PlacementRefused` as `add_region`.
+        """
+        for segment in regions:
+            check_moves(uffd, segment.region.policy)
+        server = self._servers.start(uffd, Resolver.LOOP, "a successor's", regions, owns_fd=owns_fd)
+        server.rules.soon()
+        uffd.execute([Operation(Code.WAKE, s.start, s.end - s.start) for s in regions])
+
+    def guard(
+        self,
+        memory: Memory,
+        policy: Policy | str,
+        *,
+        placement: Placement | PlacementName = Placement.NATIVE,
+        resolver: Resolver | ResolverName = Resolver.THREAD,
+        features: Features = Features.THREAD_ID,
+        user_mode_only: bool | None = None,
+        register: RegisterMode = RegisterMode.MISSING,
+        on_failure: FailureAction = HOLD,
+        retry: Retry = RETRY,
+        policy_timeout: float = POLICY_TIMEOUT,
+        after_remove: AfterRemove = "zero",
+        name: str = "",
+    ) -> GuardedRegion:
+        """Guard memory of this process: open a userfaultfd, register, serve.
+
+        `placement` says who answers.  With "native" (the default), rules are carried out without
+        the interpreter, by a thread or, with ``resolver="in-thread"``, by the thread that faults;
+        what no rule covers is this loop's, and must then be touched by threads that do not hold the
+        GIL only.  With "in_process", that holds for all faults.  docs/placement.md helps to choose.
+
+        The userfaultfd is closed with the memory, never before.  Children get the memory guarded
+        where EVENT_FORK may be used, and otherwise (but with "in_process") not at all: SIGSEGV,
+        never zeros.  In this very thread, `Memory.read` and its like raise `PlacementRefused` where
+        pages are missing that this loop would have to answer.
+
+        `features` that this kernel lacks are left out.  With `user_mode_only`, system calls that
+        touch a missing page fail with EFAULT; None is as this user may.  The last five are those
+        of `Region`.  Raises `PlacementRefused` for what the placement cannot do, and what
+        `Userfaultfd.open` and `add_region` raise.
+        """
+        if memory.start == 0:
+            raise errors.InvalidRange("this memory has been unmapped")
+        placement, resolver = Placement(placement), Resolver(resolver)
+        if placement is Placement.IN_PROCESS:
+            resolver = Resolver.LOOP
+        elif placement is Placement.EXTERNAL and resolver is Resolver.IN_THREAD:
+            raise errors.PlacementRefused(
+                "placement='external' answers in another process, resolver='in-thread' in the "
+                "faulting thread: it is one of the two"
+            )
+        elif placement is Placement.NATIVE and resolver is Resolver.LOOP:
+            raise errors.PlacementRefused(
+                "resolver='loop' is not native: the loop's thread answers with "
+                "placement='in_process'"
+            )
+        external = placement is Placement.EXTERNAL
+        if isinstance(policy, str) and not external:
+            raise errors.PlacementRefused(
+                f"{policy!r:.100} is a name, which another process imports with "
+                "placement='external'; for this one, hand over the policy itself"
+            )
+        region = GuardedRegion(
+            memory.start,
+            memory.length,
+            ExternalPolicy(policy) if external or isinstance(policy, str) else policy,
+            memory.page_size,
+            on_failure=on_failure,
+            retry=retry,
+            policy_timeout=policy_timeout,
+            after_remove=after_remove,
+            name=name,
+            memory=memory,
+            placement=placement,
+        )
+        again = memory.userfaultfd is not None
+        uffd = prepare(memory, features, user_mode_only, register, resolver)
+        self._memories[region] = memory
+        if external:
+            worker = self._servers.start_external(uffd, region, register)
+            region.why_unsafe = lambda: _ENDED if worker.ended.is_set() else worker.refusal
+            return region
+        self.add_region(uffd, region, register=register, resolver=resolver)
+        if again:
+            # Whoever waits there since another daemon has ended asks again.
+            uffd.execute([Operation(Code.WAKE, region.start, region.length)])
+        server = self._servers.own[uffd]
+        region.why_unsafe = lambda: why_unsafe(server, region, register)
+        if region.why_unsafe():
+            # This runs in the loop's thread, which must not wait for itself.
+            memory.refuse_in_thread(threading.get_ident(), region.pages)
+            server.on_end.append(memory.allow_in_thread)
+        self._memories[region] = memory
+        return region
+
+    def remove_region(self, region: Region, missing: Missing | None = None) -> None:
+        """Stop serving a region.
+
+        A region whose pages are all there is unregistered.  One that is incomplete would then show
+        zeros, so `missing` has to say what shall happen; without it, raises `RegionIncomplete`.
+        Raises `NotServed`, and `OperationError` when pages could not be poisoned (EAGAIN: an event
+        is in flight); the region is still served then.
+        """
+        if missing is not None and missing not in get_args(Missing):
+            raise ValueError(f"missing is 'hold', 'poison' or 'release', not {missing!r}")
+        if region in self.external:
+            self.external[region].remove(missing)
+            return
+        server = self._servers.of(region)
+        server.take()
+        try:
+            remove(server, region, missing)
+        except errors.KernelRefusal:
+            if is_alive(server.handler):
+                raise
+            server.handler.lose_client()
+        finally:
+            if not server.handler.regions.segments(region) and region in self._memories:
+                self._memories.pop(region).allow_in_thread()
+
+    async def fill(
+        self,
+        region: Region,
+        *,
+        source: Source | None = None,
+        piece: int = 256 * 1024,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Fill what is missing of a region, `piece` bytes at a time; demand faults go first.
+
+        `source` has the region's bytes from offset 0 on; by default it is that of the region's
+        `CopyFrom`.  `progress` is called with (bytes that need nothing any more, bytes in all).
+        Returns the bytes that were brought.  Raises `SourceError`, `OperationError`,
+        `DaemonClosed` when the client goes away; what was filled stays.
+        """
+        server = self._servers.of(region)
+        copy = copy_of(region.policy) if source is None else Copy(source)
+        return await Fill(server, region, copy, piece, progress).run()
+
+    async def move(
+        self,
+        uffd: Userfaultfd,
+        dst: int,
+        src: int,
+        length: int,
+        *,
+        fallback: Fallback | None = None,
+        allow_source_holes: bool = False,
+        foreign: bool = False,
+        source_uffd: Userfaultfd | None = None,
+        verify: bool = False,
+        piece: int = PIECE,
+    ) -> Moved:
+        """`uffdaemon.move` on a userfaultfd that is served here, with this daemon's books kept.
+
+        Raises what `uffdaemon.move` raises, and `NotServed`.
+        """
+        server = self._servers.serving(uffd)
+        region = server.handler.regions.find(dst)
+        ladder = ladder_for(
+            uffd,
+            dst,
+            src,
+            length,
+            fallback=fallback,
+            allow_source_holes=allow_source_holes,
+            foreign=foreign,
+            page_size=PAGE_SIZE if region is None else region.page_size,
+            piece=piece,
+        )
+        try:
+            await climb_in_trio(uffd, source_uffd, ladder)
+        finally:
+            book_moves(server.handler, ladder.moved)
+        return finish(ladder.moved, verify=verify)
+
+    def book(self, uffd: Userfaultfd, moved: Moved) -> None:
+        """Keep the books of moves that were made without this daemon, by `Staging.fill` or `move`
+        say: what has arrived is there, and faults held there have ended.
+
+        Raises `NotServed`.
+        """
+        server = self._servers.serving(uffd)
+        book_moves(server.handler, moved)
+
+    # -- clients -------------------------------------------------------------------------------
+
+    def watch_client(self, uffd: Userfaultfd, pid: int) -> None:
+        """End serving `uffd` when process `pid` ends, which the userfaultfd itself never tells.
+
+        Raises `OpenRefused` (ESRCH: it is gone already) and `NotServed`.
+        """
+        server = self._servers.serving(uffd)
+        pidfd = native.pidfd_open(pid)
+        if pidfd < 0:
+            raise errors.OpenRefused(-pidfd, "pidfd_open", reason=f"process {pid}")
+        self._nursery.start_soon(end_with_process, server, pidfd)
+
+    async def wait_client_gone(self, uffd: Userfaultfd) -> None:
+        """Until `uffd` is served no more: its client died, or the daemon ends."""
+        server = self._servers.own.get(uffd)
+        if server is not None:
+            await server.ended.wait()
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def open_faults(self) -> list[OpenFault]:
+        """Who waits now, since when and for what; the oldest first."""
+        found = self._servers.open_faults(time.perf_counter_ns())
+        return sorted(found, key=lambda entry: -entry.age)
+
+    def statistics(self) -> Statistics:
+        """A snapshot of what has been served, by all userfaultfds together."""
+        total = self._servers.count()
+        return Statistics(
+            dict(total.outcomes),
+            dict(total.failures),
+            dict(total.events),
+            dict(total.bytes_done),
+            self.open_faults(),
+            total.joined,
+            list(total.latencies),
+        )
+
+    def dump(self) -> str:
+        """Who is stuck, since when and why, as text: a line for each open fault."""
+        stuck = self.open_faults()
+        served = len(self._servers.own) + len(self._servers.external)
+        head = f"uffdaemon: {len(stuck)} open faults on {served} userfaultfds"
+        return "\n".join([head, *(f"  {entry}" for entry in stuck)])
+
+    async def dump_on_signal(self, *signals: signal.Signals) -> None:
+        """Print `dump` to standard error whenever one of the signals arrives; runs until it is
+        cancelled."""
+        with trio.open_signal_receiver(*signals) as received:
+            async for _ in received:
+                print(self.dump(), file=sys.stderr, flush=True)  # noqa: T201  # asked for
+
+    # -- inside --------------------------------------------------------------------------------
+
+    async def start(self, *, native_sleep: bool) -> None:
+        """Called by `open_daemon`, once."""
+        await self._servers.open(native_sleep=native_sleep)
+        if self._log_interval is not None:
+            self._nursery.start_soon(self._log_now_and_then, self._log_interval)
+
+    async def shut_down(self, how: Shutdown, patience: float) -> None:
+        """Called by `open_daemon` when its block ends."""
+        self.orphans = await self._servers.shut_down(how, patience)
+        if self._log_interval is not None:
+            self._log_aggregates()
+
+    def _log_aggregates(self) -> None:
+        figures = self.statistics().as_dict()
+        self._log.info("served", **{name: figure for name, figure in figures.items() if figure})
+
+    async def _log_now_and_then(self, interval: float) -> None:
+        while True:
+            await trio.sleep(interval)
+            self._log_aggregates()

@@ -1,0 +1,110 @@
+"""The ways in: `open_daemon`, and `serve` for a single userfaultfd."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
+
+import trio
+
+from uffdaemon.daemon.daemon import Daemon
+from uffdaemon.daemon.servers import ForkDecision, Options
+from uffdaemon.placement import Shutdown, Watchdog
+from uffdaemon.uapi.features import RegisterMode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from uffdaemon.hooks import Hooks
+    from uffdaemon.kernel.userfaultfd import Userfaultfd
+    from uffdaemon.model.region import Region
+    from uffdaemon.uapi.events import ForkEvent
+
+REREADS: Final = 100
+"""Reads of an empty userfaultfd in a row before sleeping, about 30 µs: what it takes a thread on
+another core to wake up and fault again (see docs/architecture.md)."""
+
+WATCHDOG: Final = Watchdog()
+
+
+class DaemonOptions(TypedDict, total=False):
+    """The arguments of `open_daemon`."""
+
+    hooks: Sequence[Hooks]
+    on_shutdown: Shutdown
+    shutdown_timeout: float
+    on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision]
+    watchdog: Watchdog | None
+    rereads: int
+    fetch_limit: int
+    native_sleep: bool
+    log_interval: float | None
+
+
+@asynccontextmanager
+async def open_daemon(
+    *,
+    hooks: Sequence[Hooks] = (),
+    on_shutdown: Shutdown = Shutdown.HOLD,
+    shutdown_timeout: float = 5.0,
+    on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision] = "adopt",
+    watchdog: Watchdog | None = WATCHDOG,
+    rereads: int = REREADS,
+    fetch_limit: int = 16,
+    native_sleep: bool = True,
+    log_interval: float | None = None,
+) -> AsyncGenerator[Daemon]:
+    """Serve page faults while the block runs.
+
+    When it ends, in whatever way, open faults are dealt with as `on_shutdown` says, for at most
+    `shutdown_timeout` seconds, shielded from cancellation.  Tasks that shield themselves (a source,
+    a `Perform`) are waited for all the same.  What the block raises comes out as it is.
+
+    `watchdog` looks after faults of this process that Python does not take in: see `Watchdog`; it
+    also looks after memory that is incomplete when the daemon has ended.  None: nobody does.
+
+    `rereads` bounds how often an empty userfaultfd is read again before sleeping; 0 never does.
+    `fetch_limit` is how many fetches run at a time for each userfaultfd.  `native_sleep` answers
+    faults in C while trio sleeps; turn it off under a guest loop.  With `log_interval` (seconds),
+    the statistics are logged so often and at the end; failures are logged always.
+    """
+    on_shutdown = Shutdown(on_shutdown)  # or the word for it
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        options = Options(hooks, on_fork, watchdog, rereads, fetch_limit)
+        daemon = Daemon(nursery, options, log_interval=log_interval)
+        await daemon.start(native_sleep=native_sleep)
+        try:
+            yield daemon
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+            failure = error  # raised again, but not as a group of one
+        finally:
+            with trio.CancelScope(shield=True):
+                await daemon.shut_down(on_shutdown, shutdown_timeout)
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def serve(
+    uffd: Userfaultfd,
+    regions: Sequence[Region],
+    *,
+    register: RegisterMode | None = RegisterMode.MISSING,
+    client: int | None = None,
+    task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
+    **options: Unpack[DaemonOptions],
+) -> None:
+    """Serve the regions of one userfaultfd until its client is gone, or until cancelled.
+
+    `client` is the process id of the client, if its end shall be noticed when no fault is open.
+    With ``nursery.start``, returns the `Daemon` once faults are being answered.  `options` are the
+    arguments of `open_daemon`; errors are those of `Daemon.add_region`.
+    """
+    async with open_daemon(**options) as daemon:
+        for region in regions:
+            daemon.add_region(uffd, region, register=register)
+        if client is not None:
+            daemon.watch_client(uffd, client)
+        task_status.started(daemon)
+        await daemon.wait_client_gone(uffd)

@@ -1,0 +1,174 @@
+"""Filling a region in the background, while demand faults go first.
+
+Pages that are there, and pages that their owner discarded, are left alone.  Between any two pieces
+the event loop has its turn.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import trio
+
+from uffdaemon import errors
+from uffdaemon.actions import Copy
+from uffdaemon.engine.fetches import FetchedSource, fetch_with_retry
+from uffdaemon.errors import error_of
+from uffdaemon.model.batch import operation
+from uffdaemon.policy import ByKind, CopyFrom, FaultAround
+from uffdaemon.uapi.events import FaultKind
+from uffdaemon.uapi.outcomes import Code, Operation, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uffdaemon.handlers import Handler
+    from uffdaemon.loop import Server
+    from uffdaemon.model.region import Policy, Region
+    from uffdaemon.model.region_table import Segment
+
+_MISSING = FaultKind.MISSING
+_FIRST_DELAY = 0.0001
+_MAX_DELAY = 0.02
+
+
+def copy_of(policy: Policy) -> Copy:
+    """What a background fill copies for a region with this policy.  Raises `UsageError`."""
+    while isinstance(policy, FaultAround | ByKind):
+        inner = policy.policy if isinstance(policy, FaultAround) else policy.policies[_MISSING]
+        if inner is None:
+            break
+        policy = inner
+    if isinstance(policy, CopyFrom):
+        return Copy(policy.source, policy.offset, write_protect=policy.write_protect)
+    raise errors.PlacementRefused(
+        f"{policy!r} does not say where a whole region comes from: pass the source to fill"
+    )
+
+
+class Fill:
+    """One background fill of a region."""
+
+    def __init__(
+        self,
+        server: Server,
+        region: Region,
+        copy: Copy,
+        piece: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._server = server
+        self._region = region
+        self._copy = copy
+        self._pages = max(piece // region.page_size, 1)
+        self._progress = progress
+
+    async def run(self) -> int:
+        """Fill until nothing is missing; returns the bytes that this fill brought.
+
+        Raises `SourceError`, `OperationError`; `DaemonClosed` when the client is gone or the
+        daemon ends.
+        """
+        done = 0
+        at = 0
+        self._report()
+        while (part := self._next(at)) is not None:
+            at = part[0]
+            done += await self._piece(*part)
+            self._report()
+            await trio.lowlevel.checkpoint()
+        self._report()
+        return done
+
+    def _next(self, page: int) -> tuple[int, int] | None:
+        """The next pages to fill, (from, to), at or after `page`.  Where they are is asked each
+        time: their owner may move or unmap them meanwhile."""
+        pages = self._region.pages
+        parts = sorted(map(_pages_of, self._server.handler.regions.segments(self._region)))
+        for first, end in parts:
+            found = pages.next_fillable(max(first, page), end)
+            if found is not None:
+                return found, min(found + self._pages, end)
+        return None
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            page_size = self._region.page_size
+            self._progress(self._region.pages.filled() * page_size, self._region.length)
+
+    async def _piece(self, page: int, limit: int) -> int:
+        """Fill from `page` to the first page that needs nothing; returns the bytes."""
+        region, copy = self._region, self._copy
+        _, end = region.pages.fillable(page, page, limit)
+        offset, length = page * region.page_size, (end - page) * region.page_size
+        if copy.source.address(copy.offset + offset, length) is None:
+            data = await fetch_with_retry(copy, copy.offset + offset, length, region.retry)
+            copy = Copy(
+                FetchedSource(data, copy.offset + offset),
+                copy.offset,
+                write_protect=copy.write_protect,
+            )
+        delay = _FIRST_DELAY
+        while True:
+            # Whatever was waited for: pages may have come, been discarded or moved meanwhile.
+            self._server.take()
+            part = self._next(page)
+            if part is None or part[0] >= end:
+                return 0
+            start = part[0]
+            _, stop = region.pages.fillable(start, start, min(part[1], end))
+            result = self._issue(copy, start, stop)
+            if result is not None:
+                return result
+            await trio.sleep(delay)
+            delay = min(delay * 2, _MAX_DELAY)
+
+    def _issue(self, copy: Copy, first: int, end: int) -> int | None:
+        """One operation; the bytes it brought, or None: an event is in flight."""
+        handler = self._server.handler
+        if self._server.ended.is_set() or handler.client_gone:
+            raise errors.DaemonClosed(f"{self._region.label} is not served any more")
+        region = next(
+            segment.region
+            for segment in handler.regions.segments(self._region)
+            if _pages_of(segment)[0] <= first < _pages_of(segment)[1]
+        )
+        offset = first * region.page_size
+        length = (end - first) * region.page_size
+        address = copy.source.address(copy.offset + offset, length)
+        if address is None:
+            raise errors.SourceFailed(f"{copy.source!r} moved its bytes out of memory")
+        step = operation(copy, region, region.start + offset, length, address)
+        [result] = handler.execute([step])
+        handler.book(region, result)
+        if result.status is Status.CLIENT_GONE:
+            handler.lose_client()
+            raise errors.DaemonClosed(f"the process of {region.label} is gone")
+        if result.progress or result.status is Status.DONE:
+            return result.done
+        if result.status is Status.RETRY:
+            return None
+        raise error_of(result)
+
+
+def _pages_of(segment: Segment) -> tuple[int, int]:
+    """Which pages of its region a segment has, from and to."""
+    size = segment.region.page_size
+    return segment.offset // size, (segment.end - segment.region.start) // size
+
+
+def poison_absent(handler: Handler, region: Region, start: int, end: int) -> None:
+    """Poison what was never filled between two addresses.  Raises `OperationError`."""
+    size = region.page_size
+    at = (start - region.start) // size
+    limit = (end - region.start) // size
+    while (page := region.pages.next_fillable(at, limit)) is not None:
+        _, stop = region.pages.fillable(page, page, limit)
+        length = (stop - page) * size
+        step = Operation(Code.POISON, region.start + page * size, length, 0, 0, size)
+        [result] = handler.execute([step])
+        handler.book(region, result)
+        if result.status is not Status.DONE:
+            raise errors.OperationError(result.error or errno.EAGAIN, result)
+        at = stop

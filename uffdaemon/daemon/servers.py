@@ -1,0 +1,229 @@
+"""The servers of a daemon: one for each userfaultfd, one for each region that a worker serves."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import structlog
+import trio
+
+from uffdaemon import errors
+from uffdaemon.engine.shutdown import is_alive
+from uffdaemon.external.owner import ExternalServer
+from uffdaemon.external.plan import ExternalOptions
+from uffdaemon.handlers import Handler
+from uffdaemon.kernel.userfaultfd import Userfaultfd
+from uffdaemon.loop import Server
+from uffdaemon.model.statistics import Counters
+from uffdaemon.ports.endpoint import Staff
+from uffdaemon.ports.resolver import Resolving
+from uffdaemon.ports.trio_sleep import Sleeper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from uffdaemon.hooks import Hooks
+    from uffdaemon.model.ledger import OpenFault
+    from uffdaemon.model.region import Region
+    from uffdaemon.model.region_table import RegionTable
+    from uffdaemon.placement import Resolver, Shutdown, Watchdog
+    from uffdaemon.uapi.events import ForkEvent
+    from uffdaemon.uapi.features import RegisterMode
+
+ForkDecision: TypeAlias = Literal["adopt", "close"]
+"""What is done with a child's userfaultfd: serve it with the parent's regions, or close it, after
+which pages missing in the child read as zeros."""
+
+
+class Options(NamedTuple):
+    """What `open_daemon` was told about serving."""
+
+    hooks: Sequence[Hooks]
+    on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision]
+    watchdog: Watchdog | None
+    rereads: int
+    fetch_limit: int
+
+
+class Servers:
+    """Starts servers, and keeps count of them until the daemon ends."""
+
+    def __init__(self, nursery: trio.Nursery, options: Options) -> None:
+        self._nursery = nursery
+        self._options = options
+        self._sleeper: Sleeper | None = None
+        self._resolving = Resolving()
+        self._past = Counters()
+        self.log = structlog.stdlib.get_logger("uffdaemon")
+        self.own: dict[Userfaultfd, Server] = {}
+        """What is served here."""
+        self.external: dict[Region, ExternalServer] = {}
+        """What a worker of its own serves."""
+        self.closing = False
+
+    # -- which ---------------------------------------------------------------------------------
+
+    def of(self, region: Region) -> Server:
+        """The server of a region.  Raises `NotServed`."""
+        for server in self.own.values():
+            if server.handler.regions.segments(region):
+                return server
+        if region in self.external:
+            raise errors.NotServed(
+                f"region {region.label} is served by a process of its own, which alone knows its "
+                "pages and where they come from; region.prefault() has it bring them"
+            )
+        raise errors.NotServed(f"region {region.label} is not served here")
+
+    def serving(self, uffd: Userfaultfd) -> Server:
+        """The server of a userfaultfd.  Raises `NotServed`."""
+        server = self.own.get(uffd)
+        if server is None:
+            raise errors.NotServed(f"{uffd!r} is not served here")
+        return server
+
+    def open_faults(self, now: int) -> list[OpenFault]:
+        """The faults that are open at the time `now`, in no order."""
+        found = [entry for s in self.own.values() for entry in s.handler.ledger.open_faults(now)]
+        return found + [entry for s in self.external.values() for entry in s.open_faults()]
+
+    def count(self) -> Counters:
+        """What all have counted, those that have ended as well."""
+        total = Counters()
+        total.add(self._past)
+        for server in self.own.values():
+            server.add_counters(total)
+        for external in self.external.values():
+            external.add_counters(total)
+        return total
+
+    # -- their lives ---------------------------------------------------------------------------
+
+    def start(
+        self,
+        uffd: Userfaultfd,
+        resolver: Resolver,
+        name: str,
+        regions: RegionTable | None = None,
+        *,
+        owns_fd: bool = False,
+    ) -> Server:
+        """Serve a userfaultfd from now on.  Raises `AlreadyServed` and OSError."""
+        options = self._options
+        log = self.log.bind(userfaultfd=uffd.fileno())
+        handler = Handler(uffd, options.hooks, log, regions)
+        handler.of_this_process = self._handlers_of_this_process
+        server = Server(
+            handler,
+            staff=Staff(self._sleeper, self._resolving, options.watchdog, options.rereads),
+            resolver=resolver,
+            name=name,
+            fetch_limit=options.fetch_limit,
+            owns_fd=owns_fd,
+            on_fork=self._forked,
+        )
+        self.own[uffd] = server
+        self._nursery.start_soon(self._run, server)
+        return server
+
+    def start_external(
+        self, uffd: Userfaultfd, region: Region, register: RegisterMode
+    ) -> ExternalServer:
+        """Have a worker serve a region.  Raises what `ExternalServer.start` does."""
+        hooks, on_fork, watchdog, rereads, fetch_limit = self._options
+        options = ExternalOptions(rereads, fetch_limit, on_fork)
+        server = ExternalServer(
+            uffd, region, hooks=hooks, log=self.log, options=options, watchdog=watchdog
+        )
+        server.start(register)
+        self.external[region] = server
+        self._nursery.start_soon(self._run_external, server)
+        return server
+
+    def _handlers_of_this_process(self) -> list[Handler]:
+        return [s.handler for s in self.own.values() if s.uffd.same_process]
+
+    async def _run(self, server: Server) -> None:
+        await server.run()
+        if not self.closing and not server.handler.ledger:
+            self.forget(server)
+
+    async def _run_external(self, server: ExternalServer) -> None:
+        await server.run()
+        if not self.closing and self.external.pop(server.region, None) is not None:
+            server.add_counters(self._past)
+
+    def forget(self, server: Server) -> None:
+        """It has ended: what it has counted stays."""
+        if self.own.pop(server.uffd, None) is not None:
+            server.add_counters(self._past)
+
+    def _forked(self, parent: Server, event: ForkEvent, regions: RegionTable) -> None:
+        """A child has come into being; its descriptor is ours."""
+        decide = self._options.on_fork
+        try:
+            decision = decide if isinstance(decide, str) else decide(event)
+        except Exception as error:  # noqa: BLE001  # a child must not be lost over it
+            parent.handler.hooks.raised(decide, error)
+            decision = "adopt"
+        if decision == "close" or self.closing:
+            os.close(event.fd)
+            return
+        self._reap()
+        child = Userfaultfd.adopt(event.fd)
+        server = self.start(child, parent.post.resolver, "a child", regions, owns_fd=True)
+        server.rules.soon()
+
+    def _reap(self) -> None:
+        """Let go of children that have ended, of which nothing tells."""
+        for server in list(self.own.values()):
+            if server.owns_fd and not is_alive(server.handler):
+                server.handler.lose_client()
+
+    # -- the daemon's life ---------------------------------------------------------------------
+
+    async def open(self, *, native_sleep: bool) -> None:
+        """Be ready to serve; called once."""
+        if native_sleep:
+            self._sleeper = await Sleeper.join(self._wake)
+
+    def _wake(self) -> None:
+        for server in self.own.values():
+            server.wake_if_read()
+
+    async def shut_down(self, how: Shutdown, patience: float) -> list[Userfaultfd]:
+        """End all of them within `patience` seconds; returns the descriptors of children that live
+        and lack pages, which stay open."""
+        self.closing = True
+        try:
+            async with trio.open_nursery() as nursery:
+                for server in list(self.own.values()):
+                    nursery.start_soon(server.shut_down, how, patience)
+                for external in self.external.values():
+                    nursery.start_soon(external.shut_down, how, patience)
+        finally:
+            if self._sleeper is not None:
+                self._sleeper.leave(self._wake)
+            self._resolving.close()
+        orphans = [server.uffd for server in self.own.values() if server.is_orphan()]
+        for orphan in orphans:
+            self.log.warning("child left with missing pages", userfaultfd=orphan.fileno())
+        return orphans
+
+
+async def end_with_process(server: Server, pidfd: int) -> None:
+    """Have `server` end once the process of `pidfd` has; closes the descriptor."""
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def died() -> None:
+                await trio.lowlevel.wait_readable(pidfd)
+                server.handler.lose_client()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(died)
+            await server.ended.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        os.close(pidfd)

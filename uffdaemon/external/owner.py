@@ -1,0 +1,363 @@
+"""Policies that answer from a process of their own, started and looked after by the library.
+
+The process whose memory it is (the owner) keeps its userfaultfd open, and starts a supervisor
+(`uffdaemon.external.supervisor`), which starts the worker (`uffdaemon.worker.main`) that imports
+the policy and resolves faults.  None of that needs the owner's interpreter, which may be stopped
+by a thread that waits for a page with the GIL held.  Here, the owner listens to its worker, and
+replaces a supervisor that died.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
+
+import uffdaemon.external.supervisor
+from uffdaemon import errors
+from uffdaemon.engine.observers import AsyncHooks
+from uffdaemon.external.discard_file import file_size
+from uffdaemon.external.listener import Listener
+from uffdaemon.external.plan import DEFAULTS, FAREWELL, ExternalOptions, ExternalPolicy, plan_of
+from uffdaemon.guard.guarded_region import GuardedRegion
+from uffdaemon.guard.requirements import leave_behind, refuse_to_hold
+from uffdaemon.kernel.page_scan import PageCategory, scan_pages
+from uffdaemon.model.region_table import Segment
+from uffdaemon.placement import Shutdown
+from uffdaemon.ports.watchdog import abandon, resume
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from structlog.stdlib import BoundLogger
+
+    from uffdaemon.hooks import Hooks
+    from uffdaemon.kernel.userfaultfd import Userfaultfd
+    from uffdaemon.model.ledger import OpenFault
+    from uffdaemon.model.region import Missing, Region
+    from uffdaemon.model.statistics import Counters
+    from uffdaemon.placement import Watchdog
+    from uffdaemon.uapi.features import RegisterMode
+
+_FIRST_DELAY: Final = 0.1
+_MAX_DELAY: Final = 5.0
+_STEADY: Final = 10.0
+
+
+class _Supervisor(NamedTuple):
+    """A process, and the connection with it and its worker."""
+
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    sock: socket.socket
+
+
+class ExternalServer:
+    """Has one region of this process served by a worker process.
+
+    `region` is the owner's view of it, with an `ExternalPolicy`; what its pages hold is known to
+    the worker alone.  Make it and call `start` in trio's thread, and have `run` run.
+
+    Raises `PlacementRefused` where something cannot travel: a callable for `on_failure` or
+    `on_fork`, a ``before`` hook.
+    """
+
+    def __init__(
+        self,
+        uffd: Userfaultfd,
+        region: Region,
+        *,
+        hooks: Sequence[Hooks] = (),
+        log: BoundLogger,
+        options: ExternalOptions = DEFAULTS,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        if not isinstance(region.policy, ExternalPolicy):
+            raise TypeError(f"the region's policy is to be external, and is {region.policy!r:.100}")
+        self.uffd = uffd
+        self.region = region
+        self.policy = region.policy.name
+        self.ended = trio.Event()
+        log = log.bind(region=region.label, policy=self.policy)
+        self._log = log
+        self._listener = Listener(region, self.policy, hooks, log, self._send)
+        self._watchdog = watchdog
+        """Looks after the region when nobody serves it any more."""
+        self._poisoning = False
+        self._removed_region = False
+        self._plan = _memory_file("uffdaemon plan", plan_of(region, self.policy, hooks, options))
+        self._removed = _memory_file("uffdaemon discarded pages", b"")
+        # Never empty, and a little longer than need be: it has to be mapped.
+        os.ftruncate(self._removed, file_size(region.pages.pages))
+        self._leaving = trio.Event()
+        self._begun = trio.Event()
+        self._supervisor: _Supervisor | None = None
+        self._token = trio.lowlevel.current_trio_token()
+
+    # -- the processes -------------------------------------------------------------------------
+
+    def start(self, register: RegisterMode | None) -> None:
+        """Start the processes, then register the range (None: that has been done).
+
+        In this order, since whoever touches the memory may stop this interpreter.  Raises OSError
+        when no process can be started, and what `Userfaultfd.register` raises; nothing is left
+        then.
+        """
+        try:
+            self._supervisor = self._spawn()
+            if register is not None:
+                self.uffd.register(self.region.start, self.region.length, register)
+            resume(self.uffd)
+        except BaseException:
+            if self._supervisor is not None:
+                self._kill(self._supervisor)
+                self._supervisor.process.wait()
+            self._close()
+            raise
+        self.uffd.on_close.append(self.stop)
+
+    def _spawn(self) -> _Supervisor:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                fds = (self.uffd.fileno(), theirs.fileno(), self._plan, self._removed)
+                process = subprocess.Popen(
+                    # -I and -S: nothing that others have put into its way.
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        uffdaemon.external.supervisor.__file__,
+                        *map(str, fds),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=fds,
+                    process_group=0,  # Ctrl-C is for the owner to answer
+                )
+        except BaseException:
+            ours.close()
+            raise
+        ours.setblocking(False)  # noqa: FBT003  # the standard library's
+        return _Supervisor(process, os.pidfd_open(process.pid), ours)
+
+    def _send(self, packet: bytes) -> None:
+        if self._supervisor is not None:
+            with suppress(OSError):  # nobody reads; whoever comes next is told anew
+                self._supervisor.sock.send(packet, socket.MSG_DONTWAIT)
+
+    def _kill(self, supervisor: _Supervisor) -> None:
+        """The supervisor, and its worker, which is in its process group.  It has not been reaped:
+        the number still is its own."""
+        with suppress(ProcessLookupError):
+            os.killpg(supervisor.process.pid, signal.SIGKILL)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen, and look after the supervisor, until `stop` or `shut_down`; shielded from
+        cancellation."""
+        try:
+            with trio.CancelScope(shield=True):
+                async with AsyncHooks.open(self._listener.calls) as hooks:
+                    self._begun.set()
+                    task_status.started()
+                    await self._supervise()
+                    await hooks.finish(FAREWELL)
+        finally:
+            self._close()
+            self._abandon()
+            self.ended.set()
+            self._listener.ended = True
+            self._listener.worker = None
+            self._listener.tell()
+
+    def _abandon(self) -> None:
+        """The memory may be touched on, while nobody answers."""
+        region = self.region
+        if self._removed_region or self.uffd.closed:
+            return
+        leave_behind(self.uffd, Segment(region.start, region.end, region))
+        if self._watchdog is None:
+            return
+        # A thread with a buffer may hold the GIL while it waits: then no successor can come.
+        exported = isinstance(region, GuardedRegion) and region.memory.exported
+        then = "poison" if self._poisoning or exported else self._watchdog.then
+        abandon(self.uffd, region.label, [(region.start, region.end)], self._watchdog, then)
+
+    @property
+    def refusal(self) -> str:
+        """Why nobody answers, as far as that is known by now; "": somebody does."""
+        return "it is served no more" if self._removed_region else self._listener.refusal
+
+    async def _supervise(self) -> None:
+        deaths = 0
+        while True:
+            begun = trio.current_time()
+            status = await self._attend()
+            self._listener.worker = None
+            if self._leaving.is_set():
+                return
+            deaths = 1 if trio.current_time() - begun > _STEADY else deaths + 1
+            delay = 0.0 if deaths == 1 else min(_FIRST_DELAY * 2.0 ** (deaths - 2), _MAX_DELAY)
+            self._log.error("external supervisor died", status=status, again_in=delay)
+            with trio.move_on_after(delay):
+                await self._leaving.wait()
+            if self._leaving.is_set():
+                return
+
+    async def _attend(self) -> str:
+        """Listen to a supervisor and its worker, until both are gone; how the first one ended."""
+        if self._supervisor is None:
+            try:
+                self._supervisor = self._spawn()
+            except OSError as error:
+                return f"cannot be started: {error}"
+        supervisor = self._supervisor
+        heard = trio.Event()
+
+        async def hear() -> None:
+            await self._listener.hear(supervisor.sock)
+            heard.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hear)
+            await trio.lowlevel.wait_readable(supervisor.pidfd)
+            # A worker that has lost its supervisor answers still.  It has to make room.
+            _shut_down(supervisor.sock)
+            with trio.move_on_after(FAREWELL):
+                await heard.wait()
+            if not heard.is_set():
+                self._kill(supervisor)
+            nursery.cancel_scope.cancel()
+        status = supervisor.process.wait()
+        self._let_go(supervisor)
+        return f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
+
+    def _let_go(self, supervisor: _Supervisor) -> None:
+        self._supervisor = None
+        for each in (supervisor.pidfd, supervisor.sock):
+            if trio.lowlevel.in_trio_run():
+                trio.lowlevel.notify_closing(each)
+        os.close(supervisor.pidfd)
+        supervisor.sock.close()
+
+    def _close(self) -> None:
+        if self._supervisor is not None:
+            self._let_go(self._supervisor)
+        if self._plan >= 0:
+            os.close(self._plan)
+            os.close(self._removed)
+            self._plan = self._removed = -1
+        if self.stop in self.uffd.on_close:
+            self.uffd.on_close.remove(self.stop)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Have the processes end, and faults wait, at once; from any thread."""
+        if not trio.lowlevel.in_trio_run():
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self.stop)
+            return
+        self._leaving.set()
+        if self._supervisor is not None:
+            _shut_down(self._supervisor.sock)
+
+    def remove(self, missing: Missing | None) -> None:
+        """Have the region served no more, as `Daemon.remove_region` says, which raises the same."""
+        if missing == "hold":
+            refuse_to_hold(self.region)
+        start, page_size = self.region.start, self.region.page_size
+        absent = list(self._absent())
+        if absent and missing is None:
+            count = sum(length for _, length in absent) // page_size
+            raise errors.RegionIncomplete(
+                f"{self.region.label} lacks {count} of {self.region.pages.pages} pages: say "
+                "missing='hold', 'poison' or 'release'"
+            )
+        if missing == "poison":
+            for first, length in absent:
+                self.uffd.poison(first, length, page_size=page_size)
+        if not absent or missing != "hold":
+            self.uffd.unregister(start, self.region.length)
+        self._removed_region = True
+        self.stop()
+
+    def _absent(self) -> Iterator[tuple[int, int]]:
+        """What is neither there nor was discarded, as the worker has noted: (start, length)."""
+        region = self.region
+        pages, size = region.pages, region.page_size
+        pages.removed.buffer = bytearray(os.pread(self._removed, file_size(pages.pages), 0))
+        pages.any_removed = True
+        there = PageCategory.PRESENT | PageCategory.SWAPPED
+        for found in scan_pages(region.start, region.length, any_of=there):
+            first = (found.start - region.start) // size
+            pages.present.add_range(first, first + -(-found.length // size))
+        end = 0
+        while (at := pages.next_fillable(end, pages.pages)) is not None:
+            _, end = pages.fillable(at, at, pages.pages)
+            yield region.start + at * size, (end - at) * size
+
+    async def shut_down(self, how: Shutdown, patience: float) -> None:
+        """End within `patience` seconds and a few more, doing about open faults what `how` says."""
+        await self._begun.wait()
+        self._poisoning = how is Shutdown.POISON
+        if self.worker is not None or how is not Shutdown.HOLD:
+            with trio.move_on_after(patience + FAREWELL):
+                await self._listener.end(how.value, patience)
+        self.stop()
+        with trio.move_on_after(2 * FAREWELL):
+            await self.ended.wait()
+        if self._supervisor is not None:
+            self._kill(self._supervisor)
+        await self.ended.wait()
+        for entry in self.open_faults():
+            self._log.warning("thread left waiting", fault=str(entry))
+
+    # -- looking -------------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Until the worker answers faults.
+
+        Raises `PolicyNotLoaded` with what went wrong over there, and `DaemonClosed`.
+        """
+        await self._listener.ready()
+
+    async def refresh(self) -> None:
+        """Until the worker has said what it has counted by now.  Raises `DaemonClosed`."""
+        await self._listener.refresh()
+
+    def add_counters(self, total: Counters) -> None:
+        """Add what workers have counted, as far as they have said so: a second ago, at most, or a
+        tenth of one under load.  What one counted after that and before it was killed is lost."""
+        self._listener.add_counters(total)
+
+    def open_faults(self) -> list[OpenFault]:
+        """The oldest of those that wait, as the worker said last."""
+        return self._listener.open_faults()
+
+    @property
+    def worker(self) -> int | None:
+        """The process id of the worker that answers; None: there is none at the moment."""
+        return self._listener.worker
+
+    @property
+    def supervisor(self) -> int | None:
+        """The process id of the supervisor; None: there is none at the moment."""
+        return None if self._supervisor is None else self._supervisor.process.pid
+
+
+def _memory_file(name: str, content: bytes) -> int:
+    fd = os.memfd_create(name)
+    os.pwrite(fd, content, 0)
+    return fd
+
+
+def _shut_down(sock: socket.socket) -> None:
+    """Have those at the other end leave; what they say until then can still be heard."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)

@@ -1,0 +1,306 @@
+"""What the owner of guarded memory and the worker that answers for it say to each other.
+
+A packet is one message of a Unix socket of type SOCK_SEQPACKET.  The owner never waits for the
+worker, nor the worker for the owner.
+
+    worker, supervisor                        owner
+                                     <-       the plan: a file, read by each worker when it starts
+    {"kind": "ready", "pid"}         ->
+    {"kind": "refused", "text"}      ->       the policy cannot be had; each fault fails
+    {"kind": "log", ...}             ->
+    {"kind": "failed", ...}          ->       for ``failed`` hooks
+    {"kind": "statistics", ...}      ->       all that this worker has counted so far
+    {"kind": "dropped", "count"}     ->       so many endings and events could not be told
+    endings, events (binary)         ->       for ``after`` hooks and those of events
+    {"kind": "died", "text", ...}    ->       the supervisor speaks
+    {"kind": "given up", "text"}     ->       the same
+                                     <-       {"kind": "ask", "number"}: statistics, now
+                                     <-       {"kind": "end", "how", "patience"}
+    {"kind": "ended"}                ->
+                                     <-       the socket is shut down: leave
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from uffdaemon import errors
+from uffdaemon.hooks import Resolved
+from uffdaemon.model.ledger import OpenFault, Waiting
+from uffdaemon.model.region import Fault, policy_name, shorten
+from uffdaemon.model.statistics import BUCKETS, Counters
+from uffdaemon.uapi import events
+from uffdaemon.uapi.events import Event, FaultKind, ForkEvent
+from uffdaemon.uapi.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from uffdaemon.model.region import Region
+    from uffdaemon.model.statistics import Statistics
+
+Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
+
+LIMIT: Final = 1 << 16
+"""The longest packet, in bytes."""
+MAX_OPEN: Final = 100
+"""How many open faults travel: the oldest, and fewer if they have much to say."""
+_TEXT: Final = 4000  # characters of one text: a packet has several
+
+_ENDING: Final = struct.Struct("=QQQQQIBBB")
+_ENDINGS: Final = b"E"
+_EVENTS: Final = b"V"
+MAX_ENDINGS: Final = (LIMIT - 1) // _ENDING.size
+MAX_EVENTS: Final = (LIMIT - 1) // events.MESSAGE.size
+_REMADE: Final = frozenset(
+    ("PolicyRaised", "PolicyAnswerInvalid", "PolicyTooSlow", "NoAnswer", "PolicyNotLoaded")
+)
+"""Errors of policies that are made of the policy's name and a text."""
+_KINDS: Final = tuple(FaultKind)
+_OUTCOMES: Final = tuple(Outcome)
+
+
+# -- packets -----------------------------------------------------------------------------------
+
+
+class Packet:
+    """A packet in JSON, or a part of one; its fields are checked when they are asked for.
+
+    Asking for one that is missing, or of another type, raises ValueError.
+    """
+
+    def __init__(self, fields: Mapping[str, Json]) -> None:
+        self.fields = fields
+
+    @classmethod
+    def decode(cls, data: bytes) -> Packet:
+        """Raises ValueError for bytes that are no such packet."""
+        value: Json = json.loads(data)
+        if not isinstance(value, dict):
+            raise ValueError(f"no packet: {data[:60]!r}")  # noqa: TRY004  # as json says it
+        return cls(value)
+
+    def _wrong(self, name: str) -> ValueError:
+        return ValueError(
+            f"field {name!r} is not what it should be: {self.fields.get(name)!r:.100}"
+        )
+
+    def text(self, name: str) -> str:
+        """A text."""
+        value = self.fields.get(name)
+        if not isinstance(value, str):
+            raise self._wrong(name)
+        return value
+
+    def real(self, name: str) -> float:
+        """A number."""
+        value = self.fields.get(name)
+        if not isinstance(value, int | float):
+            raise self._wrong(name)
+        return value
+
+    def integer(self, name: str) -> int:
+        """A whole number."""
+        value = self.fields.get(name)
+        if not isinstance(value, int):
+            raise self._wrong(name)
+        return value
+
+    def items(self, name: str) -> list[Json]:
+        """A list of anything."""
+        value = self.fields.get(name)
+        if not isinstance(value, list):
+            raise self._wrong(name)
+        return value
+
+    def reals(self, name: str) -> list[float]:
+        """A list of numbers."""
+        found: list[float] = [v for v in self.items(name) if isinstance(v, int | float)]
+        if len(found) != len(self.items(name)):
+            raise self._wrong(name)
+        return found
+
+    def integers(self, name: str) -> list[int]:
+        """A list of whole numbers."""
+        found = [value for value in self.items(name) if isinstance(value, int)]
+        if len(found) != len(self.items(name)):
+            raise self._wrong(name)
+        return found
+
+    def packet(self, name: str) -> Packet:
+        """An object."""
+        value = self.fields.get(name)
+        if not isinstance(value, dict):
+            raise self._wrong(name)
+        return Packet(value)
+
+    def packets(self, name: str) -> list[Packet]:
+        """A list of objects."""
+        found = [Packet(value) for value in self.items(name) if isinstance(value, dict)]
+        if len(found) != len(self.items(name)):
+            raise self._wrong(name)
+        return found
+
+
+def encode(kind: str, fields: Mapping[str, Json] | None = None) -> bytes:
+    """The packet in JSON."""
+    return json.dumps({"kind": kind, **(fields or {})}, ensure_ascii=False).encode(errors="replace")
+
+
+def short(value: object) -> str:
+    """Text that fits into a packet beside others."""
+    return shorten(str(value), _TEXT)
+
+
+# -- faults ------------------------------------------------------------------------------------
+
+
+def pack_fault(fault: Fault) -> dict[str, Json]:
+    """A fault, but for its region."""
+    return {
+        "address": fault.address,
+        "fault": fault.kind.value,
+        "write": fault.write,
+        "thread": fault.thread,
+        "exact": fault.exact_address,
+        "read_at": fault.read_at,
+    }
+
+
+def unpack_fault(packet: Packet, region: Region) -> Fault:
+    """The fault of `pack_fault`, in the owner's region."""
+    return Fault(
+        packet.integer("address"),
+        FaultKind(packet.text("fault")),
+        bool(packet.fields.get("write")),
+        packet.integer("thread"),
+        packet.integer("exact"),
+        region,
+        packet.integer("read_at"),
+    )
+
+
+def pack_failure(fault: Fault, error: Exception) -> dict[str, Json]:
+    """What ``failed`` hooks are told."""
+    return {
+        **pack_fault(fault),
+        "text": short(error),
+        "type": type(error).__name__,
+        "policy": short(policy_name(fault.region.policy)),
+    }
+
+
+def unpack_failure(packet: Packet) -> Exception:
+    """The error, of its own type where that takes no more than its text; `WorkerFailure` else."""
+    name, policy, text = packet.text("type"), packet.text("policy"), packet.text("text")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, errors.SourceError):
+        return kind(text)
+    if isinstance(kind, type) and issubclass(kind, errors.PolicyError) and name in _REMADE:
+        return kind(policy, text.removeprefix(f"policy {policy} "))
+    return errors.WorkerFailure(policy, name, text)
+
+
+def pack_endings(endings: Iterable[Resolved]) -> bytes:
+    """At most `MAX_ENDINGS` of them."""
+    return _ENDINGS + b"".join(
+        _ENDING.pack(
+            fault.address,
+            fault.exact_address,
+            fault.read_at,
+            latency,
+            done,
+            fault.thread,
+            _KINDS.index(fault.kind),
+            _OUTCOMES.index(outcome),
+            fault.write,
+        )
+        for fault, outcome, latency, done in endings
+    )
+
+
+def pack_events(happened: Iterable[Event]) -> bytes:
+    """At most `MAX_EVENTS` of them.  The descriptors of children stay where they are."""
+    return _EVENTS + b"".join(
+        events.message(ForkEvent(0) if isinstance(event, ForkEvent) else event)
+        for event in happened
+    )
+
+
+def unpack_binary(data: bytes, region: Region) -> list[Resolved] | list[Event] | None:
+    """What `pack_endings` or `pack_events` packed; None: it is something else."""
+    if data[:1] == _EVENTS:
+        return [
+            event._replace(fd=-1) if isinstance(event, ForkEvent) else event
+            for event in events.parse(data[1:])
+        ]
+    if data[:1] != _ENDINGS:
+        return None
+    return [
+        Resolved(
+            Fault(address, _KINDS[kind], bool(write), thread, exact, region, read_at),
+            _OUTCOMES[outcome],
+            latency,
+            done,
+        )
+        for address, exact, read_at, latency, done, thread, kind, outcome, write in (
+            _ENDING.iter_unpack(data[1:])
+        )
+    ]
+
+
+# -- statistics --------------------------------------------------------------------------------
+
+
+def pack_statistics(statistics: Statistics, most: int = MAX_OPEN) -> dict[str, Json]:
+    """All counts, and `most` of the open faults, the oldest."""
+    return {
+        "outcomes": [
+            {"fault": kind.value, "outcome": outcome.value, "count": count}
+            for (kind, outcome), count in statistics.faults.items()
+        ],
+        "failures": statistics.failures,
+        "events": statistics.events,
+        "bytes": {outcome.value: count for outcome, count in statistics.bytes_done.items()},
+        "joined": statistics.joined,
+        "latencies": statistics.latencies,
+        "open": [
+            {
+                **pack_fault(entry.fault),
+                "threads": entry.threads[:8],
+                "waiting": entry.waiting.value,
+                "reason": shorten(entry.reason, 400),
+            }
+            for entry in statistics.open_faults[:most]
+        ],
+    }
+
+
+def unpack_counters(packet: Packet) -> Counters:
+    """The counts of `pack_statistics`."""
+    counters = Counters()
+    for entry in packet.packets("outcomes"):
+        key = FaultKind(entry.text("fault")), Outcome(entry.text("outcome"))
+        counters.outcomes[key] += entry.integer("count")
+    for name, target in (("failures", counters.failures), ("events", counters.events)):
+        figures = packet.packet(name)
+        target.update({word: figures.integer(word) for word in figures.fields})
+    figures = packet.packet("bytes")
+    counters.bytes_done.update({Outcome(word): figures.integer(word) for word in figures.fields})
+    counters.joined = packet.integer("joined")
+    counters.latencies = packet.integers("latencies")[:BUCKETS]
+    return counters
+
+
+def unpack_open_faults(packet: Packet, region: Region, now: int) -> list[OpenFault]:
+    """The open faults of `pack_statistics`, as old as they are at `now`, in nanoseconds of
+    ``time.perf_counter_ns``, which is the same clock in all processes."""
+    found: list[OpenFault] = []
+    for entry in packet.packets("open"):
+        fault = unpack_fault(entry, region)
+        threads = tuple(entry.integers("threads"))
+        waiting = Waiting(entry.text("waiting"))
+        found.append(OpenFault(fault, threads, now - fault.read_at, waiting, entry.text("reason")))
+    return found

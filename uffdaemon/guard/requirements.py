@@ -1,0 +1,113 @@
+"""Guarding memory of this process: the userfaultfd that a placement needs, and its limits."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from uffdaemon import errors
+from uffdaemon.guard.guarded_region import GuardedRegion
+from uffdaemon.kernel.descriptor import supported_features
+from uffdaemon.kernel.memory import Advice
+from uffdaemon.kernel.userfaultfd import Userfaultfd
+from uffdaemon.placement import Placement, Resolver
+from uffdaemon.uapi.events import FaultKind
+from uffdaemon.uapi.features import Features, RegisterMode
+
+if TYPE_CHECKING:
+    from uffdaemon.kernel.memory import Memory
+    from uffdaemon.model.region import Region
+    from uffdaemon.model.region_table import Segment
+
+KINDS: Final = {RegisterMode.MISSING: FaultKind.MISSING, RegisterMode.MINOR: FaultKind.MINOR}
+
+_EXTERNAL: Final = Placement.EXTERNAL
+
+
+def prepare(
+    memory: Memory,
+    features: Features,
+    user_mode_only: bool | None,  # noqa: FBT001  # as it was given to `guard`
+    register: RegisterMode,
+    resolver: Resolver,
+) -> Userfaultfd:
+    """Open the userfaultfd of `memory` as its placement needs it, unless it has one.
+
+    Raises `PlacementRefused`, and what `Userfaultfd.open` raises.
+    """
+    in_thread = resolver is Resolver.IN_THREAD
+    if in_thread and register not in KINDS:
+        raise errors.PlacementRefused(
+            f"registered for {register!r}, the kind of a fault would not be known: the kernel "
+            "sends nothing but SIGBUS to a thread that answers itself.  Use resolver='thread'"
+        )
+    if memory.userfaultfd is None:
+        memory.userfaultfd = _open(features, user_mode_only, resolver)
+    opened = memory.userfaultfd.features
+    if in_thread is not bool(opened & Features.SIGBUS):
+        raise errors.PlacementRefused(
+            "whether faulting threads answer themselves (resolver='in-thread') is decided when "
+            "memory is guarded for the first time: the userfaultfd that it has is "
+            + ("not " if in_thread else "")
+            + "made for that"
+        )
+    if resolver is not Resolver.LOOP and not opened & Features.EVENT_FORK:
+        # A child that nobody guards would read zeros where data is due.
+        memory.advise(Advice.DONTFORK)
+    elif memory.kept_from_children:
+        memory.advise(Advice.DOFORK)
+        memory.kept_from_children = False
+    return memory.userfaultfd
+
+
+def leave_behind(uffd: Userfaultfd, segment: Segment) -> None:
+    """Nobody reads the events of this part of a region any more: see that no fork waits for that.
+
+    What is complete is watched no more; what is not, children do not get.
+    """
+    region = segment.region
+    if not isinstance(region, GuardedRegion) or not uffd.features & Features.EVENT_FORK:
+        return
+    with suppress(errors.KernelRefusal):
+        if region.pages.filled() == region.pages.pages and region.placement is not _EXTERNAL:
+            uffd.unregister(segment.start, segment.end - segment.start)
+        elif region.memory.start:
+            region.memory.advise(Advice.DONTFORK)
+            region.memory.kept_from_children = True
+
+
+def _open(
+    features: Features,
+    user_mode_only: bool | None,  # noqa: FBT001
+    resolver: Resolver,
+) -> Userfaultfd:
+    supported = supported_features()
+    features &= supported
+    if resolver is Resolver.IN_THREAD:
+        if not supported & Features.SIGBUS:
+            raise errors.FeatureMissing("UFFDIO_API", "SIGBUS", Features.SIGBUS)
+        features = (features & ~Features.EVENT_FORK) | Features.SIGBUS
+    if resolver is not Resolver.LOOP:
+        # Where memory goes by mremap(2) without this event, the kernel stops guarding it.
+        features |= Features.EVENT_REMAP & supported
+    wanted = [features]
+    if resolver is Resolver.THREAD and supported & Features.EVENT_FORK:
+        wanted.insert(0, features | Features.EVENT_FORK)
+    modes = [False, True] if user_mode_only is None else [user_mode_only]
+    *others, last = [(each, mode) for mode in modes for each in wanted]
+    for each, mode in others:
+        try:
+            return Userfaultfd.open(each, user_mode_only=mode)
+        except errors.PermissionRefused:
+            continue
+    return Userfaultfd.open(last[0], user_mode_only=last[1])
+
+
+def refuse_to_hold(region: Region) -> None:
+    """Raise `PlacementRefused` if threads may touch the region by a buffer: one that holds the GIL
+    while it waits could be answered by nobody."""
+    if isinstance(region, GuardedRegion) and region.memory.exported:
+        raise errors.PlacementRefused(
+            f"buffers of {region.label} are alive, and a thread that holds the GIL while it waits "
+            "would wait for ever: delete them first, or say missing='poison' or 'release'"
+        )

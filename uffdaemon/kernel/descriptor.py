@@ -1,0 +1,145 @@
+"""Where userfaultfds come from: opening one, and looking at one that somebody else has opened."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Final, Literal, NoReturn, TypeAlias
+
+from uffdaemon import errors, native
+from uffdaemon.uapi.features import Features
+
+How: TypeAlias = Literal["auto", "syscall", "device"]
+
+_CLOEXEC: Final = 0x40000000  # MSG_CMSG_CLOEXEC, unnamed in socket before 3.13
+_INITIALIZED: Final = 1 << 31  # UFFD_FEATURE_INITIALIZED: the kernel's own mark in fdinfo
+_ADVICE: Final = (
+    "as root: sysctl vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd, or "
+    "setcap cap_sys_ptrace+ep on the interpreter; or ask for user_mode_only=True"
+)
+_DEVICE: Final = "as root: chmod 666 /dev/userfaultfd, or open by system call"
+_FILTERED: Final = (
+    "the kernel lacks userfaultfd, or a seccomp filter or security module refuses it, as in "
+    "containers: `uffdaemon check` tells which"
+)
+
+
+def check_descriptor(fd: int) -> None:
+    """Raise `ClosedDescriptor`, `NotAUserfaultfd` or `BlockingDescriptor` unless `fd` can serve."""
+    try:
+        target = str(Path(f"/proc/self/fd/{fd}").readlink())
+    except FileNotFoundError:
+        raise errors.ClosedDescriptor(f"descriptor {fd} is not open") from None
+    if target != "anon_inode:[userfaultfd]":
+        raise errors.NotAUserfaultfd(f"descriptor {fd} is no userfaultfd but {target}")
+    if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
+        raise errors.BlockingDescriptor(
+            f"userfaultfd {fd} lacks O_NONBLOCK, so it cannot be polled: "
+            f"os.set_blocking({fd}, False) mends it for all who share it"
+        )
+
+
+def supported_features(*, user_mode_only: bool = True) -> Features:
+    """All that this kernel has, by a descriptor that is thrown away.
+
+    Opening is tried in every way that works without privilege first.  Raises `PermissionRefused`
+    and `OpenRefused`.
+    """
+    fd = open_descriptor(user_mode_only=user_mode_only, how="auto")
+    try:
+        number, features, _ = native.handshake(fd, 0)
+    finally:
+        os.close(fd)
+    if number < 0:
+        raise errors.OpenRefused(-number, "UFFDIO_API")
+    return Features(features)
+
+
+def open_descriptor(*, user_mode_only: bool, how: How) -> int:
+    """Open a userfaultfd that the caller owns.  Raises `PermissionRefused` and `OpenRefused`."""
+    number = -errno.EINVAL
+    if how in ("auto", "syscall"):
+        number = native.open_syscall(user_mode_only=user_mode_only)
+    if how == "device" or (how == "auto" and number in (-errno.EPERM, -errno.ENOSYS)):
+        opened = native.open_device(user_mode_only=user_mode_only)
+        if opened >= 0 or how == "device":
+            number = opened
+    if number >= 0:
+        return number
+    what = "/dev/userfaultfd" if how == "device" else "userfaultfd"
+    if number in (-errno.EPERM, -errno.EACCES):
+        # Nobody lacks the privilege for faults from user mode: then it is a filter that refuses.
+        advice = _DEVICE if how == "device" else _FILTERED if user_mode_only else _ADVICE
+        raise errors.PermissionRefused(-number, what, advice=advice)
+    raise errors.OpenRefused(-number, what, advice=_FILTERED if number == -errno.ENOSYS else "")
+
+
+def explain_handshake(number: int, asked: Features) -> NoReturn:
+    """Raise what fits a handshake that failed with `number`, an errno."""
+    # As integers: inverting a flag forgets the bits that it has no name for.
+    missing = Features(int(asked) & ~int(supported_features()))
+    if missing:
+        raise errors.FeatureMissing("UFFDIO_API", ", ".join(missing.names), missing)
+    reason = ""
+    if number == errno.EPERM and asked & Features.EVENT_FORK:
+        raise errors.PermissionRefused(
+            number, "UFFDIO_API", reason="EVENT_FORK", advice="it takes CAP_SYS_PTRACE"
+        )
+    raise errors.OpenRefused(number, "UFFDIO_API", reason=reason)
+
+
+def features_of(fd: int) -> Features:
+    """What an adopted descriptor negotiated, from its fdinfo (``fs/userfaultfd.c``)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        for line in info:
+            if line.startswith("API:"):
+                bits = int(line.split(":")[2], 16)
+                if not bits & _INITIALIZED:
+                    raise errors.NotAUserfaultfd(
+                        f"userfaultfd {fd} has had no handshake: its owner must do UFFDIO_API"
+                    )
+                return Features(bits & ~_INITIALIZED)
+    return Features(0)
+
+
+def registration_error(
+    operation: str, number: int, start: int, length: int
+) -> errors.RegistrationRefused:
+    """The error for a UFFDIO_REGISTER or UFFDIO_UNREGISTER that was refused with errno `number`."""
+    reasons = {
+        errno.EBUSY: "a part of the range is watched by another userfaultfd",
+        errno.EINVAL: "a part of the range is not mapped, is of a type that cannot be watched in "
+        "this mode, or is not aligned to its huge pages",
+        errno.ENOMEM: "the range is not mapped, or its process is gone",
+        errno.EPERM: "a part of the range is a file that may not be written",
+    }
+    kind = errors.RangeBusy if number == errno.EBUSY else errors.RegistrationRefused
+    return kind(number, operation, address=start, length=length, reason=reasons.get(number, ""))
+
+
+def receive_descriptor(sock: socket.socket, max_message: int) -> tuple[int, bytes]:
+    """Read one message of at most `max_message` bytes, with the one descriptor that came with it.
+
+    Raises EOFError, `NotAUserfaultfd` for none or several (whatever came is closed), and OSError.
+    """
+    # socket.recv_fds() drops the flags that it is given.
+    message, control, flags, _ = sock.recvmsg(max_message, socket.CMSG_SPACE(64), _CLOEXEC)
+    fds = [
+        fd
+        for level, kind, data in control
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (fd,) in struct.iter_unpack("=i", data)
+    ]
+    if len(fds) == 1 and not flags & socket.MSG_CTRUNC:
+        return fds[0], message
+    for fd in fds:
+        os.close(fd)
+    if not message and not fds:
+        raise EOFError("the peer closed the socket before it sent a userfaultfd")
+    raise errors.NotAUserfaultfd(
+        f"the message carries {len(fds)} descriptors, and not one userfaultfd"
+    )

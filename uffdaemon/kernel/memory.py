@@ -1,0 +1,374 @@
+"""Memory of this process: the five types, advice about it, and access that cannot hang Python.
+
+A Python thread that touches a missing page while it holds the GIL stops the interpreter that might
+answer.  `read`, `write` and `touch` release it; they block the calling thread alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from uffdaemon import errors, native
+from uffdaemon.kernel.own_memory import disown, own
+from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from typing_extensions import Buffer
+
+    from uffdaemon.kernel.userfaultfd import Userfaultfd
+
+HUGE_PAGE_SIZE = 2 << 20
+"""Bytes: the huge page of hugetlb and of transparent huge pages, on x86-64 and arm64."""
+
+
+class MemoryType(Enum):
+    """What lies behind a mapping; userfaultfd treats each a little differently."""
+
+    ANONYMOUS = "anon"
+    SHMEM = "shmem"
+    SHMEM_PRIVATE = "shmem-private"
+    HUGETLB = "hugetlb"
+    HUGETLB_PRIVATE = "hugetlb-private"
+
+    @property
+    def huge(self) -> bool:
+        """Whether it is made of hugetlb pages."""
+        return self in (MemoryType.HUGETLB, MemoryType.HUGETLB_PRIVATE)
+
+    @property
+    def shared(self) -> bool:
+        """Whether a second mapping shows the same pages."""
+        return self in (MemoryType.SHMEM, MemoryType.HUGETLB)
+
+
+class Advice(IntEnum):
+    """``MADV_*`` of ``include/uapi/asm-generic/mman-common.h``; see madvise(2)."""
+
+    DONTNEED = 4
+    REMOVE = 9
+    DONTFORK = 10
+    DOFORK = 11
+    MERGEABLE = 12
+    UNMERGEABLE = 13
+    HUGEPAGE = 14
+    NOHUGEPAGE = 15
+    POPULATE_READ = 22
+    POPULATE_WRITE = 23
+    COLLAPSE = 25
+
+
+_left_lock = threading.Lock()
+_left: list[Memory] = []
+"""What errors have left mapped, since buffers of it were alive."""
+
+
+class Present(Protocol):
+    """Which pages are known to be there."""
+
+    def next_absent(self, page: int, end: int) -> int | None:
+        """The first page from `page` up to `end` that is not there."""
+        ...
+
+
+class Pages(Protocol):
+    """What `Memory` has to know of the pages of a guarded region."""
+
+    @property
+    def present(self) -> Present:
+        """Those that are there."""
+        ...
+
+
+class Memory:
+    """A mapping of `length` bytes at `start`, unmapped by `close`.
+
+    The end of a ``with`` block closes it.  Where an error ends the block while a buffer is alive,
+    the error comes out, and the memory stays until it is closed, or until other memory is mapped
+    after the buffer has gone.
+    """
+
+    def __init__(self, start: int, length: int, kind: MemoryType, page_size: int, fd: int) -> None:
+        self.start = start
+        self.length = length
+        own(start, start + length)
+        self.type = kind
+        self.page_size = page_size
+        """Bytes; what faults, registration and advice are counted in."""
+        self.fd = fd
+        """The memory file behind it, -1 for anonymous memory."""
+        self._exports = 0
+        self.kept_from_children = False
+        """Whether children do not get it because nobody would guard it there (MADV_DONTFORK)."""
+        self._thread = 0
+        self._guarded: Pages | None = None
+        self.userfaultfd: Userfaultfd | None = None
+        """A userfaultfd that guards this memory and must not be closed before it is unmapped;
+        `close` sees to that."""
+
+    def __repr__(self) -> str:
+        return f"<Memory {self.type.value} {self.start:#x}, {self.length} bytes>"
+
+    @classmethod
+    def map(
+        cls,
+        length: int,
+        kind: MemoryType = MemoryType.ANONYMOUS,
+        *,
+        transparent_huge: bool = False,
+        dont_fork: bool = False,
+        huge_page_size: int = HUGE_PAGE_SIZE,
+    ) -> Self:
+        """Map `length` bytes (a multiple of the page size) of new, empty memory.
+
+        `transparent_huge` aligns to 2 MiB and asks for huge pages; `dont_fork` keeps children
+        from sharing it, so that its pages can always be moved.  Raises `InvalidRange` and
+        `MemoryRefused` (ENOMEM for hugetlb: none are reserved).
+        """
+        _close_left()
+        page_size = huge_page_size if kind.huge else PAGE_SIZE
+        if length <= 0 or length % page_size:
+            raise errors.InvalidRange(f"{length} bytes are not made of pages of {page_size} bytes")
+        fd = -1
+        if kind is not MemoryType.ANONYMOUS:
+            fd = native.memfd_create("uffdaemon", page_size if kind.huge else 0)
+            if fd < 0:
+                raise errors.MemoryRefused(-fd, "memfd_create", length=length)
+        try:
+            if fd >= 0:
+                os.ftruncate(fd, length)
+            memory = cls(
+                _map(fd, length, kind, page_size, transparent_huge=transparent_huge),
+                length,
+                kind,
+                page_size,
+                fd,
+            )
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
+        try:
+            if transparent_huge:
+                memory.advise(Advice.HUGEPAGE)
+            if dont_fork:
+                memory.advise(Advice.DONTFORK)
+        except BaseException:
+            memory.close()
+            raise
+        return memory
+
+    def alias(self) -> Memory:
+        """Map the same memory file once more: a way to fill the page cache of guarded memory.
+
+        Raises `InvalidRange` for memory that is not shared.
+        """
+        if not self.type.shared:
+            raise errors.InvalidRange(f"{self.type.value} memory cannot be seen from two places")
+        fd = os.dup(self.fd)
+        try:
+            start = _map(fd, self.length, self.type, self.page_size, transparent_huge=False)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Memory(start, self.length, self.type, self.page_size, fd)
+
+    @property
+    def end(self) -> int:
+        """The first address after it."""
+        return self.start + self.length
+
+    def _range(self, offset: int, length: int | None) -> tuple[int, int]:
+        if self.start == 0:
+            raise errors.InvalidRange("this memory has been unmapped")
+        length = self.length - offset if length is None else length
+        if offset < 0 or length < 0 or offset + length > self.length:
+            raise errors.InvalidRange(
+                f"{length} bytes at offset {offset} of memory of {self.length} bytes"
+            )
+        return self.start + offset, length
+
+    def refuse_in_thread(self, thread: int, pages: Pages) -> None:
+        """Have accesses to missing pages refused in the thread that would have to answer them."""
+        self._thread, self._guarded = thread, pages
+
+    def allow_in_thread(self) -> None:
+        """Nobody in this process answers any more."""
+        self._guarded = None
+
+    def _access(self, offset: int, length: int | None) -> tuple[int, int]:
+        """The range to access.  Raises `PlacementRefused` where this thread would wait for
+        itself."""
+        start, length = self._range(offset, length)
+        if self._guarded is not None and threading.get_ident() == self._thread and length:
+            first, end = offset // self.page_size, (offset + length - 1) // self.page_size + 1
+            if self._guarded.present.next_absent(first, end) is not None:
+                raise errors.PlacementRefused(
+                    "pages are missing there, and this is the thread that runs trio: it would wait "
+                    "for itself for ever.  Use a worker thread: await trio.to_thread.run_sync(...)"
+                )
+        return start, length
+
+    def export(self, offset: int = 0, length: int | None = None) -> memoryview:
+        """A writable view of the memory itself, for plain Python accesses.
+
+        As long as it, or anything made from it, is alive, the memory stays where it is: `close`,
+        `unmap` and `remap` raise BufferError.  `GuardedRegion.buffer` knows where it is safe.
+        """
+        start, length = self._range(offset, length)
+        self._exports += 1
+        return native.export_memory(start, length, self._returned)
+
+    @property
+    def exported(self) -> bool:
+        """Whether a view of it is alive."""
+        return self._exports > 0
+
+    def _returned(self) -> None:
+        self._exports -= 1
+
+    def _check_exports(self, what: str) -> None:
+        if self._exports:
+            raise BufferError(
+                f"{self!r} cannot be {what}: {self._exports} buffers of it are alive; delete them, "
+                "and arrays made from them, first"
+            )
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Copy bytes out.  Blocks this thread, and no other, while pages are missing."""
+        return native.read_memory(*self._access(offset, length))
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        """Copy bytes out into a writable buffer, as many as it holds; returns how many."""
+        with memoryview(buffer) as view:
+            start, length = self._access(offset, view.nbytes)
+            native.read_memory_into(start, view)
+        return length
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Copy bytes in.  Blocks this thread, and no other, while pages are missing."""
+        with memoryview(data) as view:
+            start, _ = self._access(offset, view.nbytes)
+            native.write_memory(start, view)
+
+    def touch(self, offset: int = 0, length: int | None = None, *, write: bool = False) -> None:
+        """Access one byte a page, for reading or (changing nothing) for writing."""
+        start, length = self._access(offset, length)
+        native.touch(start, length, self.page_size, write=write)
+
+    def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None:
+        """madvise(2).  Blocks until the handler has read the event, where events are on.
+
+        Raises `MemoryRefused`: EINVAL where the kernel or the memory's type has no such advice.
+        """
+        start, length = self._range(offset, length)
+        number = native.advise(start, length, advice)
+        if number < 0:
+            raise errors.MemoryRefused(
+                -number, f"madvise {advice.name}", address=start, length=length
+            )
+
+    def remap(self) -> None:
+        """mremap(2) to another address of the same length; `start` changes."""
+        self._check_exports("moved")
+        old, length = self._range(0, None)
+        disown(old, old + length)
+        number, target = native.map_memory(-1, length, 0, self.page_size)
+        if number == 0:
+            number = native.remap_memory(old, length, target)
+            if number < 0:
+                native.unmap_memory(target, length)
+        if number < 0:
+            own(old, old + length)
+            raise errors.MemoryRefused(-number, "mremap", address=old, length=length)
+        own(target, target + length)
+        self.start = target
+
+    def unmap(self, offset: int, length: int) -> None:
+        """munmap(2) a part; what is left can be used as before."""
+        self._check_exports("unmapped")
+        start, length = self._range(offset, length)
+        disown(start, start + length)
+        number = native.unmap_memory(start, length)
+        if number < 0:
+            own(start, start + length)
+            raise errors.MemoryRefused(-number, "munmap", address=start, length=length)
+
+    def close(self) -> None:
+        """Unmap, then close the memory file and the userfaultfd that guarded it.  Threads that
+        still use the memory get SIGSEGV.  Raises BufferError while it is exported."""
+        self._check_exports("closed")
+        if self.start:
+            start, self.start = self.start, 0
+            disown(start, start + self.length)
+            # With EVENT_UNMAP, munmap would wait until its event is read, and there may be nobody
+            # who reads.  Without access nothing can be seen between closing and unmapping.
+            native.protect_memory(start, self.length)
+            if self.userfaultfd is not None:
+                self.userfaultfd.close()
+            native.unmap_memory(start, self.length)
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None or not self.exported:
+            self.close()
+            return
+        # The frames that it passed through still hold their arrays: it must not be replaced.
+        error.add_note(f"{self!r} stays mapped: {self._exports} buffers of it are alive")
+        with _left_lock:
+            _left.append(self)
+
+
+def _close_left() -> None:
+    """Close what errors have left mapped, as far as nothing uses it any more."""
+    with _left_lock:
+        unused = [memory for memory in _left if not memory.exported]
+        for memory in unused:
+            _left.remove(memory)
+    for memory in unused:
+        memory.close()
+
+
+def _map(fd: int, length: int, kind: MemoryType, page_size: int, *, transparent_huge: bool) -> int:
+    flags = (native.MAP_SHARED if kind.shared else 0) | (native.MAP_HUGETLB if kind.huge else 0)
+    alignment = HUGE_PAGE_SIZE if transparent_huge else page_size
+    number, start = native.map_memory(fd, length, flags, alignment)
+    if number < 0:
+        advice = ""
+        if kind.huge and -number == errno.ENOMEM:
+            advice = _huge_page_advice(length // page_size, page_size)
+        raise errors.MemoryRefused(-number, f"mmap {kind.value}", length=length, advice=advice)
+    return start
+
+
+def _huge_page_advice(wanted: int, page_size: int) -> str:
+    """The line that sets so many more huge pages aside as are lacking; it shrinks no pool."""
+    pool = Path(f"/sys/kernel/mm/hugepages/hugepages-{page_size // 1024}kB")
+    try:
+        total = int((pool / "nr_hugepages").read_text("ascii"))
+        free = int((pool / "free_hugepages").read_text("ascii"))
+    except (OSError, ValueError):
+        return ""
+    return f"as root: echo {total + max(wanted - free, 1)} > {pool}/nr_hugepages"
+
+
+if mmap.PAGESIZE != PAGE_SIZE:
+    raise ImportError(f"uffdaemon knows pages of {PAGE_SIZE} bytes only, not {mmap.PAGESIZE}")

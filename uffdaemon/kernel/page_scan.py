@@ -1,0 +1,99 @@
+"""PAGEMAP_SCAN (Linux 6.7): which pages of a range are present, written, swapped, huge, zero.
+
+Source: ``Documentation/admin-guide/mm/pagemap.rst``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import KEEP, IntFlag
+from typing import NamedTuple
+
+from uffdaemon import errors, native
+from uffdaemon.ranges import PAGE_SIZE, check_range
+
+_WP_MATCHING = 1
+_CHECK_WPASYNC = 2
+_CAPACITY = 1024
+
+
+class PageCategory(IntFlag, boundary=KEEP):
+    """``PAGE_IS_*``."""
+
+    WPALLOWED = 1 << 0
+    WRITTEN = 1 << 1
+    FILE = 1 << 2
+    PRESENT = 1 << 3
+    SWAPPED = 1 << 4
+    PFNZERO = 1 << 5
+    HUGE = 1 << 6
+    SOFT_DIRTY = 1 << 7
+    GUARD = 1 << 8
+
+
+class PageRange(NamedTuple):
+    """Neighbouring pages in the same categories."""
+
+    start: int
+    length: int
+    """Bytes."""
+    categories: PageCategory
+
+
+_ALL = PageCategory((1 << 9) - 1)
+_NONE = PageCategory(0)
+
+
+def scan_pages(
+    start: int,
+    length: int,
+    *,
+    required: PageCategory = _NONE,
+    any_of: PageCategory = _NONE,
+    excluded: PageCategory = _NONE,
+    reported: PageCategory = _ALL,
+    write_protect: bool = False,
+    pid: int | None = None,
+) -> list[PageRange]:
+    """The pages of a range that are in all of `required`, in one of `any_of` and in none of
+    `excluded`, as runs with their `reported` categories; by default every page that is in any.
+
+    With `write_protect`, the pages found are write-protected again in the same step (ranges
+    registered with WP_ASYNC, own process only).  `pid` scans another process.
+
+    Raises `InvalidRange`, and `MemoryRefused` (ENOTTY: this kernel has no PAGEMAP_SCAN;
+    EPERM; ENOENT: no such process).
+    """
+    check_range(start, length, PAGE_SIZE, "the range to scan")
+    # The kernel takes every page when nothing is asked for; here that means: in any category.
+    if not (required | any_of | excluded):
+        any_of = PageCategory.PRESENT | PageCategory.SWAPPED | PageCategory.GUARD
+    flags = _WP_MATCHING | _CHECK_WPASYNC if write_protect else 0
+    found: list[PageRange] = []
+    path = f"/proc/{'self' if pid is None else pid}/pagemap"
+    try:
+        pagemap = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        number = error.errno or errno.EIO
+        raise errors.MemoryRefused(number, "PAGEMAP_SCAN", reason=f"opening {path}") from error
+    try:
+        at, end = start, start + length
+        while at < end:
+            number, at, ranges = native.scan(
+                pagemap,
+                at,
+                end,
+                flags=flags,
+                inverted=int(excluded),
+                mask=int(required | excluded),
+                anyof=int(any_of),
+                returned=int(reported),
+                capacity=_CAPACITY,
+            )
+            if number < 0:
+                raise errors.MemoryRefused(-number, "PAGEMAP_SCAN", address=at, length=end - at)
+            found += (PageRange(s, e - s, PageCategory(c)) for s, e, c in ranges)
+    finally:
+        os.close(pagemap)
+    return found

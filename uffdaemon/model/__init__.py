@@ -1,0 +1,4 @@
+"""State without a system call: regions, their tables, open faults, batches, counters.
+
+Pure: imports `uapi`, `errors`, `ranges` and `actions`.
+"""

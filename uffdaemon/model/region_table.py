@@ -1,0 +1,170 @@
+"""Which region an address belongs to, and what mremap(2) and munmap(2) do to that.
+
+A region begins as one segment.  When a part of it is moved elsewhere, that part becomes a segment
+of its own, whose region is the same one seen from another start: offsets, policy and page states
+stay as they are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from copy import copy
+from typing import TYPE_CHECKING, NamedTuple
+
+from uffdaemon.actions import Action, Wake
+from uffdaemon.errors import InvalidRange
+from uffdaemon.model.region import Region
+from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from uffdaemon.model.region import Fault
+    from uffdaemon.uapi.events import PageFault
+
+
+class Segment(NamedTuple):
+    """The addresses `start` to `end` belong to `region`."""
+
+    start: int
+    end: int
+    region: Region
+
+    @property
+    def offset(self) -> int:
+        """Bytes from the region's start."""
+        return self.start - self.region.start
+
+
+class RegionTable:
+    """The regions of one userfaultfd, by address."""
+
+    __slots__ = ("_segments", "_starts")
+
+    def __init__(self) -> None:
+        self._segments: list[Segment] = []
+        self._starts: list[int] = []
+
+    @classmethod
+    def of(cls, segments: Iterable[Segment]) -> RegionTable:
+        """A table of segments that do not overlap, such as another table has had."""
+        table = cls()
+        table._set(list(segments))
+        return table
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._segments)
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def _set(self, segments: list[Segment]) -> None:
+        self._segments = sorted((s for s in segments if s.start < s.end), key=lambda s: s.start)
+        self._starts = [segment.start for segment in self._segments]
+
+    def _segment_of(self, address: int) -> Segment | None:
+        at = bisect_right(self._starts, address) - 1
+        if at < 0:
+            return None
+        segment = self._segments[at]
+        return segment if address < segment.end else None
+
+    def find(self, address: int) -> Region | None:
+        """The region that holds `address`."""
+        segment = self._segment_of(address)
+        return None if segment is None else segment.region
+
+    def around(self, address: int, start: int, length: int) -> tuple[int, int]:
+        """What is left of a range (start, length in bytes) around `address`, once others that
+        were moved into its region's range are cut off."""
+        segment = self._segment_of(address)
+        if segment is None:
+            return start, length
+        low = max(start, segment.start)
+        return low, min(start + length, segment.end) - low
+
+    def add(self, region: Region) -> None:
+        """Raises `InvalidRange`, naming both, when it overlaps one that is there."""
+        at = bisect_right(self._starts, region.start)
+        for segment in self._segments[max(at - 1, 0) : at + 1]:
+            if segment.start < region.end and region.start < segment.end:
+                raise InvalidRange(
+                    f"region {region.label} ({region.start:#x}-{region.end:#x}) overlaps region "
+                    f"{segment.region.label} ({segment.start:#x}-{segment.end:#x})"
+                )
+        self._segments.insert(at, Segment(region.start, region.end, region))
+        self._starts.insert(at, region.start)
+
+    def remove(self, region: Region) -> list[Segment]:
+        """Forget a region, wherever its parts are now; returns those."""
+        gone = self.segments(region)
+        self._set([segment for segment in self._segments if segment not in gone])
+        return gone
+
+    def segments(self, region: Region) -> list[Segment]:
+        """Where the parts of a region are.  Parts share its page states."""
+        return [s for s in self._segments if s.region.pages is region.pages]
+
+    def clip(self, start: int, end: int) -> list[Segment]:
+        """The parts of all segments inside of a range."""
+        return [
+            Segment(max(s.start, start), min(s.end, end), s.region)
+            for s in self._segments
+            if s.start < end and start < s.end
+        ]
+
+    def unmap(self, start: int, end: int) -> list[Segment]:
+        """The range is gone; returns what was in it."""
+        gone = self.clip(start, end)
+        if gone:
+            kept: list[Segment] = []
+            for segment in self._segments:
+                kept.append(segment._replace(end=max(min(segment.end, start), segment.start)))
+                kept.append(segment._replace(start=min(max(segment.start, end), segment.end)))
+            # One that the range does not touch comes out whole once and empty once.
+            self._set(kept)
+        return gone
+
+    def remap(self, source: int, target: int, length: int) -> list[Segment]:
+        """The range was moved; returns what was in it, at its new place."""
+        gone = self.unmap(source, source + length)
+        shift = target - source
+        moved: list[Segment] = []
+        for segment in gone:
+            region = copy(segment.region)
+            region.start += shift
+            moved.append(Segment(segment.start + shift, segment.end + shift, region))
+        # Whatever was at the target has been unmapped by mremap(2) itself.
+        self.unmap(target, target + length)
+        self._set([*self._segments, *moved])
+        return moved
+
+    def fork(self, *, known: bool = True) -> RegionTable:
+        """The same for a child: its pages are the parent's of now, and its own from here on.
+
+        Unless `known`, the parent may have got pages since: of the child's none is taken to be
+        there.
+        """
+        maps = {id(s.region.pages): s.region.pages.copy() for s in self._segments}
+        if not known:
+            for pages in maps.values():
+                pages.present.discard_range(0, pages.pages)
+        segments: list[Segment] = []
+        for segment in self._segments:
+            region = copy(segment.region)
+            region.pages = maps[id(segment.region.pages)]
+            segments.append(segment._replace(region=region))
+        return RegionTable.of(segments)
+
+
+def outside_every_region(fault: Fault) -> Action:
+    """The policy for addresses that nobody looks after: the range may just have been unmapped, and
+    then its thread has to see that; if not, it comes back, and in the end is held and listed."""
+    del fault
+    return Wake()
+
+
+def nowhere(event: PageFault) -> Region:
+    """The region of a fault that lies in none."""
+    page = event.address - event.address % PAGE_SIZE
+    return Region(page, PAGE_SIZE, outside_every_region, name="outside of every region")

@@ -1,0 +1,138 @@
+"""What has been served: counters while it runs, and a snapshot for whoever asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from uffdaemon.uapi.events import KIND_OF_FLAGS, FaultKind
+from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from uffdaemon.model.ledger import OpenFault
+    from uffdaemon.native.ports import Port
+
+BUCKETS: Final = 64
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one handler counts."""
+
+    outcomes: Counter[tuple[FaultKind, Outcome]] = field(
+        default_factory=Counter[tuple[FaultKind, Outcome]]
+    )
+    failures: Counter[str] = field(default_factory=Counter[str])
+    """By the name of the error."""
+    events: Counter[str] = field(default_factory=Counter[str])
+    bytes_done: Counter[Outcome] = field(default_factory=Counter[Outcome])
+    joined: int = 0
+    """Messages about a page that was awaited already."""
+    latencies: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    """How many faults were answered in under 2**n nanoseconds and no less than half that."""
+
+    def resolved(self, kind: FaultKind, outcome: Outcome, latency: int) -> None:
+        """Book one fault that has left, `latency` nanoseconds after it was read."""
+        self.outcomes[kind, outcome] += 1
+        self.latencies[min(latency.bit_length(), BUCKETS - 1)] += 1
+
+    def add_port(self, port: Port) -> None:
+        """Add what C has answered by rules."""
+        for flags, code, count in port.counts():
+            outcome = OUTCOME_OF_CODE[Code(code)] if code else Outcome.ALREADY_PRESENT
+            self.outcomes[KIND_OF_FLAGS[flags], outcome] += count
+        for code, done in port.bytes_by_code():
+            self.bytes_done[OUTCOME_OF_CODE[Code(code)]] += done
+        for bucket, count in enumerate(port.latencies()):
+            self.latencies[bucket] += count
+
+    def add(self, other: Counters) -> None:
+        """Add another handler's figures."""
+        self.outcomes.update(other.outcomes)
+        self.failures.update(other.failures)
+        self.events.update(other.events)
+        self.bytes_done.update(other.bytes_done)
+        self.joined += other.joined
+        for bucket, count in enumerate(other.latencies):
+            self.latencies[bucket] += count
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A snapshot."""
+
+    faults: dict[tuple[FaultKind, Outcome], int]
+    """How often faults of each kind had each outcome.  DEFERRED and HELD count how often faults
+    came to wait so; all others are endings."""
+    failures: dict[str, int]
+    """How often each error kept a fault from being answered as its policy wanted."""
+    events: dict[str, int]
+    """Events by name, and ``unknown``."""
+    bytes_done: dict[Outcome, int]
+    """Bytes by what was done, background fills included."""
+    open_faults: list[OpenFault]
+    """Who waits now: thread, address, age, and for what.  The oldest first."""
+    joined: int
+    """Messages about a page that was awaited already."""
+    latencies: list[int]
+    """Bucket n: faults answered in under 2**n nanoseconds, and no less than half that."""
+
+    @property
+    def resolved(self) -> int:
+        """Faults that have ended."""
+        return sum(count for (_, outcome), count in self.faults.items() if outcome.final)
+
+    def latency(self, fraction: float) -> float:
+        """The time in seconds within which `fraction` (0 to 1) of the faults were answered, as the
+        upper end of its bucket; 0.0 when there were none."""
+        return latency_quantile(self.latencies, fraction)
+
+    def as_dict(self) -> dict[str, object]:
+        """The same as plain values that ``json.dumps`` takes."""
+        faults: dict[str, dict[str, int]] = {}
+        for (kind, outcome), count in sorted(
+            self.faults.items(), key=lambda item: (item[0][0].value, item[0][1].value)
+        ):
+            faults.setdefault(kind.value, {})[outcome.value] = count
+        return {
+            "faults": faults,
+            "resolved": self.resolved,
+            "joined": self.joined,
+            "failures": dict(sorted(self.failures.items())),
+            "events": dict(sorted(self.events.items())),
+            "bytes": {outcome.value: count for outcome, count in self.bytes_done.items()},
+            "open": [
+                {
+                    "threads": list(entry.threads),
+                    "address": entry.fault.exact_address,
+                    "kind": entry.fault.kind.value,
+                    "region": entry.fault.region.label,
+                    "age_seconds": entry.age / 1e9,
+                    "waits_for": entry.waiting.value,
+                    "reason": entry.reason,
+                }
+                for entry in self.open_faults
+            ],
+            "latency_seconds": {
+                name: self.latency(fraction)
+                for name, fraction in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
+            },
+            "latency_histogram_ns": {
+                str(1 << bucket): count for bucket, count in enumerate(self.latencies) if count
+            },
+        }
+
+
+def latency_quantile(latencies: Iterable[int], fraction: float) -> float:
+    """The upper end, in seconds, of the bucket in which `fraction` of all is reached."""
+    buckets = list(latencies)
+    due = fraction * sum(buckets)
+    reached = 0
+    for bucket, count in enumerate(buckets):
+        reached += count
+        if count and reached >= due:
+            return (1 << bucket) / 1e9
+    return 0.0

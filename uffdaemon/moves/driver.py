@@ -1,0 +1,197 @@
+"""Moving pages: from any thread, and from trio.
+
+One ioctl moves what can be moved; for what is left, `uffdaemon.moves.ladder` says what
+to do, and this module does it.  Steps that may take their time, or wait for somebody who reads the
+userfaultfd, run in worker threads when trio is to go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import trio
+
+from uffdaemon import errors, native
+from uffdaemon.kernel.memory import Advice
+from uffdaemon.kernel.page_probe import Mapping, divide, look, mappings, registered, watches
+from uffdaemon.kernel.page_scan import PageCategory, scan_pages
+from uffdaemon.moves.ladder import EVENT_PATIENCE, Ladder
+from uffdaemon.moves.refusals import refusal
+from uffdaemon.moves.requests import Ask, CopyOver, Divide, Issue, Look, Terms, Unshare, Wait
+from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.uapi.features import Features
+from uffdaemon.uapi.moved import Cause, Moved
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uffdaemon.actions import Fallback
+    from uffdaemon.kernel.userfaultfd import Userfaultfd
+
+PIECE = 256 * 1024
+"""Bytes that an exact copy takes in one go; writers of either side wait for so long."""
+
+EVERYWHERE = 0, (1 << 64) - 1
+
+_one_copy_at_a_time = Lock()
+"""Two exact copies of overlapping ranges would lift each other's write-protection."""
+
+
+# -- before and after --------------------------------------------------------------------------
+
+
+def terms_of(
+    uffd: Userfaultfd,
+    fallback: Fallback | None,
+    *,
+    allow_source_holes: bool = False,
+    page_size: int = PAGE_SIZE,
+    piece: int = PIECE,
+) -> Terms:
+    """The terms of a move on `uffd`."""
+    impossible = None
+    if not uffd.same_process:
+        impossible = Cause.OTHER_PROCESS
+    elif page_size != PAGE_SIZE:
+        impossible = Cause.WRONG_MEMORY
+    return Terms(fallback, allow_source_holes, impossible, page_size, piece)
+
+
+def finish(moved: Moved, *, verify: bool) -> Moved:
+    """`moved`, if it is complete (and proved to be).  Raises `MoveRefused`, `SourceNotEmpty`."""
+    refused = moved.refused
+    if refused:
+        raise refusal(moved, refused[0])
+    if verify:
+        for run in moved.runs:
+            check_empty(run.src, run.length)
+    return moved
+
+
+def check_empty(src: int, length: int) -> None:
+    """Prove that nothing is left at the source of a move.  Raises `SourceNotEmpty`."""
+    left = scan_pages(src, length, any_of=PageCategory.PRESENT | PageCategory.SWAPPED)
+    found = [(left[0].start, left[0].length)] if left else []
+    if not left and any(mapping.shared for mapping in mappings(src, length)):
+        # Pages of a file may be there without being mapped here.
+        pages = enumerate(look(src, length))
+        found = [(src + n * PAGE_SIZE, PAGE_SIZE) for n, page in pages if page.there]
+    if found:
+        raise errors.SourceNotEmpty(
+            errno.EEXIST,
+            "PAGEMAP_SCAN",
+            address=found[0][0],
+            length=found[0][1],
+            reason="the source of a move holds pages: somebody touched it again",
+        )
+
+
+# -- climbing ----------------------------------------------------------------------------------
+
+
+def climb_blocking(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ladder: Ladder) -> Moved:
+    """Climb in this thread."""
+    for ask in ladder.climb():
+        if isinstance(ask, Wait):
+            time.sleep(ask.seconds)
+        else:
+            _do(uffd, source_uffd, ask)
+    return ladder.moved
+
+
+async def climb_in_trio(
+    uffd: Userfaultfd,
+    source_uffd: Userfaultfd | None,
+    ladder: Ladder,
+    *,
+    waiting: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Climb without keeping trio.  `waiting` is told what for when it has to wait; `stop` is asked
+    before each step.  Returns whether it came to the end."""
+    for ask in ladder.climb():
+        if isinstance(ask, Wait):
+            if ask.reason:
+                waiting(ask.reason)
+            await trio.sleep(ask.seconds)
+            continue
+        # Before the step, not after it: nothing comes between what was done and its being booked.
+        await trio.lowlevel.checkpoint()
+        if stop():
+            return False
+        if isinstance(ask, (Unshare, CopyOver)):
+            # Reads from swap, waits for readers of events: not in trio's thread.
+            await trio.to_thread.run_sync(partial(_do, uffd, source_uffd, ask))
+        else:
+            _do(uffd, source_uffd, ask)
+    return True
+
+
+def _do(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: Ask) -> None:
+    if isinstance(ask, Issue):
+        [ask.result] = uffd.execute([ask.operation])
+    elif isinstance(ask, Look):
+        ask.pages = look(ask.start, ask.length)
+    elif isinstance(ask, Unshare):
+        # Populating a hole would make a page of zeros out of it.
+        if all(page.there for page in look(ask.start, ask.length)):
+            native.advise(ask.start, ask.length, Advice.POPULATE_WRITE)
+    elif isinstance(ask, Divide):
+        ask.parts = divide(ask.dst, ask.src, ask.length)
+        ask.registered = registered(uffd, ask.dst)
+    elif isinstance(ask, CopyOver):
+        _copy_over(uffd, source_uffd, ask)
+
+
+def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver) -> None:
+    if source_uffd is None:
+        source_uffd = uffd
+    sources = mappings(ask.src, ask.length)
+    watched = _watches(source_uffd, sources, ask.src)
+    if ask.exact and not watched:
+        ask.done, ask.error, ask.stage = 0, errno.ENOENT, native.STAGE_PROTECT
+        return
+    flags = native.EXACT if ask.exact else 0
+    if not uffd.same_process:
+        flags |= native.OTHER_PROCESS
+    elif any(mapping.shared for mapping in mappings(ask.dst, ask.length)):
+        flags |= native.SHARED
+    # The pages of shared memory are the file's: only a hole in it empties the source.
+    shared = any(mapping.shared for mapping in sources)
+    advice = Advice.REMOVE if shared else Advice.DONTNEED
+    # Another one may wait for an event that nobody reads: that is not to be waited for, too.
+    if not _one_copy_at_a_time.acquire(timeout=EVENT_PATIENCE):
+        ask.done, ask.error, ask.stage = 0, errno.EAGAIN, native.STAGE_PROTECT
+        return
+    theirs = source_uffd.copies
+    ask.done = ask.error = ask.stage = 0
+    if watched and source_uffd.features & Features.EVENT_REMOVE:
+        theirs.expect_release(ask.src, ask.length)
+    if uffd.same_process and uffd.features & Features.EVENT_REMOVE:
+        uffd.copies.expect_release(ask.dst, ask.length)  # if the copy is taken back
+    try:
+        with uffd.copies.copying(ask.dst, ask.length), theirs.copying(ask.src, ask.length):
+            ask.done, ask.error, ask.stage = native.copy_and_release(
+                (uffd.fileno(), source_uffd.fileno()),
+                ask.dst,
+                ask.src,
+                ask.length,
+                flags=flags,
+                advice=int(advice),
+            )
+    finally:
+        theirs.settle_release(ask.src, ask.length, ask.done)
+        if ask.stage != native.STAGE_RELEASE:
+            uffd.copies.settle_release(ask.dst, ask.length, 0)
+        _one_copy_at_a_time.release()
+
+
+def _watches(uffd: Userfaultfd, sources: list[Mapping], src: int) -> bool:
+    """Whether it is `uffd` that watches the source, as far as that can be seen."""
+    # One that watches addresses of another process is of no use for ours; with one that is not
+    # the source's the kernel protects as well, but its waiters would hear of nothing.
+    return uffd.same_process and bool(sources) and watches(uffd, sources[0], src)

@@ -1,0 +1,395 @@
+"""The ladder from a strict move to an exact copy, without a system call of its own.
+
+`Ladder.climb` yields what shall be done next and goes on with the answer, which the driver has put
+into it; `uffdaemon.moves.driver` drives it, from threads and from trio.  Each page ends on one
+rung:
+
+    MOVE
+    EBUSY: MADV_POPULATE_WRITE, which makes the page our own, and MOVE again
+    EBUSY still: pinned for I/O; wait and try again, for as long as the fallback's patience
+    never (other memory, another process, an older kernel): an exact copy
+
+Without a fallback only what copies nothing is done: a page that nobody else maps any more is made
+exclusive again and moved.  Source: the rules of ``mm/userfaultfd.c``, found out page by page.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Generator
+from typing import Final, TypeAlias
+
+from uffdaemon.moves.refusals import CAUSE_OF_ERRNO
+from uffdaemon.moves.requests import (
+    COPY,
+    PROTECT,
+    RELEASE,
+    UNPROTECT,
+    Ask,
+    CopyOver,
+    Divide,
+    Issue,
+    Look,
+    Terms,
+    Unshare,
+    Wait,
+)
+from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.uapi.moved import Cause, Moved, Run, joined
+from uffdaemon.uapi.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, Operation, Outcome, Result
+from uffdaemon.uapi.page_facts import PageFacts, why_busy
+
+HUGE: Final = 2 << 20
+"""Bytes of a transparent huge page, which is moved as a whole or split."""
+ATTEMPTS: Final = 16
+"""How often a page is made our own before that is left to time: each fork shares it anew."""
+ALONE: Final = 6
+"""How often one that nobody else maps, before it is taken for pinned: a child may come and go
+between two steps."""
+EVENT_PATIENCE: Final = 1.0
+"""Seconds to wait for somebody to read the userfaultfd, without a fallback."""
+LONGEST: Final = 16 << 20
+"""Bytes in one ioctl, so that nobody waits for a huge one."""
+_MOMENT: Final = 0.0002
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.05
+
+
+_Steps: TypeAlias = Generator[Ask, None, None]
+
+
+class Ladder:
+    """One range on its way, of which `moved` bytes have arrived."""
+
+    def __init__(self, dst: int, src: int, length: int, terms: Terms, moved: int = 0) -> None:
+        self._dst, self._src, self._length = dst, src, length
+        self._terms = terms
+        self._fallback = terms.fallback
+        self._at = 0
+        self._parts: list[int] = []
+        """Offsets at which mappings end, once they have been asked for."""
+        self._runs: list[Run] = []
+        self._waited = 0.0
+        self._pause = _FIRST_PAUSE
+        self._reach = HUGE
+        """How much is made our own in one go."""
+        self._plain_until = 0
+        """Up to where copies go without write-protection, since that is not to be had there."""
+        self._odd = 0
+        self._book(moved, Outcome.MOVED)
+
+    @property
+    def moved(self) -> Moved:
+        """What has become of it so far."""
+        return Moved(joined(self._runs))
+
+    # -- books ---------------------------------------------------------------------------------
+
+    @property
+    def _end(self) -> int:
+        """Where the mapping ends that this is about."""
+        return next((part for part in self._parts if part > self._at), self._length)
+
+    def _book(
+        self, length: int, outcome: Outcome, cause: Cause | None = None, error: int = 0
+    ) -> None:
+        if length:
+            run = Run(self._dst + self._at, self._src + self._at, length, outcome, cause, error)
+            self._runs.append(run)
+            self._at += length
+            self._odd = 0
+
+    def _fail(self, length: int, cause: Cause, error: int) -> None:
+        self._book(length, Outcome.FAILED, cause, error)
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def climb(self) -> _Steps:
+        """All the way.  Ends when every page has a fate."""
+        while self._at < self._length:
+            if self._terms.impossible is not None:
+                yield from self._impossible(self._terms.impossible)
+                continue
+            result = yield from self._move(min(self._end - self._at, LONGEST))
+            self._book(result.done, Outcome.MOVED)
+            if not result.complete:
+                yield from self._refused(result.error)
+
+    def _move(self, length: int) -> Generator[Ask, None, Result]:
+        mode = MOVE_ALLOW_SOURCE_HOLES if self._terms.allow_source_holes else 0
+        dst, src = self._dst + self._at, self._src + self._at
+        issue = Issue(Operation(Code.MOVE, dst, length, src, mode))
+        yield issue
+        return issue.result
+
+    def _refused(self, error: int) -> _Steps:
+        if error == errno.EBUSY:
+            yield from self._busy()
+        elif error == errno.EAGAIN:
+            yield from self._event(self._end - self._at)
+        elif error == errno.EINVAL:
+            yield from self._unfit()
+        elif error == errno.ENOTTY:
+            yield from self._impossible(Cause.NO_MOVE)
+        elif error == errno.ENOENT:
+            yield from self._nothing()
+        elif error == errno.EEXIST:
+            yield from self._occupied()
+        elif error == errno.EFAULT:
+            self._fail(PAGE_SIZE, Cause.SOURCE_MARKER, error)
+        else:
+            self._fail(self._length - self._at, CAUSE_OF_ERRNO.get(error, Cause.OTHER), error)
+
+    def _look(self, length: int) -> Generator[Ask, None, list[PageFacts]]:
+        look = Look(self._src + self._at, length)
+        yield look
+        return look.pages
+
+    def _free(self, count: int) -> Generator[Ask, None, int]:
+        """How many of the next `count` pages have an empty destination, before the first that
+        has not: that one is refused for its own reason."""
+        look = Look(self._dst + self._at, count * PAGE_SIZE)
+        yield look
+        return next((n for n, page in enumerate(look.pages) if page.there), count)
+
+    def _wait(self, reason: str) -> _Steps:
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
+        self._waited += pause
+        yield Wait(pause, reason)
+
+    def _event(self, length: int) -> _Steps:
+        """EAGAIN: the thread that caused an event waits until somebody has read it."""
+        patience = EVENT_PATIENCE if self._fallback is None else self._fallback.patience
+        if self._waited < max(patience, EVENT_PATIENCE):
+            yield from self._wait("an event is in flight (EAGAIN)")
+        else:
+            self._fail(length, Cause.EVENT, errno.EAGAIN)
+
+    def _impossible(self, cause: Cause) -> _Steps:
+        """No MOVE at all: copy each mapping by itself, as far as they can be seen."""
+        if cause is not Cause.OTHER_PROCESS and not self._parts and self._fallback is not None:
+            yield from self._divide()
+        error = errno.ENOTTY if cause is Cause.NO_MOVE else errno.EINVAL
+        yield from self._instead(self._end - self._at, cause, error)
+
+    def _divide(self) -> Generator[Ask, None, Divide]:
+        divide = Divide(self._dst + self._at, self._src + self._at, self._end - self._at)
+        yield divide
+        at = self._at
+        for part in divide.parts:
+            at += part
+            self._parts.append(at)
+        self._parts.sort()
+        return divide
+
+    # -- EBUSY ---------------------------------------------------------------------------------
+
+    def _busy(self) -> _Steps:
+        """The page here is not exclusively ours."""
+        pages = yield from self._look(min(self._end - self._at, HUGE))
+        cause = why_busy(pages[0])
+        length = self._alike(pages, cause)
+        if not length:
+            # It went away meanwhile; what MOVE says next time decides.
+            yield from self._strange(Cause.NOT_EXCLUSIVE, errno.EBUSY)
+            return
+        free = yield from self._free(length // PAGE_SIZE)
+        if not free:
+            # MOVE looks at the destination first, but not for a part of a huge page.
+            yield from self._occupied()
+            return
+        length = self._alike(pages[:free], cause)
+        if cause is not None and self._fallback is None:
+            self._fail(length, cause, errno.EBUSY)
+        else:
+            yield from self._unshare(length, cause)
+
+    def _unshare(self, length: int, cause: Cause | None) -> _Steps:
+        """Make pages our own and move them, again and again if need be."""
+        attempts = alone = 0
+        while attempts < ATTEMPTS or (yield from self._lull()):
+            attempts += 1
+            length = min(length, self._reach)
+            yield Unshare(self._src + self._at, length)
+            result = yield from self._move(length)
+            self._book(result.done, Outcome.UNSHARED_AND_MOVED, cause or Cause.SHARED)
+            if result.error == errno.EAGAIN and not result.done:
+                yield from self._event(length)
+                return
+            if result.done or result.error != errno.EBUSY:
+                self._reach = min(2 * self._reach, HUGE)
+                return  # whatever else there is to say is said when it is asked for again
+            pages = yield from self._look(length)
+            if not pages[0].there:
+                return
+            cause = why_busy(pages[0])
+            if cause is not None and self._fallback is None:
+                break
+            if cause is None:
+                alone += 1
+                if alone == ALONE:
+                    yield from self._pinned(self._alike(pages, None))
+                    return
+                # The kernel itself takes hold of pages now and then, for moments.
+                yield Wait(_MOMENT)
+            else:
+                # Less takes less time, in which somebody may fork again.
+                self._reach = max(self._reach // 2, PAGE_SIZE)
+        yield from self._instead(PAGE_SIZE, cause or Cause.SHARED, errno.EBUSY)
+
+    def _lull(self) -> Generator[Ask, None, bool]:
+        """Wait for a moment without forks; whether there was patience for it."""
+        if self._fallback is None or self._waited >= self._fallback.patience:
+            return False
+        yield from self._wait("the source page is shared again and again")
+        return True
+
+    def _alike(self, pages: list[PageFacts], cause: Cause | None) -> int:
+        """How many bytes of `pages` from the first on are busy for the same reason, as far as can
+        be seen.  Holes are never among them: populating one would make a page of zeros."""
+        first = pages[0]
+        aligned = not (self._dst + self._at) % HUGE and not (self._src + self._at) % HUGE
+        if first.huge and aligned and len(pages) * PAGE_SIZE == HUGE:
+            return HUGE if all(page.there for page in pages) else PAGE_SIZE
+        if not first.present or cause is None:
+            return PAGE_SIZE if first.there else 0
+        count = 1
+        while count < len(pages) and pages[count].present and why_busy(pages[count]) is cause:
+            count += 1
+        return count * PAGE_SIZE
+
+    def _strange(self, cause: Cause, error: int) -> _Steps:
+        """What was seen does not fit what the kernel says: somebody else changes the range."""
+        self._odd += 1
+        if self._odd > ATTEMPTS:
+            self._fail(PAGE_SIZE, cause, error)
+        else:
+            yield from self._wait("somebody else changes the range")
+
+    def _pinned(self, length: int) -> _Steps:
+        """Ours alone and busy all the same."""
+        stop = self._at + length
+        fallback = self._fallback
+        if fallback is None:
+            self._fail(length, Cause.PINNED, errno.EBUSY)
+            return
+        while self._waited < fallback.patience:
+            yield from self._wait("the source page is pinned for I/O")
+            pages = yield from self._look(stop - self._at)
+            if not all(page.there for page in pages) or why_busy(pages[0]) is not None:
+                return  # then it is something else
+            yield Unshare(self._src + self._at, stop - self._at)
+            result = yield from self._move(stop - self._at)
+            self._book(result.done, Outcome.WAITED_AND_MOVED, Cause.PINNED)
+            if result.complete or result.error not in (errno.EBUSY, errno.EAGAIN):
+                return
+        length = stop - self._at
+        if fallback.copy_pinned:
+            yield from self._copy(length, Cause.PINNED, Outcome.COPIED_PINNED)
+        else:
+            self._fail(length, Cause.PINNED, errno.EBUSY)
+
+    # -- the other refusals --------------------------------------------------------------------
+
+    def _unfit(self) -> _Steps:
+        """EINVAL: the range leaves a mapping, or the memory is of the wrong kind."""
+        divide = yield from self._divide()
+        if len(divide.parts) > 1:
+            return
+        rest = self._end - self._at
+        if not divide.registered:
+            self._fail(rest, Cause.NOT_REGISTERED, errno.EINVAL)
+        else:
+            yield from self._instead(rest, Cause.WRONG_MEMORY, errno.EINVAL)
+
+    def _occupied(self) -> _Steps:
+        """EEXIST: somebody else's page, unless the source is empty and this one was there."""
+        pages = yield from self._look(PAGE_SIZE)
+        if pages[0].there:
+            self._fail(PAGE_SIZE, Cause.NOT_EMPTY, errno.EEXIST)
+            return
+        # If it was moved right now, whoever waits for it has not been woken.
+        yield Issue(Operation(Code.WAKE, self._dst + self._at, PAGE_SIZE))
+        self._fail(PAGE_SIZE, Cause.ALREADY_MOVED, errno.EEXIST)
+
+    def _nothing(self) -> _Steps:
+        """ENOENT: a hole, or nothing is registered there at all."""
+        pages = yield from self._look(min(self._end - self._at, HUGE))
+        holes = next((n for n, page in enumerate(pages) if page.there), len(pages))
+        if holes:
+            free = yield from self._free(holes)
+            if free:
+                self._fail(free * PAGE_SIZE, Cause.SOURCE_HOLE, errno.ENOENT)
+            else:
+                yield from self._occupied()
+            return
+        divide = Divide(self._dst + self._at, self._src + self._at, self._end - self._at)
+        yield divide
+        if divide.registered:
+            yield from self._strange(Cause.SOURCE_HOLE, errno.ENOENT)
+        else:
+            self._fail(divide.parts[0], Cause.NOT_REGISTERED, errno.ENOENT)
+
+    def _instead(self, length: int, cause: Cause, error: int) -> _Steps:
+        """There is no moving these: copy them if that is allowed."""
+        if self._fallback is None:
+            self._fail(length, cause, error)
+        else:
+            yield from self._copy(length, cause, Outcome.EXACTLY_COPIED)
+
+    # -- copies --------------------------------------------------------------------------------
+
+    def _copy(self, length: int, cause: Cause, outcome: Outcome) -> _Steps:
+        stop = self._at + length
+        size = self._terms.page_size
+        piece = max(self._terms.piece // size, 1) * size
+        while self._at < stop:
+            pages = yield from self._look(min(stop - self._at, piece))
+            first = pages[0]
+            kind = first.there, first.marker
+            run = PAGE_SIZE * next(
+                (n for n, page in enumerate(pages) if (page.there, page.marker) != kind), len(pages)
+            )
+            if first.marker:
+                self._fail(size, Cause.SOURCE_MARKER, errno.EFAULT)
+            elif first.there:
+                yield from self._copy_run(run, stop, cause, outcome)
+            elif self._terms.allow_source_holes:
+                self._book(run, outcome, cause)
+            else:
+                self._fail(run, Cause.SOURCE_HOLE, errno.ENOENT)
+
+    def _copy_run(self, length: int, stop: int, cause: Cause, outcome: Outcome) -> _Steps:
+        plain = self._at < self._plain_until
+        copy = CopyOver(self._dst + self._at, self._src + self._at, length, not plain)
+        yield copy
+        if plain and outcome is Outcome.EXACTLY_COPIED:
+            outcome = Outcome.COPIED
+        error = copy.error
+        if copy.stage == UNPROTECT:
+            # It has arrived; an event that nobody reads has kept writers out ever since.
+            self._fail(copy.done, Cause.EVENT, error)
+            return
+        self._book(copy.done, outcome, cause)
+        if not error:
+            return
+        refused = copy.stage in (PROTECT, COPY) and not copy.done
+        if copy.exact and refused and error in _UNPROTECTABLE[copy.stage]:
+            # Not registered for it, or this kernel cannot protect memory of this kind.
+            if self._fallback is not None and self._fallback.lose_writes:
+                self._plain_until = self._end
+            else:
+                self._fail(stop - self._at, Cause.UNPROTECTABLE, error)
+        elif error == errno.EAGAIN:
+            yield from self._event(stop - self._at)
+        elif error in (errno.EEXIST, errno.EFAULT) and copy.stage == COPY:
+            self._fail(self._terms.page_size, CAUSE_OF_ERRNO[error], error)
+        elif copy.stage == RELEASE:
+            self._fail(stop - self._at, Cause.OTHER, error)
+        elif error == errno.ENOENT:
+            self._fail(stop - self._at, Cause.NOT_REGISTERED, error)
+        else:
+            self._fail(stop - self._at, CAUSE_OF_ERRNO.get(error, Cause.OTHER), error)
+
+
+_UNPROTECTABLE: Final = {PROTECT: (errno.ENOENT, errno.EINVAL), COPY: (errno.EINVAL,)}

@@ -1,0 +1,94 @@
+"""What can be seen of a page, and what a ladder asks its driver to do: without a system call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Fallback
+    from uffdaemon.uapi.moved import Cause
+    from uffdaemon.uapi.outcomes import Operation, Result
+    from uffdaemon.uapi.page_facts import PageFacts
+
+
+# -- what a driver is asked to do; it fills the last fields in ----------------------------------
+
+
+@dataclass(slots=True)
+class Issue:
+    """Carry out one operation on the userfaultfd of the destination."""
+
+    operation: Operation
+    result: Result = field(init=False)
+
+
+@dataclass(slots=True)
+class Look:
+    """See what is at `length` bytes from `start`: one `PageFacts` for each 4 KiB."""
+
+    start: int
+    length: int
+    pages: list[PageFacts] = field(init=False)
+
+
+@dataclass(slots=True)
+class Unshare:
+    """MADV_POPULATE_WRITE on pages that are there."""
+
+    start: int
+    length: int
+
+
+@dataclass(slots=True)
+class CopyOver:
+    """Copy and release, exactly or not; `stage` is one of native's ``STAGE_*``."""
+
+    dst: int
+    src: int
+    length: int
+    exact: bool
+    done: int = field(init=False)
+    error: int = field(init=False)
+    stage: int = field(init=False)
+
+
+@dataclass(slots=True)
+class Divide:
+    """Find the lengths of the parts in which neither side leaves its mapping."""
+
+    dst: int
+    src: int
+    length: int
+    parts: list[int] = field(init=False)
+    registered: bool = field(init=False)
+    """Whether the first part of the destination is registered with some userfaultfd."""
+
+
+@dataclass(slots=True)
+class Wait:
+    """Let others run for `seconds`."""
+
+    seconds: float
+    reason: str = ""
+    """Nothing: it is too short to be told to anybody."""
+
+
+Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
+PROTECT, COPY, RELEASE, UNPROTECT = 1, 2, 3, 4
+"""Stages of a copy; in the first two nothing has happened to the source yet."""
+
+
+class Terms(NamedTuple):
+    """Under which a ladder is climbed."""
+
+    fallback: Fallback | None = None
+    allow_source_holes: bool = False
+    impossible: Cause | None = None
+    """Why there is no MOVE at all; None: there is."""
+    page_size: int = PAGE_SIZE
+    """Bytes; what a copy takes at least (hugetlb)."""
+    piece: int = 256 * 1024
+    """Bytes; what a copy takes at most in one go, writers being kept out meanwhile."""

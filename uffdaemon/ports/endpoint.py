@@ -1,0 +1,97 @@
+"""A port at its post: who serves it, and the watchdog beside it.
+
+The event loop serves it in its sleep, or from a task where that cannot be; or a resolver does, by a
+thread of its own or by those that fault.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from uffdaemon.native.ports import Port
+from uffdaemon.placement import Resolver
+from uffdaemon.ports.watchdog import abandon, resume, watch
+
+if TYPE_CHECKING:
+    from uffdaemon.kernel.userfaultfd import Userfaultfd
+    from uffdaemon.native.ports import Watch
+    from uffdaemon.placement import Then, Watchdog
+    from uffdaemon.ports.resolver import Resolving
+    from uffdaemon.ports.trio_sleep import Sleeper
+
+
+class Staff(NamedTuple):
+    """Who there is to serve the userfaultfds of a daemon."""
+
+    sleeper: Sleeper | None
+    resolving: Resolving
+    watchdog: Watchdog | None
+    rereads: int
+
+
+class Post:
+    """Where one userfaultfd is served.  Raises `AlreadyServed` and OSError."""
+
+    def __init__(self, uffd: Userfaultfd, resolver: Resolver, staff: Staff, name: str) -> None:
+        self.resolver = resolver
+        self.native = resolver is not Resolver.LOOP
+        """Whether it is not the event loop who serves."""
+        self.port = Port(uffd.fileno(), staff.rereads, told=self.native)
+        self._uffd = uffd
+        self._fd = uffd.fileno()
+        self._name = name
+        self._sleeper = None if self.native else staff.sleeper
+        self._resolving = staff.resolving if self.native else None
+        self._watchdog = staff.watchdog if uffd.same_process else None
+        self._watch: Watch | None = None
+
+    def take_up(self) -> None:
+        """Have it served from now on."""
+        resume(self._uffd)
+        if self._sleeper is not None:
+            self._sleeper.add(self._fd, self.port)
+        if self._resolving is not None:
+            self._uffd.copies.before_release.append(self.port.leave_events)
+            self._resolving.add(self.port, self.resolver)
+        if self._watchdog is not None:
+            self._watch = watch(self._uffd, self.port, self._name, self._watchdog)
+
+    def leave(self) -> None:
+        """Have it served no more; what is pending can be taken from the port, until `close`."""
+        if self._watch is not None:
+            self._watch.end()
+        if self._sleeper is not None:
+            self._sleeper.remove(self._fd)
+        if self._resolving is not None:
+            self._resolving.remove(self.port, self.resolver)
+            self._uffd.copies.before_release.remove(self.port.leave_events)
+
+    def close(self) -> None:
+        """Nobody waits for it any more."""
+        if self.native:
+            trio.lowlevel.notify_closing(self.port.notify)
+        self.port.close()
+        trio.lowlevel.notify_closing(self._fd)
+
+    @property
+    def deaf(self) -> bool:
+        """Whether the event loop's sleep does not serve it any more."""
+        return self._sleeper is not None and self._sleeper.failed
+
+    @property
+    def slept_over(self) -> bool:
+        """Whether it is served, and its records are told of, while its task just sleeps."""
+        return self._sleeper is not None and not self._sleeper.failed
+
+    async def wait(self) -> None:
+        """Until there may be something to take.  Raises `trio.ClosedResourceError`."""
+        await trio.lowlevel.wait_readable(self.port.notify if self.native else self._fd)
+
+    def abandon(self, ranges: list[tuple[int, int]], then: Then | None) -> None:
+        """Nobody serves it any more, and its memory may be touched on: leave it to the watchdog,
+        which does as declared or `then`."""
+        if self._watchdog is not None and self.resolver is not Resolver.IN_THREAD:
+            watchdog = self._watchdog
+            abandon(self._uffd, self._name, ranges, watchdog, then or watchdog.then)

@@ -1,0 +1,27 @@
+"""Page sizes and page-aligned ranges of addresses, and the errors for those that are neither."""
+
+from __future__ import annotations
+
+from uffdaemon.errors import InvalidRange
+
+PAGE_SIZE = 4096
+
+
+def check_page_size(page_size: int) -> None:
+    """Raise `InvalidRange` unless `page_size` (bytes) is one that memory can have."""
+    if page_size < PAGE_SIZE or page_size & (page_size - 1):
+        raise InvalidRange(f"page size {page_size} is not a power of two of at least {PAGE_SIZE}")
+
+
+def check_range(start: int, length: int, page_size: int, what: str) -> None:
+    """Raise `InvalidRange`, naming `what`, unless the range is aligned, not empty and in reach."""
+    if length <= 0:
+        raise InvalidRange(f"{what} is empty: length {length} bytes")
+    if start < 0 or start + length > 1 << 64:
+        raise InvalidRange(f"{what} {start:#x}, {length} bytes, leaves the address space")
+    for value, name in ((start, "start"), (length, "length")):
+        if value % page_size:
+            raise InvalidRange(
+                f"{what} {start:#x}, {length} bytes: {name} is no multiple of the page size, "
+                f"{page_size} bytes"
+            )

@@ -1,0 +1,245 @@
+"""The rules of one userfaultfd that is served: what of its regions' policies C carries out.
+
+Lowering is pure (`uffdaemon.rules.lowering`).  Here its rules are cut to the parts that are mapped,
+checked against what a pure module cannot know, and handed to the port.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from uffdaemon.actions import Poison
+from uffdaemon.kernel.own_memory import before_unmapping, check_own
+from uffdaemon.model.page_map import Bitmap
+from uffdaemon.native.ports import ZEROPAGE, NativeRule, Port, pin, set_bits
+from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.rules.lowering import Rule, gap, rules_of
+from uffdaemon.sources import zeros
+from uffdaemon.uapi.events import FaultKind
+from uffdaemon.uapi.outcomes import Code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from mmap import mmap
+
+    from uffdaemon.handlers import Handler
+    from uffdaemon.model.page_map import PageMap
+    from uffdaemon.model.region import Region
+    from uffdaemon.model.region_table import Segment
+    from uffdaemon.native import PinnedBuffer
+
+
+class _Lowered(NamedTuple):
+    """What stands for one region's policy, and the bitmaps of its pages."""
+
+    rules: list[Rule] | None
+    """None: to be asked for."""
+    pages: PageMap
+    present: PinnedBuffer
+    removed: PinnedBuffer
+    noted: bytearray | mmap
+    """What is pinned as `removed`."""
+    fresh: PinnedBuffer | None
+    zeros: int
+
+    @property
+    def current(self) -> bool:
+        """Whether C looks at what Python notes discarded pages in."""
+        return self.noted is self.pages.removed.buffer
+
+
+class Rulebook:
+    """Keeps the rules of `port` in step with the regions of `handler`.
+
+    `outdated` is called, from any thread, when they have to be written anew.  With `native`, the
+    port is not served by the event loop: C knows of events before Python does then, and notes by
+    itself which pages were discarded until Python has.  With `mark`, it gets told of addresses that
+    are Python's.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        port: Port,
+        outdated: Callable[[], None],
+        *,
+        native: bool = False,
+        mark: bool = False,
+    ) -> None:
+        self._handler = handler
+        self._port = port
+        self._outdated = outdated
+        self._native_port = native
+        self._mark = mark
+        # Hooks that are asked before an action have to be asked in Python.
+        self._lowered = not handler.hooks.before
+        self._known: dict[int, _Lowered] = {}
+        self._sources: list[tuple[int, int]] = []
+        """(start, end) of what rules move from."""
+        self._unmappings = 0
+        """How often memory of the library has been unmapped."""
+        before_unmapping.append(self._unmapping)
+
+    def close(self) -> None:
+        """The port is used no more."""
+        if self._unmapping in before_unmapping:
+            before_unmapping.remove(self._unmapping)
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything is moved, or would be but for its source."""
+        return any(any(map(_is_move, each.rules or ())) for each in self._known.values())
+
+    @property
+    def current(self) -> bool:
+        """Whether C looks at what Python notes discarded pages in; where that is may change."""
+        return all(known.current for known in self._known.values())
+
+    def update(self) -> bool:
+        """Write the regions' policies down for C, as far as they can be.  False: events have come
+        that have to be taken first; what was written before holds until then."""
+        self._handler.stale.clear()
+        known = -1
+        while known != self._unmappings:
+            # Another thread may unmap what has just been found to be there.
+            known = self._unmappings
+            if not self._write():
+                return False
+        return True
+
+    def forget_fresh(self) -> None:
+        """Python has noted all that was taken from the port: C need not any longer."""
+        if not self._port.has_fresh:
+            return
+        if self.current:
+            self._port.forget_fresh()
+        else:
+            self._outdated()
+
+    def gap(self, region: Region, kind: FaultKind) -> int | None:
+        """The first offset at which C does not answer faults of `kind`; None: it answers all."""
+        known = self._known.get(id(region.pages))
+        if known is None or not self._lowered:
+            return 0
+        rules = [rule for rule in known.rules or () if self._allowed(rule)]
+        return gap(region, rules, kind)
+
+    def _write(self) -> bool:
+        served = {id(segment.region.pages) for segment in self._handler.regions}
+        self._known = {key: known for key, known in self._known.items() if key in served}
+        # Where a source lies may have changed: what was written down of moves is asked for anew.
+        for key, known in self._known.items():
+            if any(map(_is_move, known.rules or ())):
+                self._known[key] = known._replace(rules=None)
+        rules: list[NativeRule] = []
+        for segment in self._handler.regions:
+            rules += self._of(segment)
+        rules.sort(key=lambda rule: (rule.kind, rule.start))
+        self._sources = [
+            (rule.source, rule.source + rule.end - rule.start)
+            for rule in rules
+            if rule.code == Code.MOVE
+        ]
+        return self._port.publish(rules)
+
+    def forget(self, segments: list[Segment]) -> None:
+        """These regions are served no more."""
+        for segment in segments:
+            self._known.pop(id(segment.region.pages), None)
+
+    def _unmapping(self, start: int, end: int) -> None:
+        """Nothing may be moved from there any more: something else may be mapped there next."""
+        self._unmappings += 1
+        if any(low < end and start < high for low, high in list(self._sources)):
+            self._port.withdraw()
+            self._outdated()
+
+    def _lower(self, region: Region) -> _Lowered:
+        known = self._known.get(id(region.pages))
+        if known is None:
+            known = self._pinned(region)
+        elif not known.current:
+            buffer = region.pages.removed.buffer
+            known = known._replace(removed=pin(buffer), noted=buffer)
+        if known.rules is None:
+            known = known._replace(rules=rules_of(region) if self._lowered else [])
+        self._known[id(region.pages)] = known
+        return known
+
+    def _pinned(self, region: Region) -> _Lowered:
+        pages = region.pages
+        fresh = None
+        if self._native_port:
+            pages.present.share(set_bits)
+            fresh = pin(Bitmap(pages.pages).buffer)
+        due = 0
+        if region.after_remove == "zero":
+            size = region.page_size
+            due = ZEROPAGE if size == PAGE_SIZE else zeros(size).address(0, size) or 0
+        present, noted = pages.present.buffer, pages.removed.buffer
+        return _Lowered(None, pages, pin(present), pin(noted), noted, fresh, due)
+
+    def _of(self, segment: Segment) -> list[NativeRule]:
+        region = segment.region
+        known = self._lower(region)
+        low, high = segment.offset, segment.end - region.start
+        poisons = self._native_port and isinstance(region.on_failure, Poison)
+
+        def native(part: Rule, code: int) -> NativeRule:
+            return NativeRule(
+                part.flags,
+                region.start + part.start,
+                region.start + part.end,
+                code,
+                part.mode,
+                part.source,
+                region.start % (1 << 64),  # a part that was moved down may begin "before" 0
+                region.page_size,
+                max(part.window, region.page_size),
+                known.present,
+                known.removed,
+                known.fresh,
+                known.zeros,
+                Code.POISON if poisons and code and not _is_move(part) else 0,
+            )
+
+        found = [
+            native(part, part.code)
+            for rule in known.rules or ()
+            if rule.start < high and low < rule.end
+            for part in (rule.cut(max(rule.start, low), min(rule.end, high)),)
+            if self._allowed(part)
+        ]
+        if self._mark:
+            at = segment.start
+            missing = [rule for rule in found if rule.kind == 0]
+            for start, end in [*((r.start, r.end) for r in missing), (segment.end, segment.end)]:
+                if at < start:
+                    low, high = at - region.start, start - region.start
+                    found.append(native(Rule(FaultKind.MISSING, low, high, Code.WAKE), 0))
+                at = max(at, end)
+        return found
+
+    def _allowed(self, rule: Rule) -> bool:
+        """Whether C may carry the rule out: moving from memory that is ours to give, and of whose
+        pages nobody here keeps books; copying by a thread that does not have to wait for itself."""
+        if rule.code is Code.COPY and self._native_port:
+            return not self._served(rule)
+        if rule.code is not Code.MOVE:
+            return True
+        return (
+            self._handler.uffd.same_process
+            and (rule.foreign or check_own(rule.source, rule.end - rule.start))
+            and not self._served(rule)
+        )
+
+    def _served(self, rule: Rule) -> bool:
+        """Whether a part of the source is guarded itself."""
+        return any(
+            handler.regions.clip(rule.source, rule.source + rule.end - rule.start)
+            for handler in self._handler.of_this_process()
+        )
+
+
+def _is_move(rule: Rule) -> bool:
+    return rule.code is Code.MOVE

@@ -1,0 +1,143 @@
+"""Why a page did not simply move, and what became of it instead.
+
+Source: ``move_pages`` and ``validate_move_areas`` in ``mm/userfaultfd.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import Enum
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from uffdaemon.uapi.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterable
+
+
+class Cause(Enum):
+    """Why MOVE refused a page."""
+
+    SHARED = "shared with another process"
+    """EBUSY: a fork child maps it too, or the kernel still takes it for shared."""
+    MERGED = "merged by KSM"
+    """EBUSY."""
+    NOT_EXCLUSIVE = "not exclusively ours: shared after a fork, merged by KSM, or pinned for I/O"
+    """EBUSY of a single ioctl, which does not tell the three apart."""
+    PINNED = "pinned for I/O"
+    """EBUSY that stays when nobody else maps the page: O_DIRECT, io_uring, RDMA."""
+    WRONG_MEMORY = "memory that cannot be moved"
+    """EINVAL: only private anonymous memory moves, between mappings of equal access and locking."""
+    OTHER_PROCESS = "memory of another process"
+    NO_MOVE = "no UFFDIO_MOVE in this kernel"
+    SOURCE_HOLE = "nothing at the source"
+    """ENOENT: never written, or given away before."""
+    SOURCE_MARKER = "a marker at the source"
+    """EFAULT: poison, a guard, or a write-protect marker where no page is."""
+    NOT_EMPTY = "the destination is not empty"
+    """EEXIST: a page, or a marker."""
+    ALREADY_MOVED = "nothing at the source, and the destination is not empty"
+    """EEXIST: moved before.  Linux 6.18 says it of a page, too, that it has just moved while that
+    was being swapped out: who knows that there was a page can take it for moved."""
+    NOT_REGISTERED = "the destination is not registered"
+    """With this userfaultfd, or not mapped at all."""
+    EVENT = "an event in flight"
+    """EAGAIN: nobody has read the userfaultfd for too long."""
+    NO_MEMORY = "no memory"
+    CLIENT_GONE = "the process is gone"
+    UNPROTECTABLE = "no write-protection for an exact copy"
+    """Both sides must be registered MISSING and WP; else a plain copy may lose writes."""
+    ASKED_FOR = "an exact copy was asked for"
+    """Of a page that might have moved."""
+    OTHER = "refused"
+
+
+class Run(NamedTuple):
+    """What became of neighbouring pages, or what would."""
+
+    dst: int
+    src: int
+    length: int
+    """Bytes."""
+    outcome: Outcome
+    cause: Cause | None = None
+    """Why they were not simply moved; also where a higher rung succeeded."""
+    error: int = 0
+    """The errno that was left; 0 where they arrived."""
+
+    @property
+    def arrived(self) -> bool:
+        """Whether they are at the destination, and no longer at the source."""
+        return self.outcome is not Outcome.FAILED
+
+    def explain(self) -> str:
+        """One sentence about it."""
+        why = "" if self.cause is None else f": {self.cause.value}"
+        if self.error:
+            why += f" ({errno.errorcode.get(self.error, self.error)})"
+        where = f"{self.length} bytes from {self.src:#x} to {self.dst:#x}"
+        return f"{where} {self.outcome.value}{why}"
+
+
+_TOLD: Final = 8
+"""Runs that a repr shows."""
+
+
+class Moved:
+    """What a move came to, run by run, in the order in which it was asked for."""
+
+    def __init__(self, runs: tuple[Run, ...]) -> None:
+        self.runs = runs
+
+    def __repr__(self) -> str:
+        told = [run.explain() for run in self.runs[:_TOLD]]
+        if len(self.runs) > _TOLD:
+            told.append(f"and {len(self.runs) - _TOLD} more runs")
+        return f"<Moved: {'; '.join(told) or 'nothing'}>"
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything arrived."""
+        return all(run.arrived for run in self.runs)
+
+    @property
+    def refused(self) -> list[Run]:
+        """What did not arrive."""
+        return [run for run in self.runs if not run.arrived]
+
+    def bytes(self, outcome: Outcome) -> int:
+        """How many bytes ended so."""
+        return sum(run.length for run in self.runs if run.outcome is outcome)
+
+
+class AllMoved(Moved):
+    """Everything moved: flat triples of (dst, src, length) become runs when they are asked for."""
+
+    def __init__(self, flat: array[int]) -> None:
+        self._flat = flat
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:  # type: ignore[override]
+        """Neighbours are joined."""
+        triples = zip(self._flat[0::3], self._flat[1::3], self._flat[2::3], strict=True)
+        return joined(Run(*triple, Outcome.MOVED) for triple in triples)
+
+    @property
+    def refused(self) -> list[Run]:
+        """Nothing."""
+        return []
+
+
+def joined(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """The runs, with neighbours of one fate made one."""
+    result: list[Run] = []
+    for run in runs:
+        if result:
+            last = result[-1]
+            if (last.dst + last.length, last.src + last.length) == run[:2] and last[3:] == run[3:]:
+                result[-1] = last._replace(length=last.length + run.length)
+                continue
+        result.append(run)
+    return tuple(result)

@@ -1,0 +1,142 @@
+"""What one worker of an external policy leaves to the next one.
+
+A worker may be killed at any moment.  What its successor has to know is kept outside of it: which
+pages were discarded, in a memory file that is written in place; and with the supervisor, where the
+parts of the region lie since mremap(2) and munmap(2), and the userfaultfds of children, which would
+read zeros if their last descriptor were closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import struct
+from copy import copy
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from uffdaemon.external.discard_file import file_size, share
+from uffdaemon.external.protocol import LIMIT, Packet
+from uffdaemon.hooks import Hooks
+from uffdaemon.kernel.userfaultfd import Userfaultfd
+from uffdaemon.model.page_map import PageMap
+from uffdaemon.model.region_table import RegionTable, Segment
+
+if TYPE_CHECKING:
+    from uffdaemon.daemon.daemon import Daemon
+    from uffdaemon.model.region import Region
+    from uffdaemon.uapi.events import Event
+
+
+class Inheritance:
+    """Takes over from predecessors, and keeps the supervisor informed of what has changed.
+
+    `daemon` is to be set before anything is served.
+    """
+
+    daemon: Daemon
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._log = structlog.stdlib.get_logger("uffdaemon")
+        self._numbers: dict[Userfaultfd, int] = {}
+        """What the supervisor knows each userfaultfd by; 0 is the owner's."""
+        self._last = 0
+        self._known: dict[int, list[list[int]]] = {}
+        self.hooks = Hooks(fork=self._event, remap=self._event, unmap=self._event)
+
+    def take(self, uffd: Userfaultfd, region: Region) -> dict[Userfaultfd, RegionTable]:
+        """What is to be served: the region of `uffd`, where it lies by now, and children."""
+        table = RegionTable()
+        table.add(region)
+        served = {uffd: table}
+        self._numbers[uffd] = 0
+        while True:
+            message, control, _, _ = self._sock.recvmsg(
+                LIMIT, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC
+            )
+            if message in (b"all", b""):
+                return served
+            packet = Packet.decode(message)
+            number = packet.integer("number")
+            pages = region.pages
+            fds = [fd for *_, data in control for (fd,) in struct.iter_unpack("=i", data)]
+            whose = uffd
+            if number:
+                child, removed = fds
+                pages = PageMap(region.pages.pages)
+                share(pages, removed)
+                os.close(removed)
+                whose = Userfaultfd.adopt(child)
+                self._numbers[whose] = number
+                self._last = max(self._last, number)
+            self._known[number] = [
+                [number for number in part if isinstance(number, int)]
+                for part in packet.items("segments")
+                if isinstance(part, list)
+            ]
+            served[whose] = RegionTable.of(
+                Segment(start, end, _moved(region, origin, pages))
+                for start, end, origin in self._known[number]
+            )
+
+    def _event(self, event: Event) -> None:
+        """Tables change, and children are taken in, within this turn of the loop."""
+        del event
+        trio.lowlevel.current_trio_token().run_sync_soon(self._leave, idempotent=True)
+
+    def _leave(self) -> None:
+        """Have the supervisor keep what it does not know yet."""
+        served = self.daemon.served()
+        for uffd in [uffd for uffd in self._numbers if uffd not in served]:
+            number = self._numbers.pop(uffd)
+            if number:
+                self._known.pop(number, None)
+                self._send(number, None)
+        for uffd, table in served.items():
+            segments = [[s.start, s.end, s.region.start] for s in table]
+            if uffd not in self._numbers:
+                self._last += 1
+                self._numbers[uffd] = self._last
+                removed = _shared_from_now_on(table)
+                self._send(self._last, segments, uffd.fileno(), removed)
+                os.close(removed)
+            elif self._known.get(self._numbers[uffd]) != segments:
+                self._send(self._numbers[uffd], segments)
+            self._known[self._numbers[uffd]] = segments
+
+    def _send(self, number: int, segments: list[list[int]] | None, *fds: int) -> None:
+        message = json.dumps({"number": number, "segments": segments}).encode()
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))
+        try:
+            if len(message) > LIMIT:
+                raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+            self._sock.sendmsg([message], [rights] if fds else [], socket.MSG_DONTWAIT)
+        except OSError as error:
+            # It has been killed, say, or the parts are more than a message holds.
+            self._log.error("a successor will not know where memory lies", error=str(error))
+
+
+def _moved(region: Region, start: int, pages: PageMap) -> Region:
+    """The same region, seen from another start."""
+    moved = copy(region)
+    moved.start, moved.pages = start, pages
+    return moved
+
+
+def _shared_from_now_on(table: RegionTable) -> int:
+    """The memory file of a child's discarded pages, which has those of its birth."""
+    fd = os.memfd_create("uffdaemon discarded pages")
+    os.ftruncate(fd, 1)
+    for pages in {id(segment.region.pages): segment.region.pages for segment in table}.values():
+        os.ftruncate(fd, file_size(pages.pages))
+        runs = pages.removed.runs() if pages.any_removed else []
+        share(pages, fd)
+        for first, end in runs:
+            pages.removed.add_range(first, end)
+            pages.any_removed = True
+    return fd
