@@ -17,7 +17,8 @@ export C_INCLUDE_PATH := $(HEADERS)/python3:$(HEADERS)$(C_INCLUDE_PATH:%=:%)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test t check check-forge docs lint-ci pure bench soak sanitize fuzz wheel wheel-test clean help
+.PHONY: demo test t check check-forge docs lint-ci pure bench soak sanitize fuzz wheel wheel-test wheels \
+	clean help
 .DELETE_ON_ERROR:
 
 demo: .venv/runs  ## a SQLite database comes to life page by page in another process
@@ -81,14 +82,27 @@ wheel: .venv/develops  ## sdist and wheel of this machine, in dist
 	rm -rf dist && mkdir -p build
 	$(BIN)/pyproject-build --outdir dist >build/wheel.log 2>&1 || { cat build/wheel.log; false; }
 
-# Tests, docs and examples come out of the sdist; the package out of the wheel, and nowhere else.
-wheel-test: wheel  ## installs that wheel into a fresh environment and tests it there
+# Installs $(1) in an environment of its own.  Tests, docs and examples come out of the sdist; the
+# package out of the wheel, and nowhere else.
+define install-wheel
 	rm -rf build/wheel-test
 	$(PYTHON) -m venv build/wheel-test/venv
 	tar -xzf dist/uffdaemon-*.tar.gz -C build/wheel-test --strip-components=1
 	rm -r build/wheel-test/uffdaemon
-	build/wheel-test/venv/bin/pip install --quiet "$$(echo dist/uffdaemon-*-cp311-abi3-*.whl)[test]"
+	$(2) build/wheel-test/venv/bin/pip install --quiet $(3) "$$(echo dist/$(1))[test]"
+endef
+
+wheel-test: wheel  ## installs that wheel into a fresh environment and tests it there
+	$(call install-wheel,uffdaemon-*-cp311-abi3-*.whl)
 	cd build/wheel-test && venv/bin/python -m pytest $(WHEEL_TESTS)
+
+# There is nothing but Python on this path, no compiler either.
+BARE := env PATH=$(CURDIR)/build/wheel-test/venv/bin
+wheels: .venv/packs  ## sdist and wheels for x86-64 and arm64, in dist; one is installed and tested
+	rm -rf dist
+	ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/build/zig $(BIN)/python tools/wheels.py dist
+	$(call install-wheel,uffdaemon-*_$(shell uname -m).whl,$(BARE),--only-binary :all:)
+	cd build/wheel-test && $(BARE) venv/bin/python -m pytest -m smoke
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -105,4 +119,8 @@ clean:  ## removes what make has made
 
 .venv/develops: pyproject.toml | .venv/runs
 	$(BIN)/pip install --quiet --editable '.[test,check,docs,bench]'
+	touch $@
+
+.venv/packs: pyproject.toml | .venv/develops
+	$(BIN)/pip install --quiet --editable '.[wheels]'
 	touch $@
