@@ -1,6 +1,6 @@
-"""What can be done about a fault: the closed union of actions that policies return.
+"""Actions: what a policy returns.
 
-An action says what shall happen, not how: it holds no descriptor and issues nothing, so that the
+An action describes what to do about a fault.  It has no descriptor and issues nothing, so the
 actions of a whole batch can be sorted, merged and carried out in one call.
 """
 
@@ -27,34 +27,37 @@ class Span(NamedTuple):
 
 
 Extent: TypeAlias = int | Span
-"""How much an action fills: a number of pages, which is the aligned window of so many pages around
-the fault, cut at the region's ends and at pages that are filled; or exactly one `Span`, which must
-be page-aligned, lie in the region and hold the fault."""
+"""How much an action fills.  A number of pages is the aligned window of that size around the fault,
+cut at the ends of the region and at pages that are there.  A `Span` is filled exactly; it must be
+page-aligned, lie in the region and contain the fault."""
 
 
 class Source(Protocol):
-    """Where pages come from.  `uffdaemon.sources` has the shipped ones."""
+    """Where page contents come from: `BytesSource`, `FileSource`, `AsyncSource`, or your own."""
 
     @property
     def size(self) -> int:
-        """Bytes that can be had."""
+        """The length of the source in bytes."""
         ...
 
     def address(self, offset: int, length: int) -> int | None:
-        """Where these bytes lie in this process's memory, ready to be copied without waiting;
-        None where they have to be fetched.  Raises `SourceTooShort` past the end."""
+        """The address of these bytes in memory of this process, or None if they have to be fetched.
+
+        Raises `SourceTooShort` past the end.
+        """
         ...
 
     async def fetch(self, offset: int, length: int) -> Buffer:
-        """Get exactly `length` bytes from `offset`.  May take its time, may be cancelled, and may
-        raise whatever it likes."""
+        """Return exactly `length` bytes from `offset`.
+
+        It may take long, may be cancelled, and may raise any exception.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """UFFDIO_COPY: fill with the source's bytes.  Byte `offset` of the source belongs at the
-    region's start."""
+    """UFFDIO_COPY: fill with bytes of a source.  Byte `offset` of it goes to the region's start."""
 
     source: Source
     offset: int = 0
@@ -64,54 +67,53 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Zero:
-    """UFFDIO_ZEROPAGE, or a copy of zeros where the memory has no zero page (hugetlb)."""
+    """UFFDIO_ZEROPAGE, or a copy of zeros if the memory has no zero page (hugetlb)."""
 
     extent: Extent = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """What may be done when a page cannot be moved; the developer's choice, never ours.
+    """What may be done when a page cannot be moved.
 
-    With any fallback a page that is shared or merged is unshared first, one that is pinned is
-    waited for, and where MOVE is impossible an exact copy takes its place: it loses no write and
-    leaves the source empty, and needs both sides registered MISSING and WP.
+    With any fallback, a shared or merged page is unshared first, a pinned one is waited for, and
+    where MOVE is impossible an exact copy takes its place.  An exact copy loses no write and
+    leaves the source empty; both sides must be registered MISSING and WP.  See docs/move.md.
     """
 
     copy_pinned: bool = False
-    """Copy a page that is pinned: whatever its I/O has not delivered yet is lost."""
+    """Copy a page that stays pinned.  What its I/O has not delivered yet is lost."""
     patience: float = 1.0
-    """Seconds to wait for pins to end."""
+    """Seconds to wait for a page that is pinned or shared again and again."""
     lose_writes: bool = False
-    """Where write-protection is not to be had, copy without it: whatever is written to the source
-    between the copy and its release is lost."""
+    """Where write-protection is not available, copy without it.  Writes to the source between the
+    copy and its release are lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """UFFDIO_MOVE from the same process: byte 0 of the region comes from address `source`.
+    """UFFDIO_MOVE within a process: byte 0 of the region comes from address `source` (bytes).
 
-    Without a `fallback` it moves or fails; `Fallback` says what may be done with one.
+    Without a `fallback` the page is moved or the fault fails.
     """
 
     source: int
     extent: Extent = 1
     fallback: Fallback | None = None
     length: int | None = None
-    """Bytes that may be taken from `source` on; None: the caller answers for what lies there."""
+    """Bytes that may be taken from `source` on; None: no limit is checked."""
     foreign: bool = False
-    """Whether the source may be memory that this library has not mapped."""
+    """Whether the source may be memory that this library did not map."""
     source_uffd: Userfaultfd | None = None
-    """What watches the source, where that is another userfaultfd than the fault's."""
+    """The userfaultfd that the source is registered with, if it is not that of the fault."""
     verify: bool = False
-    """Have PAGEMAP_SCAN prove that the source is empty afterwards; where it is not, the ``failed``
-    hooks are told of a `SourceNotEmpty`, which is counted and logged.  The fault has been answered
-    all the same."""
+    """Check with PAGEMAP_SCAN that the source is empty afterwards.  If it is not, ``failed`` hooks
+    get a `SourceNotEmpty`, which is counted and logged; the fault is resolved all the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continue:
-    """UFFDIO_CONTINUE: map what the page cache holds (minor faults)."""
+    """UFFDIO_CONTINUE: map the page that is in the page cache (minor faults)."""
 
     extent: Extent = 1
     write_protect: bool = False
@@ -119,51 +121,50 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Poison:
-    """UFFDIO_POISON: whoever touches the page gets SIGBUS."""
+    """UFFDIO_POISON: touching the page is SIGBUS."""
 
     extent: Extent = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Unprotect:
-    """UFFDIO_WRITEPROTECT without the protect bit: let the write happen."""
+    """UFFDIO_WRITEPROTECT without the protect bit: let the write go through."""
 
     extent: Extent = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """UFFDIO_WAKE: let the thread try again, since somebody else has placed the page."""
+    """UFFDIO_WAKE: let the thread fault again or go on; the page was placed by other code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Leave the thread waiting, listed as stuck with this reason."""
+    """Leave the thread waiting.  `Daemon.open_faults` lists the fault as held, with this reason."""
 
     reason: str = "held"
 
 
 @dataclass(frozen=True, slots=True)
 class Perform:
-    """What no action describes: `work` is handed the userfaultfd with its operations, issues them
-    itself and returns the outcome that it reached.
+    """Call `work`, which issues operations on the userfaultfd itself and returns the outcome.
 
-    It runs in a task.  When it returns an outcome that lets the thread go, the thread is woken; if
-    it then faults again at once, and again, the work is taken for broken.
+    It runs in a task.  The thread is woken when it returns an outcome that ends the fault.  If the
+    thread keeps faulting on the same page, the fault fails.
     """
 
     work: Callable[[Userfaultfd, Fault], Awaitable[Outcome]]
     timeout: float | None = None
-    """Seconds; None is the region's ``policy_timeout``."""
+    """Seconds that `work` may take; None is the region's ``policy_timeout``."""
 
 
 Action: TypeAlias = Copy | Zero | Move | Continue | Poison | Unprotect | Wake | Hold | Perform
 
 Fill: TypeAlias = Copy | Zero | Move | Continue | Poison | Unprotect
-"""The actions that work on an extent."""
+"""The actions that have an extent."""
 
 FILLS: Final = (Copy, Zero, Move, Continue, Poison, Unprotect)
-"""The same for ``isinstance``, which is slower with a union."""
+"""`Fill` as a tuple, with which ``isinstance`` is faster than with a union."""
 
 ACTIONS: Final = (*FILLS, Wake, Hold, Perform)
 """All actions, for ``isinstance``."""

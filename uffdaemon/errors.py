@@ -1,9 +1,8 @@
-"""Everything that uffdaemon raises.
+"""All exceptions that uffdaemon raises.
 
-One root, `UffdaemonError`, which is never raised itself.  Two branches that must not be confused:
-what the caller got wrong (`UsageError`) and what the kernel refused (`KernelRefusal`, an
-``OSError`` that keeps errno, operation, address and length).  What sources and policies do wrong is
-told apart from both, since somebody else has to mend it.
+The root is `UffdaemonError`.  Its branches tell who has to act: `UsageError` is the caller's
+mistake, `KernelRefusal` (an ``OSError`` with errno, operation, address and length) the kernel's
+answer, `SourceError` and `PolicyError` are failures of a source and of a policy.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class UffdaemonError(Exception):
-    """The root; never raised itself."""
+    """The root of all exceptions here; never raised itself."""
 
 
 # -- the caller's mistakes ---------------------------------------------------------------------
 
 
 class UsageError(UffdaemonError):
-    """The caller asked for something that can never work; never raised itself."""
+    """The caller asked for something that cannot work; never raised itself."""
 
 
 class InvalidRange(UsageError, ValueError):
@@ -36,24 +35,27 @@ class InvalidRange(UsageError, ValueError):
 
 
 class InvalidDescriptor(UsageError, ValueError):
-    """A descriptor cannot serve; never raised itself."""
+    """The descriptor is not a usable userfaultfd; never raised itself."""
 
 
 class NotAUserfaultfd(InvalidDescriptor):
-    """The descriptor is something else."""
+    """The descriptor is not a userfaultfd."""
 
 
 class BlockingDescriptor(InvalidDescriptor):
-    """The userfaultfd lacks ``O_NONBLOCK``: poll(2) would report POLLERR on it for ever."""
+    """The userfaultfd lacks ``O_NONBLOCK``, so that poll(2) always reports POLLERR."""
 
 
 class ClosedDescriptor(InvalidDescriptor):
-    """The userfaultfd was closed, or the number never was a descriptor."""
+    """The userfaultfd has been closed, or the number is not an open descriptor."""
 
 
 class PlacementRefused(UsageError):
-    """What was asked for cannot work from where the handler runs, for instance a move from outside
-    of the process that owns the memory."""
+    """The request cannot work with this placement.
+
+    For instance a buffer of memory whose faults need Python, or a move in another process's memory.
+    The message has the reason; docs/errors-and-outcomes.md lists them.
+    """
 
 
 class NotServed(UsageError, LookupError):
@@ -65,26 +67,29 @@ class AlreadyServed(UsageError):
 
 
 class DaemonClosed(UsageError, RuntimeError):
-    """The daemon is shutting down or gone."""
+    """The daemon is shutting down or has ended, or the client whose memory is filled has exited."""
 
 
 class ForeignMemory(UsageError):
-    """The source of a move is not memory that this library mapped: whatever else lives there would
-    find it empty.  ``foreign=True`` says that the caller knows."""
+    """The source of a move is not memory that this library mapped.
+
+    Its owner would find it empty.  ``foreign=True`` allows it.
+    """
 
 
 class RegionIncomplete(UsageError):
-    """The region still has pages that were never filled; letting go of it would show zeros."""
+    """The region lacks pages, which would read as zeros if it were no longer served."""
 
 
 # -- the kernel's refusals ---------------------------------------------------------------------
 
 
 class KernelRefusal(UffdaemonError, OSError):
-    """The kernel said no; never raised itself.
+    """The kernel refused a system call; never raised itself.
 
-    ``operation`` is the ioctl or system call, ``address`` and ``length`` (bytes) the range it was
-    asked about, where there is one.  ``advice`` is the line that mends it, where one is known.
+    ``errno`` is the kernel's, ``operation`` the ioctl or system call, ``address`` and ``length``
+    (bytes) its range if it has one.  ``reason`` explains the errno, and ``advice`` is the command
+    that helps, if one is known.
     """
 
     def __init__(
@@ -121,20 +126,20 @@ class KernelRefusal(UffdaemonError, OSError):
 
     @property
     def number(self) -> int:
-        """The errno, always an int."""
+        """The errno as an int; 0 if there is none."""
         return self.errno if self.errno is not None else 0
 
 
 class OpenRefused(KernelRefusal):
-    """No userfaultfd could be opened."""
+    """A userfaultfd could not be opened, received or read."""
 
 
 class PermissionRefused(OpenRefused, PermissionError):
-    """The user may not open a userfaultfd in the way asked for; ``advice`` says what mends it."""
+    """The user may not open a userfaultfd this way; ``advice`` is the command that permits it."""
 
 
 class FeatureMissing(KernelRefusal):
-    """The kernel does not have it.  ``missing`` holds the features, where features were asked."""
+    """The kernel lacks a feature.  ``missing`` has the features, if features were requested."""
 
     def __init__(self, operation: str, what: str, missing: Features | None = None) -> None:
         self.missing = missing
@@ -142,11 +147,11 @@ class FeatureMissing(KernelRefusal):
 
 
 class RegistrationRefused(KernelRefusal):
-    """REGISTER or UNREGISTER failed."""
+    """UFFDIO_REGISTER or UFFDIO_UNREGISTER failed."""
 
 
 class RangeBusy(RegistrationRefused):
-    """The range, or a part of it, is watched by another userfaultfd."""
+    """The range, or a part of it, is registered with another userfaultfd."""
 
 
 class MemoryRefused(KernelRefusal):
@@ -154,7 +159,10 @@ class MemoryRefused(KernelRefusal):
 
 
 class OperationError(KernelRefusal):
-    """An operation on a range failed; ``result`` holds how far it came before."""
+    """An operation on a range failed.  ``result`` has its progress.
+
+    ``address`` and ``length`` (bytes) are the part that was not done.
+    """
 
     def __init__(self, number: int, result: Result, *, reason: str = "", advice: str = "") -> None:
         self.result = result
@@ -170,10 +178,10 @@ class OperationError(KernelRefusal):
 
 
 class MoveRefused(OperationError):
-    """A page was not moved, and nothing else was allowed or worked either.
+    """A page could not be moved, and no fallback was allowed or worked.
 
-    ``cause`` names the reason, and ``moved`` says what became of all that was asked for: pages
-    beside the refused ones did move.
+    ``cause`` is the reason, and ``moved`` has the result for every page of the request: other
+    pages may have moved.  See docs/move.md.
     """
 
     def __init__(
@@ -192,85 +200,92 @@ class MoveRefused(OperationError):
 
 
 class PageNotExclusive(MoveRefused):
-    """EBUSY: the page is not exclusively ours; raised by this name for a single ioctl, which does
-    not tell the three causes apart."""
+    """EBUSY: the page is not exclusive to this process.
+
+    Raised itself for a single ioctl, which does not tell the causes apart; the subclasses do.
+    """
 
 
 class PageShared(PageNotExclusive):
-    """A fork child shares the page."""
+    """EBUSY: a child that was forked shares the page."""
 
 
 class PageMerged(PageNotExclusive):
-    """KSM merged the page with others of the same content."""
+    """EBUSY: KSM has merged the page with equal ones."""
 
 
 class PagePinned(PageNotExclusive):
-    """I/O is under way to or from the page."""
+    """EBUSY: the page is pinned for I/O (O_DIRECT, io_uring, RDMA)."""
 
 
 class WrongMemory(MoveRefused):
-    """Not private anonymous memory, or mappings that differ in access or locking."""
+    """EINVAL: not private anonymous memory, or mappings that differ in access or locking."""
 
 
 class OtherProcess(MoveRefused):
-    """The destination is in another process."""
+    """The destination is memory of another process."""
 
 
 class MoveMissing(MoveRefused):
-    """The kernel does not have UFFDIO_MOVE."""
+    """ENOTTY: the kernel has no UFFDIO_MOVE (Linux 6.8)."""
 
 
 class SourceHole(MoveRefused):
-    """There is no page at the source."""
+    """ENOENT: there is no page at the source."""
 
 
 class SourceMarker(MoveRefused):
-    """There is a marker at the source, such as poison."""
+    """EFAULT: there is a marker at the source, such as poison."""
 
 
 class DestinationNotEmpty(MoveRefused):
-    """There is a page, or a marker, at the destination."""
+    """EEXIST: there is a page or a marker at the destination."""
 
 
 class AlreadyMoved(DestinationNotEmpty):
-    """The same, and the source is empty: the page was moved before, perhaps, or right now, while it
-    was being swapped out, which Linux 6.18 reports so, too."""
+    """EEXIST, and the source is empty: the page has been moved before.
+
+    Linux 6.18 also returns this for a page that it has just moved while the page was being swapped
+    out.
+    """
 
 
 class NotRegistered(MoveRefused):
-    """The destination is not registered with this userfaultfd."""
+    """ENOENT or EINVAL: the destination is not registered with this userfaultfd."""
 
 
 class EventInFlight(MoveRefused):
-    """EAGAIN for too long: somebody has to read the userfaultfd."""
+    """EAGAIN for too long: an event is pending, and nothing reads the userfaultfd."""
 
 
 class Unprotectable(MoveRefused):
-    """An exact copy takes write-protection, which is not to be had here."""
+    """An exact copy needs write-protection: both sides registered MISSING and WP."""
 
 
 class SourceNotEmpty(KernelRefusal):
-    """The check mode found pages at the source of a move that had succeeded: somebody has touched
-    it since."""
+    """``verify`` found pages at the source of a move that had succeeded.
+
+    A thread has touched the source since.
+    """
 
 
 # -- sources and policies ----------------------------------------------------------------------
 
 
 class SourceError(UffdaemonError):
-    """A source could not give what is due; never raised itself."""
+    """A source could not return the bytes; never raised itself."""
 
 
 class SourceTooShort(SourceError):
-    """The source ends before the bytes that were asked for, or gave another number of them."""
+    """The source ends before the requested bytes, or returned another number of bytes."""
 
 
 class SourceFailed(SourceError):
-    """The source raised; the cause is chained."""
+    """The source raised; its exception is the ``__cause__``."""
 
 
 class SourceTimedOut(SourceError):
-    """The source did not answer in time."""
+    """The source took longer than the region's `Retry` allows."""
 
 
 class PolicyError(UffdaemonError):
@@ -282,32 +297,34 @@ class PolicyError(UffdaemonError):
 
 
 class PolicyRaised(PolicyError):
-    """The policy raised; the cause is chained."""
+    """The policy raised; its exception is the ``__cause__``."""
 
 
 class PolicyAnswerInvalid(PolicyError):
-    """The policy returned something that is no action, or an action that cannot apply."""
+    """The policy returned something that is not an action, or one that does not fit the fault."""
 
 
 class PolicyTooSlow(PolicyError):
-    """The policy took longer than its limit."""
+    """The policy took longer than ``policy_timeout``."""
 
 
 class PolicyVetoed(PolicyError):
-    """A hook vetoed the action."""
+    """A ``before`` hook vetoed the action."""
 
 
 class NoAnswer(PolicyError):
-    """No policy answers faults of this kind here."""
+    """The policy returned None: it does not resolve faults of this kind here."""
 
 
 class PolicyNotLoaded(PolicyError):
-    """An external policy could not be imported or made, or its worker died too often."""
+    """An external policy could not be loaded, moves pages, or its worker died too often."""
 
 
 class WorkerFailure(PolicyError):
-    """What ``failed`` hooks are told of a failure in the worker of an external policy, if its error
-    cannot be made anew here; ``error_type`` is the error's name there."""
+    """A failure in the worker of an external policy whose exception cannot be rebuilt here.
+
+    ``error_type`` is the name of the exception in the worker.
+    """
 
     def __init__(self, policy: str, error_type: str, text: str) -> None:
         self.error_type = error_type

@@ -1,8 +1,8 @@
-"""Hooks: what an application may see of each fault and event, and change about it.
+"""Hooks: callables of the application that see each fault and event, and may change actions.
 
-A hook is a callable, sync or async.  One that raises is logged and otherwise ignored: the fault
-goes on.  Async hooks run in a task of their own, in the order of what they are told; only an async
-``before`` keeps its fault waiting.
+Hooks are sync or async.  A hook that raises is logged and otherwise ignored.  Async hooks run in a
+task of their own, in the order of the faults and events; only an async ``before`` makes its fault
+wait.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Veto:
-    """Returned by a ``before`` hook: the action shall not be done.  The fault fails with this
-    reason, and the region's ``on_failure`` says what becomes of it."""
+    """Returned by a ``before`` hook to refuse an action.
+
+    The fault fails with `PolicyVetoed` and this reason, and the region's ``on_failure`` is done.
+    """
 
     reason: str = "vetoed"
 
 
 class Resolved(NamedTuple):
-    """What ``after`` hooks are told: how a fault ended."""
+    """How a fault ended: the argument of ``after`` hooks."""
 
     fault: Fault
     outcome: Outcome
     latency: int
-    """Nanoseconds from reading the message to having answered."""
+    """Nanoseconds from reading the message until the fault was resolved."""
     done: int
-    """Bytes that were filled for it; 0 when another fault's answer filled its page as well."""
+    """Bytes that were filled for it; 0 if the operation of another fault filled its page."""
 
 
 BeforeAnswer: TypeAlias = "Action | Veto | None"
-"""Another action, a veto, or None: go on."""
+"""Another action, a veto, or None to leave the action as it is."""
 
 Before: TypeAlias = "Callable[[Fault, Action], BeforeAnswer | Awaitable[BeforeAnswer]]"
 After: TypeAlias = Callable[[Resolved], Awaitable[None] | None]
@@ -52,12 +54,13 @@ OnEvent: TypeAlias = "Callable[[Event], Awaitable[None] | None]"
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """A set of hooks; each may be left out.
+    """A set of hooks, all optional.
 
-    ``before`` gets every fault and its action before it is carried out, and may replace or veto
-    it: faults then go through Python one by one, instead of being answered by rules in C.
-    ``after`` gets every fault that has ended.  ``failed`` gets every failure, before what the
-    region declares for it is done.  The others get the event of their name.
+    ``before(fault, action)`` is called before an action is carried out, and may replace or veto it.
+    It makes every fault go through Python, instead of being resolved by rules in C.
+    ``after(resolved)`` is called when a fault has ended, ``failed(fault, error)`` when one fails,
+    before the region's ``on_failure``.  ``fork``, ``remap``, ``remove`` and ``unmap`` are called
+    with the event of that name.
     """
 
     before: Before | None = None
@@ -70,21 +73,21 @@ class Hooks:
 
 
 class HookCalls:
-    """Calls hooks, and survives what they do."""
+    """Calls hooks, and logs what they raise."""
 
     def __init__(self, hooks: Sequence[Hooks], counters: Counters, log: BoundLogger) -> None:
         self._hooks = tuple(hooks)
         self._counters = counters
         self._log = log
         self.before = [each.before for each in hooks if each.before is not None]
-        """The ``before`` hooks, in the order in which they are asked."""
+        """The ``before`` hooks, in the order in which they are called."""
         self._after = [each.after for each in hooks if each.after is not None]
         self.await_later: Callable[[Awaitable[None], object], None]
-        """Has what an async hook returned awaited, after what was handed over earlier."""
+        """Awaits what an async hook returned, in order, in a task."""
 
     @property
     def see_endings(self) -> bool:
-        """Whether there is a hook that wants to know how faults end."""
+        """Whether there is an ``after`` hook."""
         return bool(self._after)
 
     def after(self, resolved: Resolved) -> None:
@@ -93,13 +96,13 @@ class HookCalls:
             self._call(hook, resolved)
 
     def failed(self, fault: Fault, error: Exception) -> None:
-        """A fault could not be answered as its policy wanted."""
+        """A fault could not be resolved as its policy decided."""
         for hooks in self._hooks:
             if hooks.failed is not None:
                 self._call(hooks.failed, fault, error)
 
     def event(self, name: str, event: Event) -> None:
-        """An event of the name of one of the fields of `Hooks` has come."""
+        """Call the hooks for an event; `name` is a field of `Hooks`."""
         for hooks in self._hooks:
             hook = getattr(hooks, name, None)
             if hook is not None:
@@ -115,11 +118,11 @@ class HookCalls:
             self.await_later(answer, hook)
 
     def raised(self, hook: object, error: Exception) -> None:
-        """Log what a hook did wrong; the fault goes on."""
+        """Log the error of a hook."""
         self._counters.failures["HookRaised"] += 1
         self._log.error("hook failed", hook=hook_name(hook), error=repr(error), exc_info=error)
 
 
 def hook_name(hook: object) -> str:
-    """What a hook is called in logs."""
+    """The name of a hook in logs."""
     return str(getattr(hook, "__qualname__", None) or repr(hook))

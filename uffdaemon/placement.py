@@ -1,7 +1,7 @@
-"""Where faults are answered: a choice that is made by name, since each excludes something.
+"""Where faults are resolved, chosen by name.
 
-A thread that touches a missing page sleeps in the kernel until somebody answers.  If it is a Python
-thread that holds the GIL meanwhile, whoever answers must do so without this interpreter.
+A thread that touches a missing page sleeps in the kernel until its fault is resolved.  If it is a
+Python thread that holds the GIL meanwhile, the fault has to be resolved without this interpreter.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ class _Choice(Enum):
 
 
 class Placement(_Choice):
-    """Who answers for memory of this process."""
+    """What resolves the faults of memory of this process; see docs/placement.md."""
 
     NATIVE = "native"
-    """C code in this process, by rules, without the interpreter; what no rule covers is trio's."""
+    """C in this process, from rules, without the interpreter.  trio resolves the other faults."""
     EXTERNAL = "external"
-    """A daemon in a process of its own: any policy, any access; but pages cannot be moved."""
+    """A daemon in a process of its own: any access is safe, but pages cannot be moved."""
     IN_PROCESS = "in_process"
-    """The trio loop of this process, for threads that do not hold the GIL while they wait."""
+    """The trio loop of this process.  Only threads without the GIL may touch missing pages."""
 
 
 class Resolver(_Choice):
-    """How rules are carried out in the process that has the userfaultfd."""
+    """What carries out rules in the process that has the userfaultfd."""
 
     LOOP = "loop"
-    """In the event loop's thread, while trio sleeps."""
+    """The event loop's thread, while trio sleeps."""
     THREAD = "thread"
-    """By a thread that never needs the interpreter."""
+    """A C thread that never needs the interpreter."""
     IN_THREAD = "in-thread"
-    """By the thread that faults, in a signal handler: nobody is woken.  The kernel sends SIGBUS for
-    it; so a system call that touches a missing page fails with EFAULT, and children do not get the
+    """The faulting thread, in a handler of SIGBUS (``UFFD_FEATURE_SIGBUS``): no other thread has to
+    wake up.  System calls that touch a missing page fail with EFAULT, and children do not get the
     memory."""
 
 
@@ -49,18 +49,19 @@ Then: TypeAlias = Literal["report", "poison", "exit"]
 
 @dataclass(frozen=True, slots=True)
 class Watchdog:
-    """Looks after faults of this process that Python does not take in, from a thread of its own.
+    """Reports faults of this process that Python has not dequeued, or not finished, in time.
 
-    After `after` seconds it writes to standard error who waits, where, and its Python stack; and
-    then does what `then` says: nothing else; poison the page, so that its thread gets SIGBUS; or
-    end the process with status `STATUS`.
+    It is a C thread.  After `after` seconds it writes the waiting thread, the address and that
+    thread's Python stack to standard error.  Then it does what `then` says: "report" does nothing
+    more, "poison" poisons the page, so that the thread gets SIGBUS, and "exit" ends the process
+    with status `STATUS`.  Raises ValueError for other values.
     """
 
     after: float = 0.5
     then: Then = "report"
 
     STATUS: ClassVar[int] = 70
-    """EX_SOFTWARE of sysexits.h."""
+    """The exit status of ``then="exit"``: EX_SOFTWARE of sysexits.h."""
 
     def __post_init__(self) -> None:
         if not self.after > 0:
@@ -70,11 +71,11 @@ class Watchdog:
 
 
 class Shutdown(Enum):
-    """What a daemon that ends does about the faults that are open then."""
+    """What a daemon does with open faults when it ends."""
 
     HOLD = "hold"
-    """Nothing: their threads wait on, for a successor with the same descriptor that wakes them."""
+    """Leave their threads waiting, for a successor with the same descriptor."""
     RESOLVE = "resolve"
-    """Answer them first, as far as that is done in time; hold the others."""
+    """Resolve them first, as far as that is possible in time, and hold the others."""
     POISON = "poison"
-    """Their threads get SIGBUS."""
+    """Poison their pages: their threads get SIGBUS."""

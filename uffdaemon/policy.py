@@ -1,7 +1,7 @@
-"""Policies decide; they neither wait nor issue anything.
+"""Policies: callables that take a `Fault` and return an `Action`, or None if it is not theirs.
 
-A policy is a callable that gets a `Fault` and returns an `Action`, or None for "not mine".  The
-shipped ones are small frozen dataclasses, and so can yours be; a function does as well.
+A policy decides.  It does not wait and issues nothing.  The shipped policies are small frozen
+dataclasses; a function works as well.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class HasStart(Protocol):
-    """Anything that begins at an address, such as `Memory`.
+    """Anything with a start address, such as `Memory`.
 
-    The address is asked for when the policy is lowered and when memory of the library goes away,
-    not at each fault.
+    The address is read when the policy is lowered and when memory of the library is unmapped, not
+    at each fault.
     """
 
     @property
@@ -36,7 +36,7 @@ class HasStart(Protocol):
 
 
 def moves(policy: Policy) -> bool:
-    """Whether `policy` is known to move pages, which only the process itself can do."""
+    """Whether `policy` is known to move pages, which only the owner of the memory can do."""
     return bool(getattr(policy, "moves", False))
 
 
@@ -45,7 +45,7 @@ _MISSING = FaultKind.MISSING
 
 @dataclass(frozen=True)
 class ZeroPage:
-    """Missing pages are zeros."""
+    """Fill missing pages with zeros."""
 
     def __call__(self, fault: Fault) -> Action | None:
         return _ZERO if fault.kind is _MISSING else None
@@ -53,12 +53,16 @@ class ZeroPage:
 
 @dataclass(frozen=True)
 class CopyFrom:
-    """Missing pages are copied from `source`, whose byte `offset` belongs at the region's start."""
+    """Copy missing pages from `source`.  Byte `offset` of the source goes to the region's start.
+
+    Raises TypeError if `source` is not a source.  A page that the source does not hold whole fails
+    with `SourceTooShort`.
+    """
 
     source: Source
     offset: int = 0
     write_protect: bool = False
-    """Whether pages arrive write-protected, so that the first write to each is reported."""
+    """Whether to place pages write-protected, so that the first write to each is a WP fault."""
     _action: actions.Copy = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,13 +82,13 @@ def _start(source: int | HasStart) -> int:
 
 
 def _length(source: int | HasStart) -> int | None:
-    """How much may be taken, where the source says so itself."""
+    """How many bytes may be taken, if the source has a length."""
     length = getattr(source, "length", None)
     return length if isinstance(length, int) else None
 
 
 def where_from(source: int | HasStart) -> tuple[int, int | None]:
-    """The address that a move's source has by now, and its length in bytes if that is known."""
+    """The current address of a move's source, and its length in bytes if known."""
     return _start(source), _length(source)
 
 
@@ -95,11 +99,12 @@ def _check_memory(source: object) -> None:
 
 @dataclass(frozen=True)
 class StrictMove:
-    """Missing pages are moved from the same offset of `source`, atomically, or the fault fails.
+    """Move missing pages from the same offset of `source`, atomically; the fault fails otherwise.
 
-    `source` is memory of the same process that its owner gives up: it is empty afterwards.  It
-    must be memory that this library mapped, unless `foreign` says that nobody misses it.  `verify`
-    is the check mode: see `actions.Move`.
+    `source` (memory, or an address in bytes) belongs to the same process and is empty afterwards.
+    It must be memory that this library mapped, unless `foreign` is true.  `verify` checks that the
+    source is empty: see `actions.Move`.  Faults fail with a subclass of `MoveRefused`.  Serving
+    another process's memory with it raises `PlacementRefused`.  See docs/move.md.
     """
 
     source: int | HasStart
@@ -121,10 +126,11 @@ class StrictMove:
 
 @dataclass(frozen=True)
 class MoveOrCopy:
-    """Like `StrictMove`; what cannot be moved climbs as far as `fallback` allows.
+    """Like `StrictMove`, but a page that cannot be moved is handled as `fallback` allows.
 
     For a fault of another process the page is copied there from memory of this one, and released
-    here; `source_uffd` is then what watches the source, for the copy to be exact.
+    here; for that copy to be exact, `source_uffd` is the userfaultfd that the source is registered
+    with.  See docs/move.md.
     """
 
     source: int | HasStart
@@ -151,7 +157,7 @@ class MoveOrCopy:
 
 @dataclass(frozen=True)
 class Continue:
-    """Minor faults are mapped from the page cache, which the application has filled before."""
+    """Resolve minor faults by mapping the page from the page cache, where it was written before."""
 
     write_protect: bool = False
 
@@ -163,7 +169,7 @@ class Continue:
 
 @dataclass(frozen=True)
 class Poison:
-    """Every touch of a missing page, or of one only in the page cache, is SIGBUS."""
+    """Poison pages: touching a missing page, or one that is only in the page cache, is SIGBUS."""
 
     def __call__(self, fault: Fault) -> Action | None:
         return _POISON if fault.kind in (_MISSING, FaultKind.MINOR) else None
@@ -171,7 +177,7 @@ class Poison:
 
 @dataclass(frozen=True)
 class Unprotect:
-    """Writes to write-protected pages are let through; hooks see each page's first one."""
+    """Let writes to write-protected pages go through.  Hooks see the first write to each page."""
 
     def __call__(self, fault: Fault) -> Action | None:
         return _UNPROTECT if fault.kind is FaultKind.WP else None
@@ -185,15 +191,15 @@ _UNPROTECT = actions.Unprotect()
 # -- combinators -------------------------------------------------------------------------------
 
 Reach: TypeAlias = tuple[int, int] | None
-"""The offsets (bytes, from and to) around a fault in which a policy gives the same answer; None is
+"""The offsets (bytes, from and to) around a fault within which a policy returns the same; None is
 the whole region."""
 
 
 def reach(policy: Policy, fault: Fault) -> Reach:
-    """How far the answer of `policy` to `fault` holds.
+    """How far the decision of `policy` about `fault` holds.
 
-    A policy of your own is taken to mean the whole region, unless it has a method ``reach(fault)``
-    that says otherwise.
+    A policy of your own is assumed to hold for the whole region, unless it has a method
+    ``reach(fault)``.
     """
     method = getattr(policy, "reach", None)
     return None if method is None else method(fault)
@@ -206,45 +212,45 @@ def _both(left: Reach, right: Reach) -> Reach:
 
 
 def _within(action: Action | None, fault: Fault, limits: Reach) -> Action | None:
-    """`action`, unless its window could leave `limits`: then its window inside of them."""
+    """`action`, with its window cut at `limits`."""
     if limits is None or not isinstance(action, Fill) or action.extent == 1:
         return action
     extent = action.extent
     if not isinstance(extent, Span):
         return replace(action, extent=window(fault, extent, *limits))
     part = cut(fault, extent.offset, extent.offset + extent.length, limits)
-    # One that does not hold the fault is nonsense, and is refused as it came.
+    # A span that does not contain the fault is invalid, and is refused unchanged.
     holds = part.offset <= fault.offset < part.offset + part.length
     return replace(action, extent=part) if holds and part != extent else action
 
 
 class Combinator(ABC):
-    """A policy made of others, each of which is asked once at most for one fault."""
+    """A policy made of others, each of which is called at most once per fault."""
 
     @abstractmethod
     def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
-        """The answer, and how far it holds."""
+        """The decision, and how far it holds."""
 
     def __call__(self, fault: Fault) -> Action | None:
         return self.ask(fault)[0]
 
     def reach(self, fault: Fault) -> Reach:
-        """How far the answer holds."""
+        """How far the decision holds: offsets in bytes, or None for the whole region."""
         return self.ask(fault)[1]
 
 
 def _ask(policy: Policy, fault: Fault) -> tuple[Action | None, Reach]:
-    """The answer of any policy, and how far it holds."""
+    """The decision of any policy, and how far it holds."""
     if isinstance(policy, Combinator):
         kind = type(policy)
-        # A subclass may decide otherwise by either method.
+        # A subclass may override either method.
         if kind.__call__ is Combinator.__call__ and kind.reach is Combinator.reach:
             return policy.ask(fault)
     return policy(fault), reach(policy, fault)
 
 
 class FirstOf(Combinator):
-    """The first policy that answers.  Windows end where one before it would answer."""
+    """Use the first policy that returns an action.  Windows end where an earlier one would."""
 
     def __init__(self, *policies: Policy) -> None:
         self.policies = policies
@@ -254,7 +260,7 @@ class FirstOf(Combinator):
         return f"FirstOf({', '.join(map(policy_name, self.policies))})"
 
     def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
-        """It holds where the same policy answers: those before it must go on not to."""
+        """The decision holds where the same policy decides and those before it still do not."""
         limits: Reach = None
         for policy in self.policies:
             action, holds = _ask(policy, fault)
@@ -265,7 +271,7 @@ class FirstOf(Combinator):
 
 
 class ByKind(Combinator):
-    """One policy for each kind of fault; a kind without one is not answered."""
+    """One policy for each kind of fault.  Returns None for a kind without one."""
 
     def __init__(
         self,
@@ -290,16 +296,16 @@ class ByKind(Combinator):
         return f"ByKind({', '.join(named)})"
 
     def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
-        """Those of the policy for the fault's kind."""
+        """The decision of the policy for the fault's kind."""
         policy = self.policies.get(fault.kind)
         return (None, None) if policy is None else _ask(policy, fault)
 
 
 class ByRange(Combinator):
-    """One policy for each range (offset and length in bytes) of the region; gaps are not answered.
+    """One policy for each range (offset, length, policy; in bytes) of the region.
 
-    A page belongs to the range that holds its first byte.  Windows end where their range ends.
-    Raises `InvalidRange` for ranges that are empty or overlap.
+    Returns None in gaps.  A page belongs to the range that contains its first byte.  Windows end
+    where their range ends.  Raises `InvalidRange` if ranges are empty or overlap.
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int, Policy]]) -> None:
@@ -341,10 +347,11 @@ class ByRange(Combinator):
 
 
 class FaultAround(Combinator):
-    """What `policy` answers for a page is done for `pages` pages around it, an aligned window, as
-    far as the policy's answer reaches.  An answer that is for more than a page stays as it is.
+    """Do what `policy` decides for a page for the aligned window of `pages` pages around it.
 
-    A power of two lets windows meet without gaps; anything positive works.
+    The window is cut where the policy's decision ends.  An action for more than one page is left as
+    it is.  With a power of two, windows meet without gaps; any positive number works.  Raises
+    `InvalidRange` for less than 1.
     """
 
     def __init__(self, policy: Policy, pages: int) -> None:
@@ -359,7 +366,7 @@ class FaultAround(Combinator):
         return f"FaultAround({policy_name(self.policy)}, {self.pages})"
 
     def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
-        """It holds as far as that of the policy inside."""
+        """The decision of the inner policy, widened."""
         action, limits = _ask(self.policy, fault)
         if action is not self._last[0]:
             widened = action

@@ -1,7 +1,7 @@
-"""Where pages come from: bytes in memory, a file, an async callable.
+"""Sources of page contents: bytes in memory, a file, an async callable.
 
-A source that lies in memory (bytes, a mapped file) is copied from in place, with no step in
-between.  One that has to be fetched is read in a task, and nobody else waits for it.
+A source in memory (bytes, a mapped file) is copied from in place.  A source that has to be fetched
+is read in a task, and only the faults that need it wait.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Fetch: TypeAlias = "Callable[[int, int], Awaitable[Buffer]]"
-"""Gets (offset, length) in bytes and returns exactly so many bytes."""
+"""Takes (offset, length) in bytes and returns exactly `length` bytes."""
 
 
 def _check(name: str, offset: int, length: int, size: int) -> None:
@@ -33,7 +33,7 @@ def _check(name: str, offset: int, length: int, size: int) -> None:
 
 
 class BytesSource:
-    """Any bytes-like object.  It is pinned: a bytearray cannot be resized meanwhile."""
+    """A bytes-like object, used in place.  A bytearray cannot be resized while a source uses it."""
 
     def __init__(self, data: Buffer) -> None:
         self._pinned = native.PinnedBuffer(data)
@@ -43,13 +43,13 @@ class BytesSource:
         return f"BytesSource({self.size} bytes)"
 
     def address(self, offset: int, length: int) -> int | None:
-        """Where the bytes lie.  Raises `SourceTooShort`."""
+        """The address of the bytes at `offset`.  Raises `SourceTooShort`."""
         if offset < 0 or offset + length > self.size:
             _check(repr(self), offset, length, self.size)
         return self._pinned.address + offset
 
     async def fetch(self, offset: int, length: int) -> Buffer:
-        """Never needed: `address` always answers."""
+        """Never called, because `address` never returns None."""
         raise NotImplementedError
 
 
@@ -60,15 +60,17 @@ def zeros(page_size: int) -> BytesSource:
 
 
 class FileSource:
-    """A file, of which `offset` to `offset + length` (bytes; to its end by default) is used.
+    """A file, from byte `offset` on, `length` bytes long (by default to the file's end).
 
-    ``how="map"`` maps it: the fastest where the file is in the page cache, while a page that is
-    not there keeps the event loop waiting for the disk.  ``how="read"`` uses pread(2) in worker
-    threads, a few at a time, in the pieces that the policy asks for.  A file that shrinks later
-    is an error for the pages that it no longer holds, never zeros.
+    ``how="map"`` maps the file: the fastest if it is in the page cache, but a page that is not
+    there makes the thread that resolves faults wait for the disk.  ``how="read"`` uses pread(2) in
+    worker threads, a few at a time.  If the file shrinks later, faults in the lost part fail; they
+    never read as zeros.
 
-    A last page that the file fills only in part is an error, unless ``zero_tail=True`` says that
-    zeros follow, as mmap(2) has it.  Raises OSError when the file cannot be opened or mapped.
+    A last page that the file fills in part only is an error, unless ``zero_tail=True``: then zeros
+    follow, as with mmap(2).  Raises OSError if the file cannot be opened or mapped,
+    `SourceTooShort` if it is shorter than `offset` and `length` say, and ValueError if `offset` is
+    not a multiple of the page size.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class FileSource:
         return f"FileSource({self.path!r})"
 
     def address(self, offset: int, length: int) -> int | None:
-        """Where the bytes are mapped; None with ``how="read"``.  Raises `SourceTooShort`."""
+        """The address of the mapped bytes; None with ``how="read"``.  Raises `SourceTooShort`."""
         if offset < 0 or offset + length > self.size:
             _check(repr(self), offset, length, self.size)
         # The bytes after the end in a mapping's last page are zeros: mmap(2).
@@ -132,7 +134,7 @@ class FileSource:
         return data
 
     def close(self) -> None:
-        """Unmap and close.  No fault may need the source any more."""
+        """Unmap and close the file.  No daemon may use the source any more."""
         if self._pinned is not None:
             self._pinned.release()
             self._pinned = None
@@ -156,8 +158,12 @@ class FileSource:
 
 
 class AsyncSource:
-    """An async callable ``fetch(offset, length)`` that returns exactly `length` bytes, of `size`
-    bytes in all."""
+    """A coroutine function ``fetch(offset, length)`` that returns exactly `length` bytes.
+
+    `size` is the source's length in bytes.  Faults on the same extent share one call.  If `fetch`
+    raises, it is called again as the region's `Retry` says; then the faults fail with
+    `SourceFailed`.
+    """
 
     def __init__(self, fetch: Fetch, size: int) -> None:
         self._fetch = fetch
@@ -167,10 +173,10 @@ class AsyncSource:
         return f"AsyncSource({getattr(self._fetch, '__qualname__', self._fetch)})"
 
     def address(self, offset: int, length: int) -> int | None:
-        """Always None: it has to be fetched.  Raises `SourceTooShort`."""
+        """None: the bytes have to be fetched.  Raises `SourceTooShort`."""
         _check(repr(self), offset, length, self.size)
         return None
 
     async def fetch(self, offset: int, length: int) -> Buffer:
-        """What the callable returns."""
+        """The bytes that `fetch` returns.  Raises what it raises."""
         return await self._fetch(offset, length)

@@ -1,4 +1,4 @@
-"""Guarded memory as people want it: a buffer, an array, and accesses that never hold the GIL."""
+"""Guarded memory as a buffer or an array, and accesses without the GIL."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class GuardedRegion(Region):
-    """A region of this process's own memory, made by `Daemon.guard`."""
+    """A region of memory of this process; returned by `Daemon.guard`."""
 
     memory: Memory = field(kw_only=True)
-    """The memory that it covers."""
+    """The guarded memory."""
     placement: Placement = field(kw_only=True, default=Placement.NATIVE)
-    """Who answers its faults."""
+    """What resolves its faults."""
     why_unsafe: Callable[[], str] = field(kw_only=True, repr=False, default=str)
-    """Why plain accesses might never end; "" where they are safe."""
+    """Returns the reason why plain accesses could hang, or "" if they are safe."""
 
     def buffer(self, *, readonly: bool = False) -> memoryview:
-        """The memory itself: whatever takes a buffer may use it, `numpy.frombuffer` say.
+        """The memory itself as a buffer, for anything that takes one.
 
-        The memory stays mapped as long as the buffer, or anything made from it, is alive.  Raises
-        `PlacementRefused`, with the reason, where a thread that holds the GIL might wait for ever.
+        The memory stays mapped for as long as the buffer, or anything made from it, is alive.
+        Raises `PlacementRefused`, with the reason, if a thread that holds the GIL could hang.
         """
         reason = self.why_unsafe()
         if reason:
@@ -52,8 +52,11 @@ class GuardedRegion(Region):
         *,
         readonly: bool = False,
     ) -> NDArray[Any]:
-        """The memory as a numpy array, which begins at its start; by default with one dimension
-        and as long as fits.  Raises what `buffer` and numpy raise."""
+        """The memory as a numpy array that begins at its start.
+
+        By default the array has one dimension and as many elements as fit.  Raises what `buffer`
+        and numpy raise.
+        """
         import numpy as np  # noqa: PLC0415  # for those who have it
 
         kind = np.dtype(dtype)
@@ -64,18 +67,27 @@ class GuardedRegion(Region):
         return flat if shape is None else flat.reshape(shape)
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
-        """Copy bytes out into a writable buffer, as many as it holds; returns how many.  Blocks
-        this thread, and no other, while pages are missing."""
+        """Copy bytes from `offset` into a writable buffer, as many as it has; returns how many.
+
+        Blocks only the calling thread while pages are missing.  Raises `InvalidRange`, and
+        `PlacementRefused` in the thread that runs trio if that would have to resolve the faults.
+        """
         return self.memory.read_into(offset, buffer)
 
     def write_from(self, offset: int, data: Buffer) -> None:
-        """Copy bytes in.  Blocks this thread, and no other, while pages are missing."""
+        """Copy bytes to `offset`.  Blocks, and raises, like `read_into`."""
         self.memory.write(offset, data)
 
     def touch(self, offset: int = 0, length: int | None = None, *, write: bool = False) -> None:
-        """Access one byte a page, for reading or (changing nothing) for writing."""
+        """Access one byte of each page, for reading or (without changing it) for writing.
+
+        `offset` and `length` are in bytes.  Blocks, and raises, like `read_into`.
+        """
         self.memory.touch(offset, length, write=write)
 
     def prefault(self, offset: int = 0, length: int | None = None, *, write: bool = False) -> None:
-        """Bring pages, so that system calls find them there: see `Resolver.IN_THREAD`."""
+        """Fill pages in advance, for instance before a system call: see `Resolver.IN_THREAD`.
+
+        `offset` and `length` are in bytes.  Blocks, and raises, like `read_into`.
+        """
         self.memory.touch(offset, length, write=write)

@@ -1,4 +1,4 @@
-"""A region: a range of memory, who decides about its faults, and what happens when that fails."""
+"""A region: a range of memory, the policy that decides about its faults, and its settings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class Fault(NamedTuple):
-    """What a policy is told."""
+    """A fault, as policies and hooks see it."""
 
     address: int
     """Bytes, aligned to the region's page size."""
     kind: FaultKind
     write: bool
-    """Whether the thread wants to write; False may also mean that nobody knows."""
+    """Whether the access is a write; False may also mean unknown."""
     thread: int
-    """The thread's id, 0 where THREAD_ID was not negotiated."""
+    """The thread's id; 0 without THREAD_ID."""
     exact_address: int
-    """What the kernel reported: the byte itself where EXACT_ADDRESS was negotiated."""
+    """Bytes, as the kernel reported it: not aligned with EXACT_ADDRESS."""
     region: Region
     read_at: int
     """When the message was read, in nanoseconds of ``time.perf_counter_ns``."""
@@ -37,7 +37,7 @@ class Fault(NamedTuple):
 
     @property
     def page(self) -> int:
-        """The number of the page in the region."""
+        """The number of the page in the region, from 0."""
         return (self.address - self.region.start) // self.region.page_size
 
 
@@ -45,7 +45,7 @@ Policy: TypeAlias = Callable[[Fault], Action | None]
 
 
 def policy_name(policy: Policy) -> str:
-    """What a policy is called in logs: its function's name, or its repr."""
+    """The name of a policy in logs: that of its function, or its repr."""
     name = getattr(policy, "__qualname__", None)
     return name if isinstance(name, str) else shorten(repr(policy), 300)
 
@@ -57,20 +57,24 @@ def shorten(text: str, length: int) -> str:
 
 
 FailureAction: TypeAlias = "Hold | Poison | Callable[[Fault, Exception], Action | None]"
-"""What is done about a fault that could not be answered: leave the thread waiting, give it SIGBUS,
-or ask the application, which returns an action (None: hold).  If that fails too, it is held."""
+"""What is done about a fault that failed: leave the thread waiting, give it SIGBUS, or call the
+application with the fault and the error, which returns an action (None: hold).  If that fails as
+well, the fault is held."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How patient a region is with its source.  Times are seconds."""
+    """How often and how long a region tries its source.  Times are in seconds.
+
+    Raises ValueError for less than one attempt, or a timeout of 0 or less.
+    """
 
     attempts: int = 3
-    """How often the source is asked for the same bytes, in all."""
+    """How often the source is asked for the same bytes in total."""
     timeout: float = 30.0
-    """How long one attempt may take."""
+    """The limit of one attempt."""
     first_delay: float = 0.01
-    """The wait before the second attempt; it doubles from one to the next."""
+    """The pause before the second attempt; it doubles with each further one, up to `max_delay`."""
     max_delay: float = 1.0
 
     def __post_init__(self) -> None:
@@ -90,9 +94,10 @@ AfterRemove: TypeAlias = Literal["zero", "policy"]
 
 @dataclass(eq=False, slots=True)
 class Region:
-    """`length` bytes from address `start` of the process that faults.
+    """`length` bytes from address `start` of the faulting process, with a policy.
 
-    Raises `InvalidRange` when the range is empty, unaligned or past the end of the address space.
+    Raises `InvalidRange` if the range is empty, unaligned or past the end of the address space, and
+    TypeError or ValueError for other arguments.
     """
 
     start: int
@@ -103,14 +108,14 @@ class Region:
     on_failure: FailureAction = HOLD
     retry: Retry = RETRY
     policy_timeout: float = POLICY_TIMEOUT
-    """Seconds that the policy, or the work it asks for, may take for one fault."""
+    """Seconds that the policy, or a `Perform`, may take for one fault."""
     after_remove: AfterRemove = "zero"
-    """What pages hold after their owner discarded them: zeros, as the kernel promises, or what the
-    policy says once more.  Without EVENT_REMOVE nobody hears of it, and it is always the latter."""
+    """What discarded pages contain: zeros, as the kernel promises, or the policy's contents again.
+    Without EVENT_REMOVE discards are not reported, and it is always the latter."""
     name: str = ""
-    """For people: shown in logs and dumps."""
+    """Shown in logs and dumps."""
     pages: PageMap = field(init=False, repr=False)
-    """What is known of each page."""
+    """Which pages are present, absent or discarded, as far as known."""
 
     def __post_init__(self) -> None:
         check_page_size(self.page_size)
@@ -135,7 +140,7 @@ class Region:
 
 
 def _check_callables(policy: object, on_failure: object) -> None:
-    """Types promise it; what is not checked by them is found out here, and not at a fault."""
+    """Check at run time what types promise, so that it does not fail at a fault."""
     if isinstance(policy, type) or not callable(policy):
         raise TypeError(f"a policy is a callable that takes a fault, not {policy!r:.100}")
     if not isinstance(on_failure, Hold | Poison) and not callable(on_failure):
@@ -143,5 +148,5 @@ def _check_callables(policy: object, on_failure: object) -> None:
 
 
 Missing: TypeAlias = Literal["hold", "poison", "release"]
-"""What becomes of the missing pages of a region that is removed: their faults are held and listed;
-they are poisoned; or the kernel fills them with zeros."""
+"""What happens to the missing pages of a region that is removed: their faults are held and listed,
+the pages are poisoned, or the kernel fills them with zeros."""

@@ -1,8 +1,7 @@
 """Messages of a userfaultfd as typed events.
 
-Parsing is total: 32 bytes always become an event, and bytes that make no sense become an
-`UnknownEvent`.  Nothing here knows where the bytes came from.  Source: ``struct uffd_msg`` in
-``include/uapi/linux/userfaultfd.h``, ioctl_userfaultfd(2), userfaultfd(2).
+Parsing is total: 32 bytes always become an event; unknown ones become an `UnknownEvent`.  Source:
+``struct uffd_msg`` in ``include/uapi/linux/userfaultfd.h``, ioctl_userfaultfd(2), userfaultfd(2).
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ class FaultFlags(IntFlag):
 
 
 class FaultKind(Enum):
-    """Why a thread stopped."""
+    """Why a thread faulted."""
 
     MISSING = "missing"
-    """There is no page."""
+    """The page is missing."""
     MINOR = "minor"
-    """There is a page in the page cache, but not in the page table."""
+    """The page is in the page cache, but not mapped."""
     WP = "write_protect"
     """The page is write-protected through userfaultfd."""
     UNKNOWN = "unknown"
-    """A newer kernel's reason, such as RWP of Linux 7.3."""
+    """A reason of a newer kernel, such as RWP of Linux 7.3."""
 
     __hash__ = object.__hash__  # half of every dictionary look-up on the way of a fault
 
 
 class PageFault(NamedTuple):
-    """A thread waits for a page."""
+    """A thread faulted and waits."""
 
     address: int
     """Bytes; page-aligned unless EXACT_ADDRESS was negotiated."""
@@ -60,13 +59,13 @@ class PageFault(NamedTuple):
 
 
 class ForkEvent(NamedTuple):
-    """The process forked; the child's memory has a userfaultfd of its own, which is ours now."""
+    """The process forked.  `fd` is the userfaultfd of the child's memory, owned by the reader."""
 
     fd: int
 
 
 class RemapEvent(NamedTuple):
-    """mremap(2) moved a range."""
+    """mremap(2) moved `length` bytes from address `source` to `target`."""
 
     source: int
     target: int
@@ -75,27 +74,27 @@ class RemapEvent(NamedTuple):
 
 
 class RemoveEvent(NamedTuple):
-    """madvise(2) with MADV_DONTNEED or MADV_REMOVE emptied a range."""
+    """madvise(2) with MADV_DONTNEED or MADV_REMOVE discarded the pages from `start` to `end`."""
 
     start: int
     end: int
 
 
 class UnmapEvent(NamedTuple):
-    """munmap(2) took a range away."""
+    """munmap(2) unmapped the range from `start` to `end`."""
 
     start: int
     end: int
 
 
 class UnknownEvent(NamedTuple):
-    """A message that this library does not know, kept as it came."""
+    """A message that this library does not know, unchanged."""
 
     message: bytes
 
 
 Change: TypeAlias = ForkEvent | RemapEvent | RemoveEvent | UnmapEvent | UnknownEvent
-"""What is no fault."""
+"""All events but faults."""
 
 Event: TypeAlias = PageFault | Change
 
@@ -114,7 +113,7 @@ _FLAGS_OF_KIND: Final = {
 
 
 def parse(data: bytes | bytearray | memoryview, length: int | None = None) -> list[Event]:
-    """Turn the first `length` bytes (default: all) of what was read into events, in their order.
+    """Parse the first `length` bytes (default: all) of what was read into events, in order.
 
     Bytes after the last whole message become one `UnknownEvent`; the kernel never sends them.
     """

@@ -1,7 +1,6 @@
-"""What a userfaultfd can be asked for: features, registration modes, ioctls.
+"""Features, registration modes and ioctls of a userfaultfd, as flags.
 
-Values are those of ``include/uapi/linux/userfaultfd.h``.  All are flags that keep bits they do not
-know: a newer kernel is no error.
+Values are those of ``include/uapi/linux/userfaultfd.h``.  Unknown bits of a newer kernel are kept.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from enum import KEEP, IntFlag
 
 
 class Features(IntFlag, boundary=KEEP):
-    """``UFFD_FEATURE_*``: asked for, and granted, in the handshake (``UFFDIO_API``)."""
+    """``UFFD_FEATURE_*``: requested and granted in the handshake, ``UFFDIO_API``."""
 
     PAGEFAULT_FLAG_WP = 1 << 0
     EVENT_FORK = 1 << 1
@@ -34,12 +33,12 @@ class Features(IntFlag, boundary=KEEP):
 
     @property
     def names(self) -> list[str]:
-        """The names of the bits that are set; an unknown bit is called ``bit N``."""
+        """The names of the bits that are set; an unknown one is ``bit N``."""
         return bit_names(self, Features)
 
     @property
     def unknown(self) -> int:
-        """The bits that this library has no name for."""
+        """The bits without a name here."""
         return int(self) & ~_ALL_FEATURES
 
 
@@ -79,7 +78,7 @@ class RegisterMode(IntFlag, boundary=KEEP):
 
 
 class IoctlSet(IntFlag, boundary=KEEP):
-    """Which ioctls a registered range answers to: bit n is ``_UFFDIO_*`` number n."""
+    """The ioctls that a registered range supports: bit n is ``_UFFDIO_*`` number n."""
 
     REGISTER = 1 << 0x00
     UNREGISTER = 1 << 0x01
@@ -96,7 +95,7 @@ class IoctlSet(IntFlag, boundary=KEEP):
 
 
 def bit_names(value: int, flags: type[IntFlag]) -> list[str]:
-    """Name each bit that is set in `value`; ``bit N`` where `flags` has no name for it."""
+    """The names of the bits set in `value`; ``bit N`` if `flags` has no name for one."""
     found: list[str] = []
     for position in range(value.bit_length()):
         if value >> position & 1:

@@ -1,4 +1,4 @@
-"""Why a page did not simply move, and what became of it instead.
+"""The result of a move: why pages were refused, and what happened to each.
 
 Source: ``move_pages`` and ``validate_move_areas`` in ``mm/userfaultfd.c``.
 """
@@ -21,41 +21,41 @@ class Cause(Enum):
     """Why MOVE refused a page."""
 
     SHARED = "shared with another process"
-    """EBUSY: a fork child maps it too, or the kernel still takes it for shared."""
+    """EBUSY: a forked child maps it as well, or the kernel still marks it as shared."""
     MERGED = "merged by KSM"
     """EBUSY."""
     NOT_EXCLUSIVE = "not exclusively ours: shared after a fork, merged by KSM, or pinned for I/O"
-    """EBUSY of a single ioctl, which does not tell the three apart."""
+    """EBUSY of a single ioctl, which does not tell the three causes apart."""
     PINNED = "pinned for I/O"
-    """EBUSY that stays when nobody else maps the page: O_DIRECT, io_uring, RDMA."""
+    """EBUSY although no other process maps the page: O_DIRECT, io_uring, RDMA."""
     WRONG_MEMORY = "memory that cannot be moved"
-    """EINVAL: only private anonymous memory moves, between mappings of equal access and locking."""
+    """EINVAL: only private anonymous memory moves, between mappings alike in access and locking."""
     OTHER_PROCESS = "memory of another process"
     NO_MOVE = "no UFFDIO_MOVE in this kernel"
     SOURCE_HOLE = "nothing at the source"
-    """ENOENT: never written, or given away before."""
+    """ENOENT: never written, or moved away before."""
     SOURCE_MARKER = "a marker at the source"
-    """EFAULT: poison, a guard, or a write-protect marker where no page is."""
+    """EFAULT: poison, a guard, or a write-protect marker without a page."""
     NOT_EMPTY = "the destination is not empty"
-    """EEXIST: a page, or a marker."""
+    """EEXIST: a page or a marker."""
     ALREADY_MOVED = "nothing at the source, and the destination is not empty"
-    """EEXIST: moved before.  Linux 6.18 says it of a page, too, that it has just moved while that
-    was being swapped out: who knows that there was a page can take it for moved."""
+    """EEXIST: moved before.  Linux 6.18 also returns it for a page that it has just moved while the
+    page was being swapped out: if you know that there was a page, it has moved."""
     NOT_REGISTERED = "the destination is not registered"
-    """With this userfaultfd, or not mapped at all."""
+    """Not with this userfaultfd, or not mapped."""
     EVENT = "an event in flight"
-    """EAGAIN: nobody has read the userfaultfd for too long."""
+    """EAGAIN for too long: nothing reads the userfaultfd."""
     NO_MEMORY = "no memory"
     CLIENT_GONE = "the process is gone"
     UNPROTECTABLE = "no write-protection for an exact copy"
-    """Both sides must be registered MISSING and WP; else a plain copy may lose writes."""
+    """Both sides must be registered MISSING and WP; a copy without that may lose writes."""
     ASKED_FOR = "an exact copy was asked for"
-    """Of a page that might have moved."""
+    """By `copy_exactly`, of a page that could have moved."""
     OTHER = "refused"
 
 
 class Run(NamedTuple):
-    """What became of neighbouring pages, or what would."""
+    """The result for adjacent pages, or what it would be."""
 
     dst: int
     src: int
@@ -63,9 +63,9 @@ class Run(NamedTuple):
     """Bytes."""
     outcome: Outcome
     cause: Cause | None = None
-    """Why they were not simply moved; also where a higher rung succeeded."""
+    """Why MOVE refused them, also if a later step of the ladder succeeded."""
     error: int = 0
-    """The errno that was left; 0 where they arrived."""
+    """The last errno; 0 if they arrived."""
 
     @property
     def arrived(self) -> bool:
@@ -73,7 +73,7 @@ class Run(NamedTuple):
         return self.outcome is not Outcome.FAILED
 
     def explain(self) -> str:
-        """One sentence about it."""
+        """A sentence that describes it."""
         why = "" if self.cause is None else f": {self.cause.value}"
         if self.error:
             why += f" ({errno.errorcode.get(self.error, self.error)})"
@@ -82,11 +82,11 @@ class Run(NamedTuple):
 
 
 _TOLD: Final = 8
-"""Runs that a repr shows."""
+"""How many runs a repr shows."""
 
 
 class Moved:
-    """What a move came to, run by run, in the order in which it was asked for."""
+    """The result of a move, as runs of pages in the order of the request."""
 
     def __init__(self, runs: tuple[Run, ...]) -> None:
         self.runs = runs
@@ -99,21 +99,21 @@ class Moved:
 
     @property
     def complete(self) -> bool:
-        """Whether everything arrived."""
+        """Whether all pages arrived."""
         return all(run.arrived for run in self.runs)
 
     @property
     def refused(self) -> list[Run]:
-        """What did not arrive."""
+        """The runs that did not arrive."""
         return [run for run in self.runs if not run.arrived]
 
     def bytes(self, outcome: Outcome) -> int:
-        """How many bytes ended so."""
+        """How many bytes have this outcome."""
         return sum(run.length for run in self.runs if run.outcome is outcome)
 
 
 class AllMoved(Moved):
-    """Everything moved: flat triples of (dst, src, length) become runs when they are asked for."""
+    """All pages moved.  Flat triples of (dst, src, length) become runs on first use."""
 
     def __init__(self, flat: array[int]) -> None:
         self._flat = flat
@@ -131,7 +131,7 @@ class AllMoved(Moved):
 
 
 def joined(runs: Iterable[Run]) -> tuple[Run, ...]:
-    """The runs, with neighbours of one fate made one."""
+    """The runs, with adjacent ones of the same result joined."""
     result: list[Run] = []
     for run in runs:
         if result:

@@ -1,6 +1,6 @@
-"""What was asked of the kernel, what came of it, and how a fault ended.
+"""Operations on ranges, their results, and the outcomes of faults.
 
-The errno rules of the operations live here, and nowhere else.  Source: ioctl_userfaultfd(2),
+The meaning of each errno is defined here and nowhere else.  Source: ioctl_userfaultfd(2),
 ``fs/userfaultfd.c`` and ``mm/userfaultfd.c``.
 """
 
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 
 class Code(IntEnum):
-    """``_UFFDIO_*``: the operations that work on a range of a registered region."""
+    """``_UFFDIO_*``: the operations on a range."""
 
     WAKE = 2
     COPY = 3
@@ -23,12 +23,12 @@ class Code(IntEnum):
     POISON = 8
 
     def explain(self, number: int) -> str:
-        """What `number` (an errno) means when this operation answers it; "" if that is unknown."""
+        """What errno `number` means for this operation; "" if unknown."""
         return _REASONS.get((self, number)) or _COMMON_REASONS.get(number, "")
 
 
 DONTWAKE: Final = 1
-"""Mode bit of every operation but WRITEPROTECT: leave the waiting threads asleep."""
+"""Mode bit of every operation but WRITEPROTECT: do not wake the waiting threads."""
 COPY_WRITE_PROTECT: Final = 2
 CONTINUE_WRITE_PROTECT: Final = 2
 MOVE_ALLOW_SOURCE_HOLES: Final = 2
@@ -41,64 +41,64 @@ class Operation(NamedTuple):
 
     code: Code
     dst: int
-    """Bytes, page-aligned: where, in the memory of the process that faults."""
+    """The address in the faulting process, page-aligned."""
     length: int
     """Bytes, a multiple of the page size."""
     src: int = 0
-    """COPY: an address in the caller's memory.  MOVE: one in the same process."""
+    """COPY: an address in memory of the caller.  MOVE: an address in the same process as `dst`."""
     mode: int = 0
     page_size: int = 0
-    """Bytes; a page found present is stepped over and its waiters are woken.  0: stop instead."""
+    """Bytes.  A page that is there is skipped, and its waiting threads are woken; 0: stop there."""
 
 
 class Status(Enum):
-    """How far an operation came."""
+    """How an operation ended."""
 
     DONE = "done"
-    """All of the range is there."""
+    """The whole range is done or was there before."""
     RETRY = "retry"
-    """An event is in flight: read the userfaultfd, then ask for the rest again, later."""
+    """An event is pending: read the userfaultfd, then issue the rest later."""
     CLIENT_GONE = "client gone"
-    """The process whose memory it was has died."""
+    """The process has exited."""
     FAILED = "failed"
-    """Neither; the error says why.  Methods that return a `Result` raise instead."""
+    """The kernel refused; ``error`` is the errno.  Methods of `Userfaultfd` raise instead."""
 
 
 class Result(NamedTuple):
-    """What one operation did."""
+    """The result of one operation."""
 
     operation: Operation
     done: int
-    """Bytes that this operation filled, moved, mapped, poisoned, (un)protected or woke."""
+    """Bytes that were filled, moved, mapped, poisoned, (un)protected or woken."""
     present: int
-    """Bytes that were there before; whoever waited for them was woken."""
+    """Bytes that were there before; the threads that waited for them were woken."""
     status: Status
     error: int
-    """The errno that stopped it, 0 where none did."""
+    """The errno that stopped it; 0 if none did."""
 
     @property
     def address(self) -> int:
-        """Where the operation began, in bytes."""
+        """The start of the range, in bytes."""
         return self.operation.dst
 
     @property
     def length(self) -> int:
-        """What was asked for, in bytes."""
+        """The length of the range, in bytes."""
         return self.operation.length
 
     @property
     def progress(self) -> int:
-        """Bytes from the start of the range that need nothing more."""
+        """Bytes from the start of the range that are done: `done` and `present`."""
         return self.done + self.present
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the whole range is done."""
         return self.status is Status.DONE
 
     @property
     def rest(self) -> Operation:
-        """What is left to do, as an operation."""
+        """The rest of the range, as an operation."""
         operation, progress = self.operation, self.progress
         return operation._replace(
             dst=operation.dst + progress,
@@ -108,12 +108,12 @@ class Result(NamedTuple):
 
 
 def result_of(operation: Operation, error: int, done: int, present: int) -> Result:
-    """Name what the C side reported for `operation`."""
+    """The result of `operation` from what C reported."""
     return Result(operation, done, present, status_of(error), error)
 
 
 def status_of(error: int) -> Status:
-    """What an errno says about going on."""
+    """The status for an errno."""
     if error == 0:
         return Status.DONE
     if error == errno.EAGAIN:
@@ -124,41 +124,41 @@ def status_of(error: int) -> Status:
 
 
 class Outcome(Enum):
-    """How a fault ended, or why it has not ended yet.  Each fault gets exactly one ending."""
+    """How a fault ended, or why it has not yet.  Each fault has exactly one final outcome."""
 
     MOVED = "moved"
     UNSHARED_AND_MOVED = "unshared and moved"
     WAITED_AND_MOVED = "waited and moved"
-    """The page was pinned for I/O, which has ended."""
+    """The page was pinned for I/O, which then ended."""
     EXACTLY_COPIED = "exactly copied"
-    """In the place of a move: both sides write-protected, and the source is empty now."""
+    """Instead of a move: both sides were write-protected, and the source is empty now."""
     COPIED_PINNED = "copied although pinned"
-    """The same, and what its I/O had not delivered yet is lost."""
+    """Instead of a move: what its I/O had not delivered is lost."""
     COPIED = "copied"
-    """From a source, or in the place of a move without write-protection."""
+    """From a source, or instead of a move without write-protection."""
     ZEROED = "zeroed"
     MAPPED = "mapped"
-    """CONTINUE: the page of the page cache is in the page table."""
+    """CONTINUE: the page of the page cache is mapped."""
     UNPROTECTED = "unprotected"
     ALREADY_PRESENT = "already present"
     WOKEN = "woken"
-    """The thread was sent to try again, since the page is somebody else's doing."""
+    """The thread was woken; the page was placed by other code."""
     POISONED = "poisoned"
     UNMAPPED = "unmapped"
-    """The range is gone; the thread gets what the kernel gives it, which is SIGSEGV."""
+    """The range is no longer mapped; the thread gets SIGSEGV."""
     CLIENT_GONE = "client gone"
     FAILED = "failed"
-    """Nothing was placed, and what was declared for that case was done instead."""
+    """No page was placed; the region's ``on_failure`` was done instead."""
     DEFERRED = "deferred"
-    """Not an ending: an event was in flight, a timer will try again."""
+    """Not final: an event was pending, and a timer tries again."""
     HELD = "held"
-    """Not an ending: the thread goes on waiting, and is listed as stuck, with the reason."""
+    """Not final: the thread waits, and the fault is listed with the reason."""
 
     __hash__ = object.__hash__  # counted once a fault
 
     @property
     def final(self) -> bool:
-        """Whether the fault has left."""
+        """Whether the fault has ended."""
         return self not in (Outcome.DEFERRED, Outcome.HELD)
 
 
@@ -171,7 +171,7 @@ OUTCOME_OF_CODE: Final = {
     Code.WRITEPROTECT: Outcome.UNPROTECTED,
     Code.WAKE: Outcome.WOKEN,
 }
-"""The outcome of a fault that was answered by an operation."""
+"""The outcome of a fault that an operation resolved."""
 
 _COMMON_REASONS: Final = {
     errno.EAGAIN: "an event is in flight; read the userfaultfd and try again",
