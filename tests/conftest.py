@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel import clib, system
-from tests.kernel.harness import require
+from tests.support import clib, system
 from tests.support.properties import load_profile
+from tests.support.requirements import require
 from uffdaemon import Features, MemoryType
 
 load_profile()

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import pytest
 
-from tests.check.confined import CANNOT
-from tests.paths import ROOT
+from tests.support.confined import CANNOT
 from tests.support.deadline import DEADLINE
+from tests.support.paths import ROOT
 
 PLAIN: Final = {"NO_COLOR", "TERM", "container", "KUBERNETES_SERVICE_HOST"}
 
@@ -38,7 +38,7 @@ def check(
 ) -> tuple[int, dict[str, Any]]:
     """`uffdaemon check --json`, confined as told: its exit status and what it printed."""
     done = run(
-        "tests.check.confined", *confinement, "--", "check", "--json", environment=environment
+        "tests.support.confined", *confinement, "--", "check", "--json", environment=environment
     )
     if done.returncode == CANNOT:
         pytest.skip(f"{' '.join(confinement)} cannot be had here: {done.stderr.strip()}")

@@ -19,8 +19,8 @@ import pytest
 
 from tests.check import children
 from tests.check.children import check, run
-from tests.paths import ROOT
 from tests.support.deadline import DEADLINE
+from tests.support.paths import ROOT
 from uffdaemon import cli
 from uffdaemon.check.facts import FILES, SYSCTL
 from uffdaemon.uapi.features import SINCE

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.check import children
+from tests.support.descriptors import open_descriptors
 from uffdaemon.check import isolation
 
 
@@ -85,7 +85,3 @@ def test_no_descriptor_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "pipe", no_pipe)
     assert isolation.attempt(dict).text.startswith("no pipe to a child process: ")
-
-
-def open_descriptors() -> set[Path]:
-    return set(Path("/proc/self/fd").iterdir())

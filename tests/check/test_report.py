@@ -18,17 +18,8 @@ from tests.check.machines import (
     with_attempts,
     with_files,
 )
-from tests.paths import ROOT
-from uffdaemon.check.facts import (
-    FILES,
-    HUGETLB,
-    KSM_RUN,
-    STATUS,
-    Attempt,
-    Device,
-    Facts,
-    Reading,
-)
+from tests.support.paths import ROOT
+from uffdaemon.check.facts import FILES, HUGETLB, KSM_RUN, STATUS, Attempt, Device, Facts, Reading
 from uffdaemon.check.findings import Group, Mark
 from uffdaemon.check.text import render
 from uffdaemon.uapi.features import SINCE

@@ -14,17 +14,17 @@ import threading
 import traceback
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 import trio
 
-from tests.daemon.support import content
-from tests.kernel.clib import Helpers
-from uffdaemon import Advice, Features, Memory, MemoryType, RegisterMode, Userfaultfd
+from tests.support.clib import Helpers
+from tests.support.page_contents import content
+from uffdaemon import Advice, Features, Memory, MemoryType, Region, RegisterMode, Userfaultfd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -227,6 +227,19 @@ async def _receive_exactly(sock: socket.socket, length: int) -> bytes:
             raise EOFError("the client died")
         data += piece
     return data
+
+
+def region_of(guarded: tuple[int, int, int], policy: object, **options: object) -> Region:
+    """The region for memory of a client."""
+    start, length, page_size = guarded
+    return Region(start, length, policy, page_size, **options)  # type: ignore[arg-type]
+
+
+async def faults_pending(uffd: Userfaultfd, count: int) -> None:
+    """Wait until so many threads are stuck whose messages nobody has read."""
+    info = Path(f"/proc/self/fdinfo/{uffd.fileno()}")
+    while f"pending:\t{count}\n" not in info.read_text("ascii"):  # noqa: ASYNC240  # in memory
+        await trio.lowlevel.checkpoint()
 
 
 # -- over there --------------------------------------------------------------------------------

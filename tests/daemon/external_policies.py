@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from tests.daemon.support import PAGE, content
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Action,
     AsyncSource,

@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    HUGE,
-    PAGE,
-    Asked,
-    Recorder,
-    both_sleeps,
-    content,
-    region_of,
-    the_open_fault,
-)
-from tests.kernel.harness import kernel_test
+from tests.daemon.client import Client, Inside, region_of
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Asked, Recorder
+from tests.support.page_contents import HUGE, PAGE, content
 from uffdaemon import (
     Advice,
     AsyncSource,

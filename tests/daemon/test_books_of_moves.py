@@ -7,9 +7,10 @@ import os
 import pytest
 import trio
 
-from tests.daemon.support import content, the_open_fault
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, in_thread
+from tests.support.calls import in_thread
+from tests.support.daemons import the_open_fault
+from tests.support.kernel_tests import kernel_test
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Features,
     Memory,

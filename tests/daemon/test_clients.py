@@ -10,17 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    PAGE,
-    Asked,
-    Gate,
-    Recorder,
-    both_sleeps,
-    content,
-    region_of,
-)
-from tests.kernel.harness import kernel_test
+from tests.daemon.client import Client, Inside, region_of
+from tests.support.daemons import both_sleeps
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Asked, Gate, Recorder
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     AsyncSource,

@@ -7,10 +7,11 @@ import threading
 import pytest
 import trio
 
-from tests.daemon.support import content, the_open_fault
-from tests.kernel.harness import kernel_test
-from tests.kernel.obstacles import BOTH_MODES, PROTECTED
-from tests.kernel.support import PAGE, in_thread
+from tests.support.calls import in_thread
+from tests.support.daemons import the_open_fault
+from tests.support.kernel_tests import kernel_test
+from tests.support.obstacles import BOTH_MODES, PROTECTED
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     BytesSource,
     CopyFrom,

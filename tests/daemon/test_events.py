@@ -9,20 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    PAGE,
-    Asked,
-    Gate,
-    Notes,
-    Recorder,
-    both_sleeps,
-    content,
-    faults_pending,
-    region_of,
-    the_open_fault,
-)
-from tests.kernel.harness import kernel_test
+from tests.daemon.client import Client, Inside, faults_pending, region_of
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Asked, Gate, Notes, Recorder
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     AsyncSource,

@@ -9,15 +9,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from tests.daemon.external import POLICIES, read_with_gil, server_of, until
 from tests.daemon.external_policies import DATA, PAGES
-from tests.daemon.external_support import (
-    POLICIES,
-    read_with_gil,
-    server_of,
-    until,
-)
-from tests.daemon.support import PAGE, Recorder
-from tests.kernel.harness import kernel_test
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Recorder
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Advice,
     FaultKind,

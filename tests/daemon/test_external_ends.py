@@ -13,20 +13,15 @@ import structlog
 import trio
 from structlog.testing import capture_logs
 
+from tests.daemon.external import POLICIES, has_ended, has_noted, read_with_gil, server_of, until
 from tests.daemon.external_policies import DATA, PAGES
-from tests.daemon.external_support import (
-    POLICIES,
-    has_ended,
-    has_noted,
-    read_with_gil,
-    server_of,
-    until,
-)
-from tests.daemon.support import PAGE, open_descriptors
-from tests.kernel.clib import Helpers
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import Barrier, in_thread, wait_readable
-from tests.paths import ROOT
+from tests.support.calls import Barrier, in_thread
+from tests.support.clib import Helpers
+from tests.support.descriptors import open_descriptors
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import wait_readable
+from tests.support.page_contents import PAGE
+from tests.support.paths import ROOT
 from uffdaemon import (
     Advice,
     Features,

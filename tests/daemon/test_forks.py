@@ -7,18 +7,12 @@ import os
 import pytest
 import trio
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    PAGE,
-    Recorder,
-    both_sleeps,
-    content,
-    faults_pending,
-    region_of,
-    the_open_fault,
-)
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import Barrier, in_thread
+from tests.daemon.client import Client, Inside, faults_pending, region_of
+from tests.support.calls import Barrier, in_thread
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Recorder
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     BytesSource,

@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from tests.daemon.external_policies import DATA as MANY
-from tests.daemon.support import PAGE
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import in_thread
+from tests.support.calls import in_thread
 from tests.support.deadline import DEADLINE
+from tests.support.kernel_tests import kernel_test
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     BytesSource,
     CopyFrom,

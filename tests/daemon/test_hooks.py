@@ -9,16 +9,11 @@ import pytest
 import trio
 import trio.lowlevel
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    PAGE,
-    Recorder,
-    both_sleeps,
-    content,
-    faults_pending,
-    region_of,
-)
-from tests.kernel.harness import kernel_test
+from tests.daemon.client import Client, Inside, faults_pending, region_of
+from tests.support.daemons import both_sleeps
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Recorder
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Action,
     BytesSource,

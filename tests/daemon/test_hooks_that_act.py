@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import trio.testing
 
-from tests.daemon.support import PAGE, content
-from tests.kernel.harness import kernel_test
+from tests.support.kernel_tests import kernel_test
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     BytesSource,
     CopyFrom,

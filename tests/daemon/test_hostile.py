@@ -12,17 +12,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    PAGE,
-    Recorder,
-    both_sleeps,
-    content,
-    failure_lines,
-    region_of,
-    the_open_fault,
-)
-from tests.kernel.harness import kernel_test
+from tests.daemon.client import Client, Inside, region_of
+from tests.support.daemons import both_sleeps, failure_lines, the_open_fault
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Recorder
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Action,
     Advice,

@@ -6,14 +6,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.daemon.support import (
-    PAGE,
-    Asked,
-    Recorder,
-    both_sleeps,
-    content,
-)
-from tests.kernel.harness import kernel_test
+from tests.support.daemons import both_sleeps
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Asked, Recorder
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     ByKind,
     BytesSource,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.daemon.support import Recorder, content
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, in_thread
+from tests.support.calls import in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Recorder
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     BytesSource,
     Code,

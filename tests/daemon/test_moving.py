@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
-from tests.daemon.support import Recorder, content, the_open_fault
 from tests.daemon.test_actions import filled_by
-from tests.kernel.harness import kernel_test
-from tests.kernel.obstacles import BOTH_MODES, PROTECTED, Pins, Sharer
-from tests.kernel.support import PAGE, in_thread
+from tests.support.calls import in_thread
+from tests.support.daemons import the_open_fault
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Recorder
+from tests.support.obstacles import BOTH_MODES, PROTECTED, Pins, Sharer
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Cause,
     Daemon,

@@ -13,8 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.daemon.support import HUGE, PAGE, Gate, Recorder, content
-from tests.kernel.harness import kernel_test
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Gate, Recorder
+from tests.support.page_contents import HUGE, PAGE, content
 from uffdaemon import (
     Advice,
     AsyncSource,

@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    PAGE,
-    content,
-    region_of,
-)
-from tests.kernel.harness import kernel_test
+from tests.daemon.client import Client, Inside, region_of
+from tests.support.kernel_tests import kernel_test
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     ByRange,
     BytesSource,

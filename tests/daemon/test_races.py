@@ -6,9 +6,10 @@ import pytest
 import trio
 import trio.lowlevel
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import PAGE, both_sleeps, content, region_of
-from tests.kernel.harness import kernel_test
+from tests.daemon.client import Client, Inside, region_of
+from tests.support.daemons import both_sleeps
+from tests.support.kernel_tests import kernel_test
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     AsyncSource,

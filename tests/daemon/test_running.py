@@ -14,18 +14,12 @@ import pytest
 import trio
 import trio.testing
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    PAGE,
-    Asked,
-    Recorder,
-    both_sleeps,
-    content,
-    region_of,
-    the_open_fault,
-)
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import in_thread
+from tests.daemon.client import Client, Inside, region_of
+from tests.support.calls import in_thread
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Asked, Recorder
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     BytesSource,

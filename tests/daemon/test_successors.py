@@ -11,19 +11,12 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from tests.daemon.client import Client, Inside
-from tests.daemon.support import (
-    PAGE,
-    Asked,
-    Gate,
-    both_sleeps,
-    content,
-    faults_pending,
-    open_descriptors,
-    region_of,
-    the_open_fault,
-)
-from tests.kernel.harness import kernel_test
+from tests.daemon.client import Client, Inside, faults_pending, region_of
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.descriptors import open_descriptors
+from tests.support.kernel_tests import kernel_test
+from tests.support.notes import Asked, Gate
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     AsyncSource,
     BytesSource,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.paths import ROOT
 from tests.support.deadline import DEADLINE
+from tests.support.paths import ROOT
 
 WORKER = re.compile(r"(?P<name>eager|lazy)(?P<rest>.*): worker (?P<pid>\d+)")
 

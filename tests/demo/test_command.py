@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.demo.harness import WORKER, demo
-from tests.kernel.harness import require
-from tests.paths import ROOT
+from tests.support.paths import ROOT
+from tests.support.requirements import require
 from uffdaemon.demo.command import QUERIES
 from uffdaemon.uapi.features import Features
 

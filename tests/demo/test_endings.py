@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.demo.harness import WORKER, demo, wait_for_end
-from tests.kernel.harness import require
+from tests.support.requirements import require
 from uffdaemon.demo import main
 from uffdaemon.uapi.features import Features
 
@@ -120,7 +120,7 @@ def test_a_userfaultfd_that_is_refused(tmp_path: Path) -> None:
     device = "/dev/userfaultfd"
     script = f'[ ! -e {device} ] || mount --bind /dev/null {device} && exec "$@"'
     command = [*_private_mounts(), "sh", "-c", script, "sh"]
-    module = ["tests.check.confined", "--refuse", "EPERM", "--"]
+    module = ["tests.support.confined", "--refuse", "EPERM", "--"]
     with demo(tmp_path, "--size", "1M", command=command, module=module) as running:
         assert running.end() == 1
         assert re.fullmatch(

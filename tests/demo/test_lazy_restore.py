@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.harness import require
-from tests.paths import ROOT
 from tests.support.deadline import DEADLINE
+from tests.support.paths import ROOT
+from tests.support.requirements import require
 from uffdaemon.uapi.features import Features
 
 pytestmark = pytest.mark.kernel

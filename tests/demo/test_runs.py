@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.kernel.harness import kernel_test
-from tests.paths import ROOT
 from tests.support.deadline import DEADLINE
+from tests.support.kernel_tests import kernel_test
+from tests.support.paths import ROOT
 from uffdaemon.demo.errors import DemoError, WorkerDied, WorkerFailed
 from uffdaemon.demo.image import build_image
 from uffdaemon.demo.process import started_worker

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.paths import ROOT
 from tests.support.deadline import DEADLINE
+from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

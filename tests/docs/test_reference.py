@@ -13,7 +13,8 @@ from types import FunctionType, ModuleType
 import pytest
 
 from tests.docs.test_blocks import BLOCKS
-from tests.paths import ROOT
+from tests.support.deadline import DEADLINE
+from tests.support.paths import ROOT
 
 PAGES = ROOT / "docs" / "reference"
 HOMES = sorted(
@@ -61,7 +62,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     subprocess.run(
         [sys.executable, "-m", "sphinx", "-qW", "-d", trees, ROOT / "docs", site],
         check=True,
-        timeout=110,
+        timeout=DEADLINE,
     )
     inventory = inventories.InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
     found = {name for kind in inventory.data if kind[:3] == "py:" for name in inventory.data[kind]}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel import clib
-from tests.kernel.harness import require
-from tests.paths import ROOT
+from tests.support import clib
 from tests.support.deadline import DEADLINE
+from tests.support.paths import ROOT
+from tests.support.requirements import require
 from uffdaemon import Features
 
 EXAMPLES = ROOT / "examples"

@@ -7,7 +7,6 @@ import os
 
 import pytest
 
-from tests.daemon.support import Asked, Recorder, both_sleeps, content, the_open_fault
 from tests.fake.kernel import (
     PAGE,
     START,
@@ -25,6 +24,9 @@ from tests.fake.kernel import (
     region,
     settled,
 )
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.notes import Asked, Recorder
+from tests.support.page_contents import content
 from uffdaemon import (
     ByKind,
     BytesSource,

@@ -12,17 +12,9 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from tests.daemon.support import Recorder, failure_lines, the_open_fault
-from tests.fake.kernel import (
-    PAGE,
-    START,
-    FakeUserfaultfd,
-    failing,
-    missing,
-    pages,
-    region,
-    settled,
-)
+from tests.fake.kernel import PAGE, START, FakeUserfaultfd, failing, missing, pages, region, settled
+from tests.support.daemons import failure_lines, the_open_fault
+from tests.support.notes import Recorder
 from uffdaemon import (
     BytesSource,
     Code,

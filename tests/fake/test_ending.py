@@ -10,14 +10,6 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from tests.daemon.support import (
-    Asked,
-    Gate,
-    Recorder,
-    both_sleeps,
-    content,
-    open_descriptors,
-)
 from tests.fake.kernel import (
     Answer,
     FakeUserfaultfd,
@@ -30,6 +22,10 @@ from tests.fake.kernel import (
     region,
     settled,
 )
+from tests.support.daemons import both_sleeps
+from tests.support.descriptors import open_descriptors
+from tests.support.notes import Asked, Gate, Recorder
+from tests.support.page_contents import content
 from uffdaemon import (
     AsyncSource,
     Code,

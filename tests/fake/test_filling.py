@@ -7,7 +7,6 @@ import errno
 import pytest
 import trio
 
-from tests.daemon.support import Asked, Gate, Recorder, both_sleeps, content
 from tests.fake.kernel import (
     PAGE,
     START,
@@ -21,6 +20,9 @@ from tests.fake.kernel import (
     region,
     settled,
 )
+from tests.support.daemons import both_sleeps
+from tests.support.notes import Asked, Gate, Recorder
+from tests.support.page_contents import content
 from uffdaemon import (
     AsyncSource,
     BytesSource,

@@ -11,17 +11,10 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from tests.daemon.support import Asked, Notes, Recorder, both_sleeps, content, the_open_fault
-from tests.fake.kernel import (
-    PAGE,
-    START,
-    FakeUserfaultfd,
-    failing,
-    gone,
-    missing,
-    region,
-    settled,
-)
+from tests.fake.kernel import PAGE, START, FakeUserfaultfd, failing, gone, missing, region, settled
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.notes import Asked, Notes, Recorder
+from tests.support.page_contents import content
 from uffdaemon import (
     BytesSource,
     Code,

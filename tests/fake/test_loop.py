@@ -11,8 +11,10 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from tests.daemon.support import Asked, Recorder, both_sleeps, content
 from tests.fake.kernel import PAGE, START, FakeUserfaultfd, missing, region, settled
+from tests.support.daemons import both_sleeps
+from tests.support.notes import Asked, Recorder
+from tests.support.page_contents import content
 from uffdaemon import BytesSource, CopyFrom, Outcome, Region, ZeroPage, actions, open_daemon
 from uffdaemon.ports.trio_sleep import Sleeper
 

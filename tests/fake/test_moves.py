@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.daemon.support import Recorder, the_open_fault
-from tests.fake.kernel import (
-    PAGE,
-    START,
-    FakeUserfaultfd,
-    done,
-    failing,
-    missing,
-    region,
-)
+from tests.fake.kernel import PAGE, START, FakeUserfaultfd, done, failing, missing, region
+from tests.support.daemons import the_open_fault
+from tests.support.notes import Recorder
 from uffdaemon import (
     Cause,
     Code,

@@ -7,23 +7,10 @@ import errno
 import pytest
 import trio
 
-from tests.daemon.support import (
-    Asked,
-    Gate,
-    Recorder,
-    content,
-    the_open_fault,
-)
-from tests.fake.kernel import (
-    PAGE,
-    START,
-    FakeUserfaultfd,
-    failing,
-    missing,
-    pages,
-    region,
-    settled,
-)
+from tests.fake.kernel import PAGE, START, FakeUserfaultfd, failing, missing, pages, region, settled
+from tests.support.daemons import the_open_fault
+from tests.support.notes import Asked, Gate, Recorder
+from tests.support.page_contents import content
 from uffdaemon import (
     AsyncSource,
     BytesSource,

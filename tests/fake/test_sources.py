@@ -11,7 +11,6 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from tests.daemon.support import Gate, Recorder, both_sleeps, content, the_open_fault
 from tests.fake.kernel import (
     PAGE,
     START,
@@ -23,6 +22,9 @@ from tests.fake.kernel import (
     region,
     settled,
 )
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.notes import Gate, Recorder
+from tests.support.page_contents import content
 from uffdaemon import (
     AsyncSource,
     BytesSource,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import trio
 
-from tests.daemon.support import Asked, Recorder, both_sleeps, the_open_fault
 from tests.fake.kernel import (
     PAGE,
     START,
@@ -17,6 +16,8 @@ from tests.fake.kernel import (
     region,
     settled,
 )
+from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.notes import Asked, Recorder
 from uffdaemon import (
     Action,
     Code,

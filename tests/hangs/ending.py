@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import trio
 
-from tests.daemon.support import PAGE
 from tests.hangs import ending_policies
 from tests.hangs.ending_policies import DATA
 from tests.support.deadline import DEADLINE
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     CopyFrom,
     Daemon,

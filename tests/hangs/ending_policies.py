@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.daemon.support import content
 from tests.hangs.hung import InPython
+from tests.support.page_contents import content
 from uffdaemon import Action, BytesSource, CopyFrom, Fault, Poison, ZeroPage, actions
 
 DATA = content(4)

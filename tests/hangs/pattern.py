@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from tests.daemon.support import content
+from tests.support.page_contents import content
 from uffdaemon import Memory, MemoryType
 
 PAGE = 4096

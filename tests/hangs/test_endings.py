@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.hangs.ending import PROGRAMS, WAYS, Way
-from tests.kernel.harness import kernel_test
+from tests.support.kernel_tests import kernel_test
 from uffdaemon import Features, Watchdog
 
 

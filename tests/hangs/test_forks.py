@@ -17,10 +17,10 @@ from typing import Literal, TypeAlias, get_args
 import pytest
 import trio
 
-from tests.daemon.support import PAGE, content
 from tests.hangs import ending_policies
 from tests.hangs.pattern import map_memory, view_of
-from tests.kernel.harness import kernel_test
+from tests.support.kernel_tests import kernel_test
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     BytesSource,

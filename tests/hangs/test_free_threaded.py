@@ -13,7 +13,7 @@ import trio
 from tests.hangs.hung import A_FEW, InPython, StopsTheWorld, Toucher
 from tests.hangs.pattern import Guarded, map_memory, run_and_check
 from tests.hangs.patterns import PATTERNS
-from tests.kernel.harness import kernel_test
+from tests.support.kernel_tests import kernel_test
 from uffdaemon import Watchdog, open_daemon
 
 

@@ -11,7 +11,7 @@ import trio
 from tests.hangs.hung import A_FEW, InPython, Toucher
 from tests.hangs.pattern import Guarded, map_memory, run_and_check
 from tests.hangs.patterns import HOLDING, PATTERNS, RELEASING
-from tests.kernel.harness import kernel_test
+from tests.support.kernel_tests import kernel_test
 from uffdaemon import Watchdog, open_daemon
 
 if TYPE_CHECKING:

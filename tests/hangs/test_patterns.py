@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import trio
 
-from tests.daemon.support import PAGE, content
 from tests.hangs import served
 from tests.hangs.hung import InPython, Toucher, WaitsForEver
 from tests.hangs.measuring import Measured, measure
 from tests.hangs.pattern import Guarded, Pattern, map_memory, run_and_check
 from tests.hangs.patterns import PATTERNS
-from tests.kernel.harness import kernel_test
+from tests.support.kernel_tests import kernel_test
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     BytesSource,
     CopyFrom,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.kernel.harness import NO_FEATURES, kernel_test
-from tests.kernel.support import Barrier
+from tests.support.calls import Barrier
+from tests.support.kernel_tests import NO_FEATURES, kernel_test
 from uffdaemon import (
     Advice,
     Event,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from tests.kernel.support import PAGE
+from tests.support.page_contents import PAGE
 from uffdaemon import Cause, Fallback, Moved, Outcome
 from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 

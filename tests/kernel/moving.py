@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tests.daemon.support import content
-from tests.kernel.support import PAGE
+from tests.support.page_contents import PAGE, content
 from uffdaemon import Cause, Features, Memory, Moved, Operation, Outcome, Result, Userfaultfd
 from uffdaemon.kernel.page_probe import look
 

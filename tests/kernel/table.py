@@ -13,7 +13,7 @@ import textwrap
 import pytest
 
 from tests.kernel.conformance import KERNEL_TESTS
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 from uffdaemon import MemoryType, supported_features
 
 DOCUMENT = ROOT / "docs" / "conformance.md"

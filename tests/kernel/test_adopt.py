@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, Barrier, in_child, next_fault
 from tests.kernel.test_open import become_nobody, needs_root
+from tests.support.calls import Barrier, in_child
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_fault
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Features,
     Memory,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from tests.kernel.harness import kernel_test
-from tests.kernel.obstacles import (
+from tests.support.kernel_tests import kernel_test
+from tests.support.obstacles import (
     BOTH_MODES,
     PROTECTED,
     DirectRead,
@@ -20,7 +20,7 @@ from tests.kernel.obstacles import (
     protect,
     swap_out,
 )
-from tests.kernel.support import PAGE
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Advice,
     Cause,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from tests.kernel.clib import Helpers
 from tests.kernel.conformance import (
     MINOR,
     MISSING,
@@ -25,8 +24,10 @@ from tests.kernel.conformance import (
     page_offsets,
     placed,
 )
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import in_thread, next_event, wait_readable
+from tests.support.calls import in_thread
+from tests.support.clib import Helpers
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_event, wait_readable
 from uffdaemon import (
     Code,
     Features,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.kernel.clib import Helpers
 from tests.kernel.conformance import (
     WP,
     Counts,
@@ -16,7 +15,8 @@ from tests.kernel.conformance import (
     page_offsets,
     placed,
 )
-from tests.kernel.support import in_child
+from tests.support.calls import in_child
+from tests.support.clib import Helpers
 from uffdaemon import FaultKind, Features, Memory, MemoryType, RegisterMode, Userfaultfd
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tests.kernel.conformance import (
     page_offsets,
     placed,
 )
-from tests.kernel.support import in_thread
+from tests.support.calls import in_thread
 from uffdaemon import (
     Advice,
     FaultKind,

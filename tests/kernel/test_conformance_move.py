@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.conformance import (
-    Handler,
-    conformance,
-    content,
-    content_of,
-    placed,
-)
-from tests.kernel.support import PAGE, in_thread
+from tests.kernel.conformance import Handler, conformance, content, content_of, placed
+from tests.support.calls import in_thread
+from tests.support.page_contents import PAGE
 from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 

@@ -7,9 +7,9 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.kernel.clib import Helpers
 from tests.kernel.conformance import WP, Handler, conformance, map_area, page_offsets
-from tests.kernel.support import in_thread
+from tests.support.calls import in_thread
+from tests.support.clib import Helpers
 from uffdaemon import FaultKind, Memory, MemoryType, RegisterMode, Result, Userfaultfd
 
 if TYPE_CHECKING:

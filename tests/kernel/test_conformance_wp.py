@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.kernel.conformance import (
-    WP,
-    Handler,
-    conformance,
-    map_area,
-    placed,
-)
-from tests.kernel.support import in_child, write_protected
+from tests.kernel.conformance import WP, Handler, conformance, map_area, placed
+from tests.kernel.page_flags import write_protected
+from tests.support.calls import in_child
 from uffdaemon import Advice, Features, Memory, MemoryType, RegisterMode, Userfaultfd, native
 
 if TYPE_CHECKING:

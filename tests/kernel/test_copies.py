@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel.harness import kernel_test
-from tests.kernel.obstacles import BOTH_MODES, PROTECTED, lock
-from tests.kernel.support import PAGE, in_thread, next_fault, write_protected
+from tests.kernel.page_flags import write_protected
+from tests.support.calls import in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_fault
+from tests.support.obstacles import BOTH_MODES, PROTECTED, lock
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Advice,
     Fallback,

@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conformance import MINOR, WP, discard
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import (
-    PAGE,
-    Barrier,
-    in_child,
-    in_thread,
-    next_event,
-    next_fault,
-    wait_readable,
-)
+from tests.support.calls import Barrier, in_child, in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_event, next_fault, wait_readable
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Advice,
     FaultKind,

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel import harness
-from tests.kernel.harness import Ended, judge, kernel_test, run_child
-from tests.kernel.support import PAGE, in_child, in_thread, next_fault
+from tests.support import requirements
+from tests.support.calls import in_child, in_thread
 from tests.support.deadline import DEADLINE
+from tests.support.kernel_tests import Ended, judge, kernel_test, run_child
+from tests.support.messages import next_fault
+from tests.support.page_contents import PAGE
 from uffdaemon import Features, Memory, MemoryType, PermissionRefused, Userfaultfd
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def outcome_of(ended: Ended, deadline: float = DEADLINE) -> OutcomeException:
 
 @pytest.mark.kernel
 def test_a_hung_child_is_killed_and_says_where_it_hung() -> None:
-    harness.require(Features(0))
+    requirements.require(Features(0))
     message = ""
     # On a busy machine the first deadline may pass before the child gets to where it hangs.
     for deadline in (1.0, DEADLINE / 2):
@@ -111,12 +113,12 @@ def test_a_skip_in_the_child_is_a_skip() -> None:
 def test_a_refusal_in_the_child_is_a_skip_or_where_it_may_not_be_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv(harness.REQUIRED, raising=False)
+    monkeypatch.delenv(requirements.REQUIRED, raising=False)
     ended = run_child(f"{HERE}:is_refused", {})
     outcome = outcome_of(ended)
     assert isinstance(outcome, pytest.skip.Exception)
     assert str(outcome) == "/dev/userfaultfd: EACCES; chmod it"
-    monkeypatch.setenv(harness.REQUIRED, "1")
+    monkeypatch.setenv(requirements.REQUIRED, "1")
     assert isinstance(outcome_of(ended), pytest.fail.Exception)
 
 
@@ -135,20 +137,20 @@ def test_nothing_of_a_child_is_left(tmp_path: Path) -> None:
 def test_without_permission_the_reason_and_what_mends_it_are_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv(harness.REQUIRED, raising=False)
-    monkeypatch.setattr(harness, "_obstacle", lambda *_: ("EPERM", "sysctl x=1"))
+    monkeypatch.delenv(requirements.REQUIRED, raising=False)
+    monkeypatch.setattr(requirements, "_obstacle", lambda *_: ("EPERM", "sysctl x=1"))
     with pytest.raises(pytest.skip.Exception, match="EPERM; sysctl x=1"):
-        harness.require(Features(0))
-    monkeypatch.setenv(harness.REQUIRED, "1")
+        requirements.require(Features(0))
+    monkeypatch.setenv(requirements.REQUIRED, "1")
     with pytest.raises(pytest.fail.Exception, match="EPERM; sysctl x=1"):
-        harness.require(Features(0))
+        requirements.require(Features(0))
 
 
 def test_a_missing_feature_is_a_skip_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(harness.REQUIRED, "1")
-    harness.require(Features(0), user_mode_only=True)
+    monkeypatch.setenv(requirements.REQUIRED, "1")
+    requirements.require(Features(0), user_mode_only=True)
     with pytest.raises(pytest.skip.Exception, match="does not have bit 63"):
-        harness.require(Features(1 << 63), user_mode_only=True)
+        requirements.require(Features(1 << 63), user_mode_only=True)
 
 
 @pytest.mark.parametrize("kind", [MemoryType.ANONYMOUS, MemoryType.SHMEM])

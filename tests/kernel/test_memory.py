@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conformance import ALL, SHARED, map_area
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, Call, exclusive, in_child, in_thread, next_events, next_fault
+from tests.kernel.page_flags import exclusive
+from tests.support.calls import Call, in_child, in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_events, next_fault
+from tests.support.page_contents import PAGE
 from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.errors import InvalidRange, MemoryRefused
 from uffdaemon.kernel.memory import HUGE_PAGE_SIZE

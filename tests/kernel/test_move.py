@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.clib import Helpers
 from tests.kernel.conformance import Handler
-from tests.kernel.harness import kernel_test
-from tests.kernel.obstacles import Pins
-from tests.kernel.support import PAGE, exclusive, in_child, in_thread, next_fault
+from tests.kernel.page_flags import exclusive
+from tests.support.calls import in_child, in_thread
+from tests.support.clib import Helpers
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_fault
+from tests.support.obstacles import Pins
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Advice,
     Code,

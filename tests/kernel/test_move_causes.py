@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from tests.daemon.support import content
-from tests.kernel.harness import kernel_test
-from tests.kernel.obstacles import (
+from tests.support.calls import in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.obstacles import (
     BOTH_MODES,
     PROTECTED,
     DirectRead,
@@ -26,7 +26,7 @@ from tests.kernel.obstacles import (
     protect,
     swap_out,
 )
-from tests.kernel.support import PAGE, in_thread
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     Cause,

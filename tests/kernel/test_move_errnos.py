@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from tests.kernel.harness import kernel_test
-from tests.kernel.obstacles import BOTH_MODES, PROTECTED, Pins, Sharer, guard, lock, protect
-from tests.kernel.support import PAGE, in_child, in_thread, wait_readable
+from tests.support.calls import in_child, in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import wait_readable
+from tests.support.obstacles import BOTH_MODES, PROTECTED, Pins, Sharer, guard, lock, protect
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Advice,
     Code,

@@ -11,10 +11,12 @@ import subprocess
 
 import pytest
 
-from tests.kernel.harness import kernel_test
-from tests.kernel.obstacles import BOTH_MODES, PROTECTED, Sharer, call
-from tests.kernel.support import PAGE, in_child, in_thread, next_event, wait_readable
 from tests.kernel.test_move_causes import fates, scene
+from tests.support.calls import in_child, in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_event, wait_readable
+from tests.support.obstacles import BOTH_MODES, PROTECTED, Sharer, call
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Advice,
     Cause,

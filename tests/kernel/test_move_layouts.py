@@ -16,9 +16,6 @@ import pytest
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.daemon.support import content
-from tests.kernel import system
-from tests.kernel.harness import kernel_test
 from tests.kernel.layouts import (
     CHILD_ENDED,
     FALLBACKS,
@@ -37,8 +34,11 @@ from tests.kernel.layouts import (
     layouts,
     terms,
 )
-from tests.kernel.obstacles import Pins, swap_out
-from tests.kernel.support import PAGE, Barrier, in_child
+from tests.support import system
+from tests.support.calls import Barrier, in_child
+from tests.support.kernel_tests import kernel_test
+from tests.support.obstacles import Pins, swap_out
+from tests.support.page_contents import PAGE, content
 from tests.support.properties import UNTIMED
 from uffdaemon import (
     Advice,

@@ -10,17 +10,13 @@ from ctypes import addressof, c_char
 
 import pytest
 
-from tests.daemon.support import content
-from tests.kernel.harness import kernel_test
 from tests.kernel.moving import fates, there, two_sides
-from tests.kernel.obstacles import Pins
-from tests.kernel.support import (
-    PAGE,
-    in_child,
-    in_thread,
-    next_fault,
-    write_protected,
-)
+from tests.kernel.page_flags import write_protected
+from tests.support.calls import in_child, in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_fault
+from tests.support.obstacles import Pins
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     Cause,

@@ -11,19 +11,12 @@ import pytest
 import trio
 import trio.testing
 
-from tests.daemon.support import content
-from tests.kernel.harness import kernel_test
 from tests.kernel.moving import Watched, fates, there, two_sides
-from tests.kernel.obstacles import Pins
-from tests.kernel.support import (
-    PAGE,
-    Barrier,
-    in_child,
-    in_thread,
-    next_event,
-    next_fault,
-    wait_readable,
-)
+from tests.support.calls import Barrier, in_child, in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_event, next_fault, wait_readable
+from tests.support.obstacles import Pins
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Advice,
     Cause,

@@ -10,8 +10,10 @@ from typing import Literal
 
 import pytest
 
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, in_child, in_thread, next_fault
+from tests.support.calls import in_child, in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_fault
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Features,
     Memory,

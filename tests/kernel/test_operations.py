@@ -7,8 +7,11 @@ import errno
 import pytest
 
 from tests.kernel.conformance import WP, map_area
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, in_thread, next_event, next_fault, write_protected
+from tests.kernel.page_flags import write_protected
+from tests.support.calls import in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_event, next_fault
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Code,
     FaultKind,

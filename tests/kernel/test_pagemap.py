@@ -9,8 +9,9 @@ import signal
 import pytest
 
 from tests.kernel.conformance import ALL, map_area
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, Barrier, in_child
+from tests.support.calls import Barrier, in_child
+from tests.support.kernel_tests import kernel_test
+from tests.support.page_contents import PAGE
 from uffdaemon import (
     Advice,
     Features,

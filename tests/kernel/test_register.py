@@ -6,8 +6,10 @@ import errno
 
 import pytest
 
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, in_thread, next_fault
+from tests.support.calls import in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_fault
+from tests.support.page_contents import PAGE
 from uffdaemon import Features, IoctlSet, Memory, MemoryType, RegisterMode, Userfaultfd
 from uffdaemon.errors import InvalidRange, RangeBusy, RegistrationRefused
 

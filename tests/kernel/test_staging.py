@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.daemon.support import content
-from tests.kernel.harness import kernel_test
-from tests.kernel.support import PAGE, in_child, in_thread, next_fault
+from tests.support.calls import in_child, in_thread
+from tests.support.kernel_tests import kernel_test
+from tests.support.messages import next_fault
+from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     Cause,
     Fallback,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import uffdaemon.native
-from tests.kernel import clib
+from tests.support import clib
 from uffdaemon import Advice, Code, Features, IoctlSet, PageCategory, RegisterMode
 from uffdaemon.uapi import events
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import uffdaemon.native
-from tests.kernel import clib
-from tests.kernel.harness import unavailable
+from tests.support import clib
+from tests.support.requirements import unavailable
 
 HERE = Path(__file__).parent
 NATIVE = Path(uffdaemon.native.__file__).parent

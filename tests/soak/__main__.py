@@ -17,9 +17,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tests.kernel import system
 from tests.soak.bouncing import DISTURBANCES, EXACT_CANNOT, MOVERS, Report, soak
 from tests.soak.threads import build
+from tests.support import system
 
 CLEAN = ("strict", "ladder", "exact")
 LONG = 1_000_000

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel import clib
-from tests.kernel.harness import kernel_test
 from tests.soak.bouncing import Report, soak
 from tests.soak.threads import build
+from tests.support import clib
+from tests.support.kernel_tests import kernel_test
 from uffdaemon import Features
 
 PROTECTED = Features.MOVE | Features.PAGEFAULT_FLAG_WP

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.kernel import clib
+from tests.support import clib
 
 HERE = Path(__file__).parent
 WRITERS = 4

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.harness import unavailable
+from tests.support.requirements import unavailable
 from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The inside of a real-kernel test, which `tests.kernel.forkserver` has forked off.
+"""The inside of a real-kernel test, which `tests.support.forkserver` has forked off.
 
 Reads pickled arguments from standard input, runs the body, writes a report to the descriptor, and
 leaves without looking back: a thread may still be waiting for a page.
@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from tests.kernel.harness import Report, explain_refusal
+from tests.support.requirements import explain_refusal
 from uffdaemon import Memory, PermissionRefused
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
+
+    from tests.support.kernel_tests import Report
 
 _TESTS = str(Path(__file__).parents[1])
 _OUTLIVED = 30.0  # seconds after which a child whose parent died ends by itself

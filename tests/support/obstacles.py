@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 import pytest
 
-from tests.kernel.harness import unavailable
-from tests.kernel.support import PAGE, Barrier, Call, in_child, in_thread
+from tests.support.calls import Barrier, Call, in_child, in_thread
+from tests.support.page_contents import PAGE
+from tests.support.requirements import unavailable
 from uffdaemon import Advice, Features, Memory, PageCategory, RegisterMode, scan_pages
 from uffdaemon.kernel.page_probe import look
 

@@ -2,13 +2,12 @@
 
 A thread that waits for a page cannot be unwound, and may hold the GIL: such a test must not run
 inside of pytest.  The child is a process in a session of its own, forked off an interpreter that
-has done nothing yet (`tests.kernel.forkserver`); when its deadline is over it gets SIGABRT, on
+has done nothing yet (`tests.support.forkserver`); when its deadline is over it gets SIGABRT, on
 which faulthandler says where every thread is, and then SIGKILL.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import inspect
 import json
@@ -19,21 +18,18 @@ import signal
 import sys
 import tempfile
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Literal, NoReturn, ParamSpec, TypedDict
+from typing import IO, TYPE_CHECKING, Literal, ParamSpec, TypedDict
 
 import pytest
 
-from tests.kernel.forkserver import fork_server
 from tests.support.deadline import DEADLINE
-from uffdaemon import Features, PermissionRefused, Userfaultfd
-from uffdaemon.errors import FeatureMissing, OpenRefused
+from tests.support.forkserver import fork_server
+from tests.support.requirements import require, unavailable
+from uffdaemon import Features
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
 P = ParamSpec("P")
-
-REQUIRED = "UFFDAEMON_REQUIRE_KERNEL"
 NO_FEATURES = Features(0)
 _DUMP_SECONDS = 30.0  # what faulthandler gets to write where every thread is
 
@@ -85,49 +81,6 @@ def kernel_test(
         return marked
 
     return decorate
-
-
-# -- what this machine has ---------------------------------------------------------------------
-
-
-def require(features: Features, *, user_mode_only: bool = False) -> None:
-    """Skip the test unless a userfaultfd with `features` can be opened here."""
-    reason, advice = _obstacle(features, user_mode_only)
-    if advice:
-        unavailable(reason, advice)
-    if reason:
-        pytest.skip(reason)
-
-
-def unavailable(reason: str, advice: str) -> NoReturn:
-    """Skip for want of permission, which `advice` mends; fail where the kernel tier must run."""
-    text = f"{reason}; {advice}"
-    if os.environ.get(REQUIRED):
-        pytest.fail(f"{text} ({REQUIRED} is set)", pytrace=False)
-    pytest.skip(text)
-
-
-def explain_refusal(refused: PermissionRefused) -> tuple[str, str]:
-    """What was refused, and what mends it."""
-    name = errno.errorcode.get(refused.number, str(refused.number))
-    return f"{refused.operation}: {name}", refused.advice or "it takes root"
-
-
-@functools.cache
-def _obstacle(features: Features, user_mode_only: bool) -> tuple[str, str]:
-    try:
-        Userfaultfd.open(features, user_mode_only=user_mode_only).close()
-    except PermissionRefused as refused:
-        return explain_refusal(refused)
-    except FeatureMissing as refused:
-        names = ", ".join((refused.missing or features).names)
-        return f"this kernel does not have {names}", ""
-    except OpenRefused as refused:
-        return f"no userfaultfd: {refused.strerror}", ""
-    return "", ""
-
-
-# -- the child ---------------------------------------------------------------------------------
 
 
 def run_child(what: str, arguments: dict[str, object], deadline: float = DEADLINE) -> Ended:

@@ -11,11 +11,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uffdaemon import (
-        Daemon,
-        Memory,
-        Region,
-    )
+    from uffdaemon import Daemon, Memory, Region
     from uffdaemon.external.owner import ExternalServer
 
 POLICIES = "tests.daemon.external_policies:"

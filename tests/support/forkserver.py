@@ -4,7 +4,7 @@ Importing takes longer than most of the tests, so it is done once.  The server d
 fork, in one thread: whatever a test does, it does in a child, in a session of its own.  A child is
 reaped when it is asked for, so that its number stays its own until then.
 
-The server is ``python -m tests.kernel.forkserver fd``.
+The server is ``python -m tests.support.forkserver fd``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.paths import ROOT
+from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ class ForkServer:
         with theirs:
             python = [sys.executable, "-X", "faulthandler", "-W", "error"]
             self._process = subprocess.Popen(
-                [*python, "-m", "tests.kernel.forkserver", str(theirs.fileno())],
+                [*python, "-m", "tests.support.forkserver", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -83,7 +83,7 @@ def fork_server() -> ForkServer:
 
 
 def _serve(asked: socket.socket) -> None:
-    from tests.kernel.child import main
+    from tests.support.child import main
 
     while True:
         message, fds, _, _ = socket.recv_fds(asked, _LIMIT, _FDS)

@@ -1,34 +1,21 @@
-"""What the bodies of kernel tests share.  None of it waits with a limit: the deadline is the limit.
+"""Calls in a thread or in a fork of this process, and barriers between them.
 
-"A thread is stuck in the fault" has one meaning: its message is readable on the userfaultfd.
+None waits with a limit of its own: the deadline of the test is the limit.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-import select
-import struct
 import threading
 import traceback
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-from uffdaemon.uapi.events import PageFault
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uffdaemon import Event, Userfaultfd
-
 P = ParamSpec("P")
 T = TypeVar("T")
-
-PAGE = 4096
-_PAGEMAP_WP = 1 << 57  # Documentation/admin-guide/mm/pagemap.rst
-_PAGEMAP_EXCLUSIVE = 1 << 56
-
-
-# -- threads -----------------------------------------------------------------------------------
 
 
 class Call(Generic[T]):
@@ -63,39 +50,6 @@ class Call(Generic[T]):
 def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Call[T]:
     """Call `function` in a thread.  It must not touch guarded memory with the GIL held."""
     return Call(lambda: function(*args, **kwargs))
-
-
-# -- messages ----------------------------------------------------------------------------------
-
-
-def wait_readable(fd: int | Userfaultfd) -> None:
-    """Wait until something is there to read."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    [(_, what)] = poll.poll()
-    assert what & select.POLLIN, f"poll says {what:#x}"
-
-
-def next_events(uffd: Userfaultfd) -> list[Event]:
-    """Wait for messages, and read all that are pending."""
-    wait_readable(uffd)
-    return uffd.read_events()
-
-
-def next_event(uffd: Userfaultfd) -> Event:
-    """Wait for the one message that is to come."""
-    [event] = next_events(uffd)
-    return event
-
-
-def next_fault(uffd: Userfaultfd) -> PageFault:
-    """Wait until a thread is stuck, and say where."""
-    event = next_event(uffd)
-    assert isinstance(event, PageFault), event
-    return event
-
-
-# -- processes ---------------------------------------------------------------------------------
 
 
 class Child(Generic[T]):
@@ -153,23 +107,3 @@ class Barrier:
 
     def wait(self) -> None:
         assert os.read(self._read, 1) == b"x"
-
-
-# -- memory ------------------------------------------------------------------------------------
-
-
-def _pagemap(address: int) -> int:
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        pagemap.seek(address // PAGE * 8)
-        [entry] = struct.unpack("=Q", pagemap.read(8))
-    return int(entry)
-
-
-def write_protected(address: int) -> bool:
-    """Whether the page of this process carries the uffd-wp bit, or a marker that does."""
-    return bool(_pagemap(address) & _PAGEMAP_WP)
-
-
-def exclusive(address: int) -> bool:
-    """Whether the page is mapped by this process alone."""
-    return bool(_pagemap(address) & _PAGEMAP_EXCLUSIVE)

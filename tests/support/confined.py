@@ -1,4 +1,6 @@
-"""Runs `uffdaemon ARGS` with less than this user has: ``-m tests.check.confined OPTIONS -- ARGS``.
+"""Runs `uffdaemon ARGS` with less than this user has.
+
+``python -m tests.support.confined OPTIONS -- ARGS``.
 
 Privileges are dropped inside of the process, after everything is imported: the other user may not
 be allowed to read the interpreter's files.

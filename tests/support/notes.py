@@ -1,42 +1,15 @@
-"""What the daemon's tests share: content that tells pages apart, and hooks that keep notes."""
+"""Hooks, policies and sources that note what they are told, and that a test can wait for."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 import trio
 
-from uffdaemon import (
-    Action,
-    Daemon,
-    Event,
-    Fault,
-    Hooks,
-    OpenFault,
-    Region,
-    Resolved,
-    Userfaultfd,
-)
+from uffdaemon import Action, Event, Fault, Hooks, Resolved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-PAGE = 4096
-HUGE = 2 << 20
-
-both_sleeps = pytest.mark.parametrize("native_sleep", [True, False], ids=["in-c", "in-trio"])
-"""The same whether C sleeps in trio's place or trio sleeps by itself."""
-
-
-def content(pages: int, page_size: int = PAGE, seed: int = 0) -> bytes:
-    """Bytes in which no page is like another, and none is zeros."""
-    return b"".join(
-        hashlib.blake2b(b"%d %d" % (seed, page)).digest() * (page_size // 64)
-        for page in range(pages)
-    )
+    from collections.abc import Callable
 
 
 class Notes:
@@ -136,38 +109,3 @@ class Gate:
     async def times(self, count: int) -> list[tuple[int, int]]:
         await self.notes.until(lambda: len(self.asked) >= count)
         return self.asked
-
-
-def the_open_fault(daemon: Daemon) -> OpenFault:
-    """The only one."""
-    [found] = daemon.open_faults()
-    return found
-
-
-def failure_lines(logs: Sequence[object]) -> list[dict[str, object]]:
-    """What was logged of faults that failed."""
-    return [line for line in logs if isinstance(line, dict) and line["event"] == "fault failed"]
-
-
-def region_of(guarded: tuple[int, int, int], policy: object, **options: object) -> Region:
-    """The region for memory of a client."""
-    start, length, page_size = guarded
-    return Region(start, length, policy, page_size, **options)  # type: ignore[arg-type]
-
-
-async def faults_pending(uffd: Userfaultfd, count: int) -> None:
-    """Wait until so many threads are stuck whose messages nobody has read."""
-    info = Path(f"/proc/self/fdinfo/{uffd.fileno()}")
-    while f"pending:\t{count}\n" not in info.read_text("ascii"):  # noqa: ASYNC240  # in memory
-        await trio.lowlevel.checkpoint()
-
-
-def open_descriptors() -> set[str]:
-    """The descriptors of this process, with what they are."""
-    found = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            found.add(f"{entry.name} {entry.readlink()}")
-        except FileNotFoundError:  # the one that lists them
-            continue
-    return found
