@@ -15,19 +15,19 @@ from uffdaemon.check import examine, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_DESCRIPTION: Final = "Answers the page faults of Linux userfaultfd from Python."
-_CHECK: Final = "say what this kernel and this user can do, and what mends what is missing"
+_DESCRIPTION: Final = "Serve Linux page faults from Python, with userfaultfd."
+_CHECK: Final = "show what this kernel and this user can do, and how to get what is missing"
 _DEMO: Final = "restore a real memory image lazily, and show what that saves"
 _CHECK_EPILOG: Final = (
-    "Nothing is changed.  Exit status: 0 if the core works (a userfaultfd can be opened, a fault "
-    "is read, a page is copied), 1 if not."
+    "Changes nothing.  Exit status: 0 if the core works (a userfaultfd can be opened, and a fault "
+    "is resolved by copying a page), 1 if not."
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's own) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # The demonstration has options of its own, --help included; argparse would take that.
+    # The demo parses its own options; argparse would handle --help itself.
     if arguments[:1] == ["demo"]:
         from uffdaemon.demo import main as demo  # noqa: PLC0415  # loads SQLite and much more
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _check(as_json=options.json)
     except BrokenPipeError:
-        # Whoever read the report has seen enough; Python would complain when it flushes again.
+        # The reader has gone.  Without this, Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "check", help=_CHECK, description=f"{_CHECK.capitalize()}.", epilog=_CHECK_EPILOG
     )
     check.add_argument(
-        "--json", action="store_true", help="for a machine; docs/privileges.md describes the keys"
+        "--json", action="store_true", help="print JSON; docs/privileges.md describes the keys"
     )
     commands.add_parser("demo", help=_DEMO, add_help=False)
     return parser

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from uffdaemon.check.checklist import run
 from uffdaemon.check.facts import (
     HUGETLB,
     KSM_RUN,
@@ -23,7 +24,6 @@ from uffdaemon.check.facts import (
     Facts,
     Reading,
 )
-from uffdaemon.check.judging import judge
 from uffdaemon.uapi.features import SINCE
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ NO_FILES: Mapping[str, str | None] = {}
 
 
 def report_on(facts: Facts) -> Report:
-    return judge(facts, "1.0")
+    return run(facts, "1.0")
 
 
 def marks(report: Report, mark: Mark) -> set[str]:

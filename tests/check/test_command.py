@@ -120,7 +120,7 @@ def test_behind_a_seccomp_filter(answer: str) -> None:
     assert report["works"] is False
     seccomp = found(report, "permission.seccomp")
     assert seccomp["mark"] == "missing"
-    assert "a seccomp filter refuses the system call" in seccomp["found"]
+    assert "a seccomp filter blocks the system call" in seccomp["found"]
     assert seccomp["details"] == {"filtered": True, "blocks_userfaultfd": True}
     assert seccomp["mend"]
     assert "seccomp" in found(report, "open.syscall")["found"]
@@ -211,8 +211,8 @@ def test_root_of_a_user_namespace_has_the_capability_in_name_only() -> None:
 def test_in_something_like_a_container() -> None:
     _, report = check("--read-only-sysctl", environment={"container": "podman"})
     assert report["container"] in ("podman", "docker")
-    mends = [one["mend"] for one in report["findings"].values()]
-    assert not [mend for mend in mends if mend.startswith(("sudo", "echo", "sysctl"))]
+    fixes = [one["mend"] for one in report["findings"].values()]
+    assert not [fix for fix in fixes if fix.startswith(("sudo", "echo", "sysctl"))]
 
 
 # -- the command line ----------------------------------------------------------------------------

@@ -44,9 +44,9 @@ def test_a_kernel_before_user_mode_only_is_not_taken_for_a_filter() -> None:
         features=refused("EPERM"),
     )
     report = report_on(facts)
-    assert report["open.user_mode"].verdict.mend == "boot Linux 5.11 or later"
+    assert report["open.user_mode"].verdict.fix == "boot Linux 5.11 or later"
     assert report["permission.seccomp"].mark is Mark.OK
-    assert report["core"].verdict.mend == "sudo sysctl -w vm.unprivileged_userfaultfd=1"
+    assert report["core"].verdict.fix == "sudo sysctl -w vm.unprivileged_userfaultfd=1"
     # With the right that it wants, a refusal is somebody else's.
     with_right = with_files(facts, {SYSCTL: "1"})
     assert report_on(with_right)["permission.seccomp"].mark is Mark.MISSING
@@ -59,13 +59,13 @@ def test_root_of_a_user_namespace() -> None:
     capability = finding(replace(facts, uid=0), "permission.capability")
     assert capability.mark is Mark.LIMITED
     assert "user namespace" in capability.verdict.found
-    assert "user namespace" in capability.verdict.mend
+    assert "user namespace" in capability.verdict.fix
     assert finding(facts, "permission.sysctl").mark is Mark.LIMITED
 
 
 def test_root_without_the_capability() -> None:
     facts = replace(machines.unprivileged(), uid=0)
-    assert "CapabilityBoundingSet" in finding(facts, "permission.capability").verdict.mend
+    assert "CapabilityBoundingSet" in finding(facts, "permission.capability").verdict.fix
 
 
 def test_anybody_may_have_kernel_faults() -> None:
@@ -82,7 +82,7 @@ def test_a_kernel_before_the_sysctl() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "mark", "mend"),
+    ("device", "mark", "fix"),
     [
         (Device(), Mark.MISSING, "mknod -m 600 /dev/userfaultfd c 10 126"),
         (Device(exists=True, accessible=True), Mark.MISSING, "rm /dev/userfaultfd"),
@@ -91,28 +91,28 @@ def test_a_kernel_before_the_sysctl() -> None:
             Mark.MISSING,
             "chgrp root /dev/userfaultfd && chmod 660 /dev/userfaultfd",
         ),
-        (Device(trouble="not to be seen"), Mark.UNKNOWN, ""),
+        (Device(error="not to be seen"), Mark.UNKNOWN, ""),
     ],
 )
-def test_device(device: Device, mark: Mark, mend: str) -> None:
+def test_device(device: Device, mark: Mark, fix: str) -> None:
     verdict = finding(replace(machines.everything(), device=device), "permission.device").verdict
-    assert (verdict.mark, verdict.mend) == (mark, mend)
+    assert (verdict.mark, verdict.fix) == (mark, fix)
 
 
 def test_a_kernel_before_the_device() -> None:
     facts = with_files(
         replace(machines.everything(), device=Device()), {"sys/class/misc/userfaultfd/dev": None}
     )
-    assert finding(facts, "permission.device").verdict.mend == "boot Linux 6.1 or later"
+    assert finding(facts, "permission.device").verdict.fix == "boot Linux 6.1 or later"
 
 
 def test_what_broke_is_not_known() -> None:
-    broken = Attempt(text="no answer within 20 seconds")
+    broken = Attempt(text="no result within 20 seconds")
     names = machines.everything().attempts
     report = report_on(with_attempts(machines.everything(), **dict.fromkeys(names, broken)))
     for key in ("open.syscall", "open.user_mode", "open.device", "operation.pagemap_scan"):
         assert report[key].mark is Mark.UNKNOWN
-        assert "no answer" in report[key].verdict.found
+        assert "no result" in report[key].verdict.found
     assert report["core"].mark is Mark.MISSING
     assert not report.works
 
@@ -122,7 +122,7 @@ def test_opened_but_no_fault_answered() -> None:
     report = report_on(facts)
     assert not report.works
     assert report["core"].verdict.found == "UnexpectedError: zeros"
-    assert "report this" in report["core"].verdict.mend
+    assert "report this" in report["core"].verdict.fix
 
 
 # -- features and operations ---------------------------------------------------------------------
@@ -138,14 +138,14 @@ def test_features_of_a_newer_kernel_are_named_and_missing() -> None:
     assert marks(report, Mark.MISSING) == {"feature.RWP", "feature.RWP_ASYNC"}
     verdict = report["feature.RWP"].verdict
     assert verdict.found == "since Linux 7.3: this kernel does not have it"
-    assert verdict.mend == "boot Linux 7.3 or later"
+    assert verdict.fix == "boot Linux 7.3 or later"
     assert verdict.details == {"bit": 17, "since": "7.3", "available": False}
 
 
 def test_a_feature_that_the_kernel_is_new_enough_for() -> None:
     facts = with_attempts(machines.everything(), features=Attempt(worked=True, details={"bits": 0}))
     option = "boot a kernel built with CONFIG_HAVE_ARCH_USERFAULTFD_MINOR=y"
-    assert finding(facts, "feature.MINOR_SHMEM").verdict.mend == option
+    assert finding(facts, "feature.MINOR_SHMEM").verdict.fix == option
 
 
 def test_a_feature_that_this_library_has_no_name_for() -> None:
@@ -167,16 +167,16 @@ def test_move_that_the_kernel_lacks_or_refuses() -> None:
     )
     verdict = finding(facts, "operation.move").verdict
     assert verdict.found == "this kernel does not have it"
-    assert verdict.mend == "boot Linux 6.8 or later"
+    assert verdict.fix == "boot Linux 6.8 or later"
 
 
 def test_pidfd_getfd_of_other_processes() -> None:
     other = Attempt(worked=True, details={"other_process": "EPERM"})
     facts = with_attempts(machines.unprivileged(), pidfd_getfd=other)
-    assert "setcap" in finding(facts, "operation.pidfd_getfd").verdict.mend
+    assert "setcap" in finding(facts, "operation.pidfd_getfd").verdict.fix
     scoped = finding(with_files(facts, {YAMA: "1"}), "operation.pidfd_getfd")
     assert scoped.mark is Mark.LIMITED
-    assert scoped.verdict.mend == "sudo sysctl -w kernel.yama.ptrace_scope=0"
+    assert scoped.verdict.fix == "sudo sysctl -w kernel.yama.ptrace_scope=0"
     blocked = with_attempts(facts, pidfd_getfd=refused("EPERM"))
     assert finding(blocked, "operation.pidfd_getfd").mark is Mark.MISSING
 
@@ -185,31 +185,31 @@ def test_pidfd_getfd_of_other_processes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "mark", "mend", "found"),
+    ("counts", "mark", "fix", "found"),
     [
-        (("8", "8", "0", "0"), Mark.OK, "", "2 MiB: 8 of 8 to be had"),
-        (("0", "0", "0", "4"), Mark.OK, "", "2 MiB: none set aside, up to 4 on demand"),
-        (("8", "3", "3", "0"), Mark.LIMITED, "echo 72", "2 MiB: 0 of 8 to be had"),
-        (("0", "0", "0", "0"), Mark.MISSING, "echo 64", "2 MiB: none set aside"),
+        (("8", "8", "0", "0"), Mark.OK, "", "2 MiB: 8 of 8 available"),
+        (("0", "0", "0", "4"), Mark.OK, "", "2 MiB: none reserved, up to 4 on demand"),
+        (("8", "3", "3", "0"), Mark.LIMITED, "echo 72", "2 MiB: 0 of 8 available"),
+        (("0", "0", "0", "0"), Mark.MISSING, "echo 64", "2 MiB: none reserved"),
     ],
 )
-def test_hugetlb(counts: tuple[str, ...], mark: Mark, mend: str, found: str) -> None:
+def test_hugetlb(counts: tuple[str, ...], mark: Mark, fix: str, found: str) -> None:
     names = ("nr_hugepages", "free_hugepages", "resv_hugepages", "nr_overcommit_hugepages")
     directory = f"{HUGETLB}/hugepages-2048kB"
     files = {f"{directory}/{name}": count for name, count in zip(names, counts, strict=True)}
     hugetlb = finding(with_files(machines.everything(), files), "memory.hugetlb")
     assert hugetlb.mark is mark
-    assert hugetlb.verdict.mend.startswith(mend)
-    assert hugetlb.verdict.found == f"{found}; 1 GiB: 1 of 1 to be had"
+    assert hugetlb.verdict.fix.startswith(fix)
+    assert hugetlb.verdict.found == f"{found}; 1 GiB: 1 of 1 available"
 
 
 def test_hugetlb_of_small_pages() -> None:
     facts = with_files(machines.nothing(), {f"{HUGETLB}/hugepages-64kB/nr_hugepages": "0"})
-    assert finding(facts, "memory.hugetlb").verdict.found == "64 KiB: none set aside"
+    assert finding(facts, "memory.hugetlb").verdict.found == "64 KiB: none reserved"
 
 
 @pytest.mark.parametrize(
-    ("files", "mark", "mend"),
+    ("files", "mark", "fix"),
     [
         ({"enabled": "[always] madvise never"}, Mark.OK, ""),
         ({"enabled": "always madvise [never]"}, Mark.MISSING, f"echo madvise > /{THP}/enabled"),
@@ -233,10 +233,10 @@ def test_hugetlb_of_small_pages() -> None:
         ({"enabled": "nothing is chosen"}, Mark.UNKNOWN, ""),
     ],
 )
-def test_transparent_huge_pages(files: dict[str, str], mark: Mark, mend: str) -> None:
+def test_transparent_huge_pages(files: dict[str, str], mark: Mark, fix: str) -> None:
     facts = with_files(machines.everything(), {f"{THP}/{name}": files[name] for name in files})
     verdict = finding(facts, "memory.thp").verdict
-    assert (verdict.mark, verdict.mend) == (mark, mend)
+    assert (verdict.mark, verdict.fix) == (mark, fix)
 
 
 @pytest.mark.parametrize(
@@ -247,18 +247,18 @@ def test_transparent_huge_pages_of_shmem(value: str, mark: Mark) -> None:
     facts = with_files(machines.everything(), {f"{THP}/shmem_enabled": f"always [{value}] x"})
     shmem = finding(facts, "memory.thp_shmem")
     assert shmem.mark is mark
-    assert bool(shmem.verdict.mend) == (mark is not Mark.OK)
+    assert bool(shmem.verdict.fix) == (mark is not Mark.OK)
 
 
 def test_ksm_that_runs_stands_in_the_way_of_move() -> None:
     verdict = finding(with_files(machines.everything(), {KSM_RUN: "1"}), "memory.ksm").verdict
     assert verdict.mark is Mark.LIMITED
     assert "EBUSY" in verdict.found
-    assert verdict.mend == "echo 2 > /sys/kernel/mm/ksm/run"
+    assert verdict.fix == "echo 2 > /sys/kernel/mm/ksm/run"
 
 
 def test_overcommit_and_swap() -> None:
     facts = with_files(machines.everything(), {OVERCOMMIT: "2", SWAPS: None})
-    assert finding(facts, "memory.overcommit").verdict.mend == "sysctl -w vm.overcommit_memory=0"
+    assert finding(facts, "memory.overcommit").verdict.fix == "sysctl -w vm.overcommit_memory=0"
     assert finding(facts, "memory.swap").mark is Mark.OK
     assert finding(machines.everything(), "memory.swap").verdict.found == "2047 MiB in 1"

@@ -28,7 +28,7 @@ def test_what_works_brings_details(made: dict[str, Any]) -> None:
 
 def test_what_hangs_is_killed_in_time(made: dict[str, Any]) -> None:
     assert not made["hangs"]["worked"]
-    assert made["hangs"]["text"] == "no answer within 0.5 seconds"
+    assert made["hangs"]["text"] == "no result within 0.5 seconds"
 
 
 def test_what_raises_is_told(made: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def test_no_core_is_dumped(made: dict[str, Any]) -> None:
 
 def test_silence_is_told(made: dict[str, Any]) -> None:
     assert not made["ends_silently"]["worked"]
-    assert made["ends_silently"]["text"] == "ended without an answer"
+    assert made["ends_silently"]["text"] == "exited without a result"
 
 
 def test_a_long_answer_arrives(made: dict[str, Any]) -> None:

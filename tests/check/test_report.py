@@ -33,7 +33,7 @@ DOCUMENT = ROOT / "docs" / "privileges.md"
 def test_everything_there() -> None:
     report = report_on(machines.everything())
     assert {finding.mark for finding in report.findings} == {Mark.OK}
-    assert {finding.verdict.mend for finding in report.findings} == {""}
+    assert {finding.verdict.fix for finding in report.findings} == {""}
     assert report.works
     assert report.summary == "The core works."
 
@@ -41,15 +41,15 @@ def test_everything_there() -> None:
 def test_nothing_there() -> None:
     report = report_on(machines.nothing())
     assert not report.works
-    assert report.summary == "The core cannot work here."
+    assert report.summary == "The core does not work here."
     kernel_option = "boot a kernel built with CONFIG_USERFAULTFD=y"
-    assert report["core"].verdict.mend == kernel_option
+    assert report["core"].verdict.fix == kernel_option
     assert report["open.syscall"].verdict.found == "this kernel has no userfaultfd"
     assert marks(report, Mark.UNKNOWN) == {f"feature.{feature.name}" for feature in SINCE}
-    assert report["feature.MOVE"].verdict.mend == kernel_option
-    assert report["operation.pagemap_scan"].verdict.mend == "boot Linux 6.7 or later"
-    assert report["operation.pidfd_getfd"].verdict.mend == "boot Linux 5.6 or later"
-    assert report["memory.ksm"].verdict.mend == "boot a kernel built with CONFIG_KSM=y"
+    assert report["feature.MOVE"].verdict.fix == kernel_option
+    assert report["operation.pagemap_scan"].verdict.fix == "boot Linux 6.7 or later"
+    assert report["operation.pidfd_getfd"].verdict.fix == "boot Linux 5.6 or later"
+    assert report["memory.ksm"].verdict.fix == "boot a kernel built with CONFIG_KSM=y"
     # Nobody is blamed for a kernel that has nothing to refuse.
     assert report["permission.seccomp"].mark is Mark.OK
 
@@ -69,10 +69,10 @@ def test_unprivileged() -> None:
     sysctl = "sudo sysctl -w vm.unprivileged_userfaultfd=1"
     device = "sudo chgrp ann /dev/userfaultfd && sudo chmod 660 /dev/userfaultfd"
     capability = "sudo setcap cap_sys_ptrace+ep /usr/bin/python3.11"
-    mends = {finding.key: finding.verdict.mend for finding in report.findings}
-    assert mends["open.syscall"] == mends["permission.sysctl"] == mends["core"] == sysctl
-    assert mends["open.device"] == mends["permission.device"] == device
-    assert mends["permission.capability"] == mends["permission.event_fork"] == capability
+    fixes = {finding.key: finding.verdict.fix for finding in report.findings}
+    assert fixes["open.syscall"] == fixes["permission.sysctl"] == fixes["core"] == sysctl
+    assert fixes["open.device"] == fixes["permission.device"] == device
+    assert fixes["permission.capability"] == fixes["permission.event_fork"] == capability
 
 
 @pytest.mark.parametrize("answer", ["EPERM", "ENOSYS", "SIGSYS"])
@@ -83,7 +83,7 @@ def test_seccomp_filter(answer: str) -> None:
         assert report[key].mark is Mark.MISSING
         assert "seccomp" in report[key].verdict.found
         assert answer in report[key].verdict.found
-    assert "SystemCallFilter=userfaultfd" in report["core"].verdict.mend
+    assert "SystemCallFilter=userfaultfd" in report["core"].verdict.fix
 
 
 @pytest.mark.parametrize("answer", ["EPERM", "ENOSYS", "SIGSYS"])
@@ -109,7 +109,7 @@ def test_refused_without_a_filter_is_not_seccomp() -> None:
 
 
 @pytest.mark.parametrize(
-    ("container", "mend"),
+    ("container", "fix"),
     [
         ("docker", "docker run --device=/dev/userfaultfd ..."),
         ("podman", "podman run --device=/dev/userfaultfd ..."),
@@ -117,25 +117,25 @@ def test_refused_without_a_filter_is_not_seccomp() -> None:
         ("kubernetes", "give the pod a securityContext.seccompProfile of type Localhost"),
     ],
 )
-def test_in_a_container_the_mends_are_about_how_it_is_started(container: str, mend: str) -> None:
+def test_in_a_container_the_fixes_are_about_how_it_is_started(container: str, fix: str) -> None:
     facts = replace(machines.filtered("EPERM", device=False), container=container)
-    assert finding(facts, "permission.seccomp").verdict.mend.startswith(mend)
+    assert finding(facts, "permission.seccomp").verdict.fix.startswith(fix)
 
 
-def test_in_a_container_settings_are_mended_on_the_host() -> None:
+def test_in_a_container_settings_are_fixed_on_the_host() -> None:
     facts = replace(machines.unprivileged(), container="podman")
-    assert finding(facts, "open.syscall").verdict.mend == (
+    assert finding(facts, "open.syscall").verdict.fix == (
         "on the host, as root: sysctl -w vm.unprivileged_userfaultfd=1"
     )
     capability = "podman run --cap-add=SYS_PTRACE ..."
-    assert finding(facts, "permission.capability").verdict.mend == capability
-    assert "as root of the container" in finding(facts, "permission.device").verdict.mend
+    assert finding(facts, "permission.capability").verdict.fix == capability
+    assert "as root of the container" in finding(facts, "permission.device").verdict.fix
     given_none = with_attempts(facts, device=refused("EPERM"))
-    assert finding(given_none, "open.device").verdict.mend == (
+    assert finding(given_none, "open.device").verdict.fix == (
         "podman run --device=/dev/userfaultfd ..."
     )
     facts = with_files(facts, {KSM_RUN: "1"})
-    assert finding(facts, "memory.ksm").verdict.mend == (
+    assert finding(facts, "memory.ksm").verdict.fix == (
         "on the host, as root: sh -c 'echo 2 > /sys/kernel/mm/ksm/run'"
     )
 
@@ -145,7 +145,7 @@ def test_in_a_container_settings_are_mended_on_the_host() -> None:
 
 def test_a_file_that_cannot_be_read_is_a_finding() -> None:
     facts = machines.unprivileged()
-    files = {**facts.files, KSM_RUN: Reading(trouble="Permission denied")}
+    files = {**facts.files, KSM_RUN: Reading(error="Permission denied")}
     verdict = finding(replace(facts, files=files), "memory.ksm").verdict
     assert verdict.mark is Mark.UNKNOWN
     assert verdict.found == "not known: /sys/kernel/mm/ksm/run: Permission denied"
@@ -178,7 +178,7 @@ READINGS = st.one_of(
     ),
     st.text(max_size=20).map(Reading),
     st.just(Reading()),
-    st.just(Reading(trouble="no")),
+    st.just(Reading(error="no")),
 )
 NAMES = list(machines.everything().attempts)
 FACTS = st.builds(
@@ -198,22 +198,22 @@ FACTS = st.builds(
         exists=st.booleans(),
         is_device=st.booleans(),
         accessible=st.booleans(),
-        trouble=st.sampled_from(["", "no"]),
+        error=st.sampled_from(["", "no"]),
     ),
     attempts=st.dictionaries(st.sampled_from(NAMES), ATTEMPTS),
 )
 
 
 @given(FACTS)
-def test_whatever_is_found_is_a_report_and_all_that_is_missing_has_its_mend(facts: Facts) -> None:
+def test_whatever_is_found_is_a_report_and_all_that_is_missing_has_its_fix(facts: Facts) -> None:
     report = report_on(facts)
     for found in report.findings:
         assert found.verdict.found
-        assert "\n" not in found.verdict.mend
+        assert "\n" not in found.verdict.fix
         if found.mark in (Mark.MISSING, Mark.LIMITED):
-            assert found.verdict.mend
+            assert found.verdict.fix
         if found.mark is Mark.OK:
-            assert not found.verdict.mend
+            assert not found.verdict.fix
     assert json.loads(json.dumps(report.to_json()))["works"] == report.works
     assert report.summary in render(report)
 
@@ -234,7 +234,7 @@ def test_json_keys_are_those_of_the_document() -> None:
     assert "`feature.NAME`" in text
 
 
-def test_text_has_a_line_for_each_finding_and_one_for_each_mend() -> None:
+def test_text_has_a_line_for_each_finding_and_one_for_each_fix() -> None:
     report = report_on(machines.unprivileged())
     lines = render(report).splitlines()
     assert lines[0] == "uffdaemon 1.0 on Linux 7.3.0-1-amd64 (x86_64), as ann"
@@ -245,8 +245,8 @@ def test_text_has_a_line_for_each_finding_and_one_for_each_mend() -> None:
             rf"  {found.mark.value} +{re.escape(found.title)} +{re.escape(found.verdict.found)}"
         )
         [at] = [at for at, line in enumerate(lines) if re.fullmatch(pattern, line)]
-        if found.verdict.mend:
-            assert lines[at + 1].strip() == f"mend: {found.verdict.mend}"
+        if found.verdict.fix:
+            assert lines[at + 1].strip() == f"fix: {found.verdict.fix}"
     assert lines[-1] == report.summary
 
 

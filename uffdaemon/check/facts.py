@@ -1,4 +1,4 @@
-"""What is known about this machine and this user before anything is concluded from it.  Pure."""
+"""The facts about this machine and this user, from which the checks draw their verdicts.  Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FILES: Final = (
     f"{THP}/shmem_enabled",
     KSM_RUN,
 )
-"""Read from below the root directory.  The files of hugetlb come on top, by their sizes."""
+"""Paths without the leading slash.  Besides these, the counters of each hugetlb size are read."""
 
 _CAP_SYS_PTRACE: Final = 19
 _FILTER: Final = 2  # SECCOMP_MODE_FILTER
@@ -48,15 +48,15 @@ _INITIAL_USER_NAMESPACE: Final = ["0", "0", "4294967295"]
 
 
 class NotKnownError(Exception):
-    """Something could not be found out; the message says why."""
+    """A fact is not known; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A small file: its text, or None where there is no such file, or why it cannot be read."""
+    """A small file: its text (None if there is no such file), or why it cannot be read."""
 
     text: str | None = None
-    trouble: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +70,26 @@ class Device:
     owner: str = ""
     group: str = ""
     accessible: bool = False
-    """Whether its mode lets this user open it."""
-    trouble: str = ""
+    """Whether this user may open it for reading and writing."""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of trying something in a child process."""
+    """The result of a probe in a child process."""
 
     worked: bool = False
     number: int = 0
-    """The errno that refused it, 0 where it was no refusal."""
+    """The errno, 0 if the probe did not fail with one."""
     text: str = ""
     """Why it did not work."""
     signal: int = 0
-    """The signal that ended the child."""
+    """The signal that killed the child, 0 if none did."""
     details: Mapping[str, Json] = field(default_factory=dict[str, Json])
 
     @property
     def refused(self) -> str:
-        """The refusal in one word: an errno's name, or SIGSYS; "" if it was none."""
+        """How the kernel refused: the name of an errno, or SIGSYS; "" if it did not refuse."""
         if self.signal == signal.SIGSYS:
             return "SIGSYS"
         return errno.errorcode.get(self.number, str(self.number)) if self.number else ""
@@ -97,7 +97,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that the findings are drawn from."""
+    """Everything that the checks look at."""
 
     release: str
     machine: str
@@ -108,27 +108,27 @@ class Facts:
     interpreter: str
     """The path of the running Python, symbolic links resolved."""
     container: str = ""
-    """Who runs the container that this is in: docker, podman, kubernetes; "" outside of one, and
-    in one that may change the machine's settings."""
+    """The engine of the container that this process is in: docker, podman, kubernetes.  It is ""
+    outside of a container, and in one that may change the machine's settings."""
     files: Mapping[str, Reading] = field(default_factory=dict[str, Reading])
     """By path, without the leading slash."""
     device: Device = field(default_factory=Device)
     attempts: Mapping[str, Attempt] = field(default_factory=dict[str, Attempt])
-    """By the names that `uffdaemon.check.probes.try_all` gives them."""
+    """By the names that `uffdaemon.check.probes.run_all` uses."""
 
     def read(self, path: str) -> str | None:
-        """The text of a file, None where there is none.  Raises `NotKnownError`."""
+        """The text of a file, None if there is no such file.  Raises `NotKnownError`."""
         reading = self.files.get(path, Reading())
-        if reading.trouble:
-            raise NotKnownError(f"/{path}: {reading.trouble}")
+        if reading.error:
+            raise NotKnownError(f"/{path}: {reading.error}")
         return None if reading.text is None else reading.text.strip()
 
     def attempt(self, name: str) -> Attempt:
-        """What came of a probe; one that was not made did not work."""
-        return self.attempts.get(name, Attempt(text="it was not tried"))
+        """The result of a probe; one that was not run did not work."""
+        return self.attempts.get(name, Attempt(text="not tried"))
 
-    def answer(self, name: str) -> Attempt:
-        """The same, if it worked or was refused.  Raises `NotKnownError` if it broke."""
+    def conclusive(self, name: str) -> Attempt:
+        """The same, if the probe worked or the kernel refused.  Raises `NotKnownError` if not."""
         attempt = self.attempt(name)
         if not (attempt.worked or attempt.refused):
             raise NotKnownError(attempt.text)
@@ -136,15 +136,15 @@ class Facts:
 
     @property
     def version(self) -> tuple[int, int]:
-        """The kernel's version, (0, 0) where the release does not start with one."""
+        """The kernel's version, (0, 0) if the release does not start with one."""
         return version_of(self.release)
 
     def older_than(self, version: str) -> bool:
-        """Whether the kernel says that it is older; distributions can have added parts of it."""
+        """Compare the kernel's version.  A distribution may have backported features to it."""
         return self.version < version_of(version)
 
     def status(self, name: str) -> str:
-        """A line of /proc/self/status.  Raises `NotKnownError`."""
+        """A field of /proc/self/status.  Raises `NotKnownError`."""
         for line in (self.read(STATUS) or "").splitlines():
             key, _, value = line.partition(":")
             if key == name:
@@ -153,12 +153,12 @@ class Facts:
 
     @property
     def has_ptrace_bit(self) -> bool:
-        """Whether CAP_SYS_PTRACE is effective, in whatever user namespace this is."""
+        """Whether CAP_SYS_PTRACE is effective in this process's user namespace."""
         return bool(int(self.status("CapEff"), 16) >> _CAP_SYS_PTRACE & 1)
 
     @property
     def in_initial_user_namespace(self) -> bool:
-        """Whether capabilities count for the whole machine, as userfaultfd asks of them."""
+        """Whether this is the initial user namespace.  Capabilities in others do not count."""
         text = self.read(UID_MAP)
         return text is None or text.split() == _INITIAL_USER_NAMESPACE
 
@@ -169,17 +169,17 @@ class Facts:
 
     @property
     def seccomp_filtered(self) -> bool:
-        """Whether a seccomp filter stands before this process's system calls."""
+        """Whether this process has a seccomp filter."""
         return int(self.status("Seccomp")) == _FILTER
 
     @property
     def opens(self) -> bool:
-        """Whether a userfaultfd can be opened in any way."""
+        """Whether at least one way to open a userfaultfd works."""
         return any(self.attempt(name).worked for name in ("syscall", "user_mode", "device"))
 
     @property
     def kernel_has_userfaultfd(self) -> bool:
-        """Whether the kernel was built with userfaultfd, whoever may open one."""
+        """Whether the kernel was built with userfaultfd, even if this user may not open one."""
         return (
             self.opens
             or self.read(SYSCTL) is not None
@@ -189,10 +189,10 @@ class Facts:
 
     @property
     def syscall_blocked(self) -> bool:
-        """Whether something other than userfaultfd's own rules refuses the system call.
+        """Whether something other than userfaultfd itself, such as seccomp, blocks the system call.
 
-        Those rules never refuse USER_MODE_ONLY to anybody; kernels before 5.11 do not know it
-        (EINVAL), and let whoever has CAP_SYS_PTRACE do without.
+        userfaultfd allows USER_MODE_ONLY to everybody.  Kernels before 5.11 do not know that flag
+        (EINVAL); there, CAP_SYS_PTRACE or the sysctl is enough without it.
         """
         if not self.kernel_has_userfaultfd:
             return False
@@ -205,19 +205,19 @@ class Facts:
 
     @property
     def features(self) -> Features | None:
-        """What the kernel has, None where no handshake could be made."""
+        """The features of the kernel, None if the handshake failed."""
         bits = self.attempt("features").details.get("bits")
         return Features(bits) if isinstance(bits, int) else None
 
 
 def version_of(release: str) -> tuple[int, int]:
-    """The first two numbers of a kernel release, (0, 0) where there are none."""
+    """The first two numbers of a kernel release, (0, 0) if there are none."""
     found = re.match(r"(\d+)\.(\d+)", release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def chosen(setting: str) -> str:
-    """The word in brackets: how the kernel shows which of several values is set."""
+    """The word in brackets, by which a file in /sys marks the current one of several values."""
     found = re.search(r"\[(.+?)\]", setting)
     if found is None:
         raise NotKnownError(f"no value is marked in {setting!r}")

@@ -1,4 +1,4 @@
-"""What is found, one by one and together, and its form for a machine.  Pure."""
+"""The report and its findings, and their JSON form.  Pure."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ if TYPE_CHECKING:
     from uffdaemon.check.facts import Facts, Json
 
 FORMAT: Final = 1
-"""The number of the JSON form; another one means that keys were renamed or removed."""
+"""The version of the JSON form.  It changes when a key is renamed or removed."""
 
 CORE: Final = "core"
-"""The key of the finding that decides whether this machine will do."""
+"""The key of the finding that decides whether uffdaemon works on this machine."""
 
 
 class Mark(Enum):
-    """What a finding comes to."""
+    """The result of a check."""
 
     OK = "ok"
     LIMITED = "limited"
-    """It is there, with less than it could give."""
+    """It works in part."""
     MISSING = "missing"
     UNKNOWN = "unknown"
-    """It could not be found out."""
+    """The check itself failed."""
 
 
 class Group(Enum):
-    """Findings that belong together; the value is what a person reads above them."""
+    """Findings that belong together; the value is their heading."""
 
     CORE = "The core"
     OPEN = "Ways to open a userfaultfd"
@@ -41,35 +41,35 @@ class Group(Enum):
 
 
 class Verdict(NamedTuple):
-    """What one look at the facts says."""
+    """The result of a check, with the reason."""
 
     mark: Mark
     found: str
-    """What was seen, in a few words."""
-    mend: str = ""
-    """The line that mends it; a command wherever there is one."""
+    """What was found, in a few words."""
+    fix: str = ""
+    """How to get what is missing, in one line; a command if there is one."""
     details: Mapping[str, Json] = {}
-    """The same for a machine."""
+    """What was found, as values."""
 
 
 class Finding(NamedTuple):
-    """A verdict and what it is about."""
+    """A verdict and its subject."""
 
     key: str
-    """The same in every release of this library."""
+    """It stays the same from release to release."""
     group: Group
     title: str
     verdict: Verdict
 
     @property
     def mark(self) -> Mark:
-        """What it comes to."""
+        """The mark of its verdict."""
         return self.verdict.mark
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that was found."""
+    """All findings."""
 
     uffdaemon: str
     """The version of this library."""
@@ -84,7 +84,7 @@ class Report:
 
     @property
     def works(self) -> bool:
-        """Whether a userfaultfd can be opened, and a fault was answered with a copied page."""
+        """Whether a userfaultfd was opened, and a fault was resolved by copying a page."""
         return self[CORE].mark in (Mark.OK, Mark.LIMITED)
 
     @property
@@ -95,14 +95,14 @@ class Report:
                 return "The core works."
             case Mark.LIMITED:
                 return (
-                    "The core works, for faults raised in user mode only: system calls that touch "
-                    "a missing page fail with EFAULT."
+                    "The core works, for faults in user mode only: system calls that touch a "
+                    "missing page fail with EFAULT."
                 )
             case Mark.MISSING | Mark.UNKNOWN:
-                return "The core cannot work here."
+                return "The core does not work here."
 
     def to_json(self) -> dict[str, Json]:
-        """The report for a machine; docs/privileges.md describes the keys."""
+        """The report for a program; docs/privileges.md describes the keys."""
         facts = self.facts
         return {
             "format": FORMAT,
@@ -123,6 +123,6 @@ def _finding_json(finding: Finding) -> dict[str, Json]:
         "title": finding.title,
         "mark": verdict.mark.value,
         "found": verdict.found,
-        "mend": verdict.mend,
+        "mend": verdict.fix,  # FORMAT promises the key
         "details": dict(verdict.details),
     }

@@ -1,6 +1,6 @@
-"""What is tried for real, each in a child of its own: see `uffdaemon.check.isolation`.
+"""The probes: each tries one thing on the running kernel, in a child process.
 
-Nothing outlives the child, and nothing outside of it changes.
+`uffdaemon.check.isolation` runs them.  A probe changes nothing outside of its child.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _NOTHING: Final[Details] = {}
 
 
 class Way(NamedTuple):
-    """A way to open, named as the probe that tries it."""
+    """A way to open a userfaultfd; `name` is also the name of its probe."""
 
     name: str
     how: How
     user_mode_only: bool = False
 
     def open(self, features: Features = Features(0)) -> Userfaultfd:  # noqa: B008  # immutable
-        """Open in this way, and negotiate `features`."""
+        """Open a userfaultfd this way, and negotiate `features`."""
         return Userfaultfd.open(features, how=self.how, user_mode_only=self.user_mode_only)
 
 
@@ -52,21 +52,21 @@ _WAYS: Final = (
     Way("device", "device"),
     Way("user_mode", "syscall", user_mode_only=True),
 )
-"""The best first."""
+"""In order of preference."""
 
 
 class UnexpectedError(Exception):
-    """The kernel answered in a way that nobody expected."""
+    """The kernel did something that the probe did not expect."""
 
 
 def opens(way: Way) -> Details:
-    """Open and close."""
+    """Open a userfaultfd and close it."""
     way.open().close()
     return _NOTHING
 
 
 def features(way: Way) -> Details:
-    """Ask the kernel for its features, before any is negotiated."""
+    """Ask the kernel for its features, without negotiating any."""
     open_it = native.open_device if way.how == "device" else native.open_syscall
     fd = open_it(user_mode_only=way.user_mode_only)
     number, bits, _ = native.handshake(fd, 0) if fd >= 0 else (fd, 0, 0)
@@ -82,7 +82,7 @@ def event_fork(way: Way) -> Details:
 
 
 def core(way: Way) -> Details:
-    """Guard a page, touch it in a thread, read the fault, copy a page there, compare."""
+    """Register a page, touch it in a thread, read the fault, copy a page there, compare."""
     uffd = way.open()
     memory = Memory.map(PAGE_SIZE)
     memory.userfaultfd = uffd
@@ -93,10 +93,10 @@ def core(way: Way) -> Details:
     _await_fault(uffd, memory)
     result = uffd.copy(memory.start, _CONTENT)
     if not result.complete or result.done != PAGE_SIZE:
-        raise UnexpectedError(f"COPY answered {result}")
+        raise UnexpectedError(f"COPY returned {result}")
     toucher.join(_DEADLINE)
     if seen != [_CONTENT]:
-        raise UnexpectedError("the thread that faulted did not see the page that was copied")
+        raise UnexpectedError("the thread that faulted did not see the copied page")
     memory.close()
     return {"how": way.how, "kernel_faults": not way.user_mode_only}
 
@@ -111,11 +111,11 @@ def _await_fault(uffd: Userfaultfd, memory: Memory) -> None:
         case [PageFault(address, FaultKind.MISSING)] if address == memory.start:
             return
         case _:
-            raise UnexpectedError(f"a missing page was touched, and reported as {events}")
+            raise UnexpectedError(f"a missing page was touched, and the kernel reported {events}")
 
 
 def move(way: Way) -> Details:
-    """Move a page, and see that its source is empty."""
+    """Move a page, and check that its source is empty."""
     uffd = way.open(Features.MOVE)
     source = Memory.map(PAGE_SIZE, dont_fork=True)
     target = Memory.map(PAGE_SIZE, dont_fork=True)
@@ -124,16 +124,18 @@ def move(way: Way) -> Details:
     uffd.register(target.start, target.length, RegisterMode.MISSING)
     result = uffd.move(target.start, source.start, PAGE_SIZE)
     if not result.complete:
-        raise UnexpectedError(f"MOVE answered {result}")
+        raise UnexpectedError(f"MOVE returned {result}")
     if target.read(0, PAGE_SIZE) != _CONTENT or source.read(0, PAGE_SIZE) != bytes(PAGE_SIZE):
-        raise UnexpectedError("the page is not where it was moved to, or still where it was")
+        raise UnexpectedError(
+            "the target does not have the page's contents, or the source still does"
+        )
     target.close()
     source.close()
     return _NOTHING
 
 
 def pagemap_scan() -> Details:
-    """Find the one page of four that is present."""
+    """Scan four pages of which one is present."""
     with Memory.map(4 * PAGE_SIZE) as memory:
         memory.touch(PAGE_SIZE, PAGE_SIZE, write=True)
         found = scan_pages(memory.start, memory.length, required=PageCategory.PRESENT)
@@ -143,20 +145,20 @@ def pagemap_scan() -> Details:
 
 
 def pidfd_getfd() -> Details:
-    """Take a descriptor from this process, and one from its parent, as from any other process."""
+    """Take a descriptor from this process, and one from its parent as an example of another."""
     reading, _ = os.pipe()
     refused = _take_descriptor(os.getpid(), reading)
     if refused:
         raise OpenRefused(refused, "pidfd_getfd")
     refused = _take_descriptor(os.getppid(), 0)
-    # Whether we may is settled before whether there is such a descriptor.
+    # The kernel checks the permission before the number: EBADF means that it was granted.
     if refused in (0, errno.EBADF):
         return {"other_process": ""}
     return {"other_process": errno.errorcode.get(refused, str(refused))}
 
 
 def _take_descriptor(pid: int, fd: int) -> int:
-    """Take a duplicate of descriptor `fd` of `pid`, close it, and return 0 or an errno."""
+    """Duplicate descriptor `fd` of process `pid` and close it.  Returns 0 or an errno."""
     pidfd = native.pidfd_open(pid)
     if pidfd < 0:
         return -pidfd
@@ -168,11 +170,11 @@ def _take_descriptor(pid: int, fd: int) -> int:
     return 0
 
 
-def try_all(run: Callable[[Probe], Attempt]) -> dict[str, Attempt]:
-    """Try everything with `run`, which is `uffdaemon.check.isolation.attempt`.
+def run_all(run: Callable[[Probe], Attempt]) -> dict[str, Attempt]:
+    """Run every probe by `run`, which is `uffdaemon.check.isolation.attempt`.
 
-    What needs a userfaultfd opens it in the best way that was seen to work: a filter may kill
-    whoever so much as tries another one.
+    A probe that needs a userfaultfd opens it the best way that worked: a seccomp filter may kill
+    a process for trying another.
     """
     found = {way.name: run(partial(opens, way)) for way in _WAYS}
     best = next((way for way in _WAYS if found[way.name].worked), _WAYS[-1])

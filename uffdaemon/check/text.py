@@ -1,4 +1,4 @@
-"""The report for a person.  Pure."""
+"""The report as text, for a person.  Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INDENT: Final = " " * (_MARK_WIDTH + 4)
 
 
 def render(report: Report, *, colour: bool = False) -> str:
-    """Lines grouped by what they are about, each with its mark; below it, what mends it."""
+    """One line for each finding, by group, with its mark; below it the fix, if there is one."""
     return "\n".join(_lines(report, colour=colour)) + "\n"
 
 
@@ -41,16 +41,16 @@ def _lines(report: Report, *, colour: bool) -> Iterator[str]:
             mark = verdict.mark.value.ljust(_MARK_WIDTH)
             if colour:
                 mark = f"\x1b[{_COLOURS[verdict.mark]}m{mark}\x1b[0m"
-            # An error's text can have lines of its own; ours is one.
+            # An error's text may have several lines.
             yield f"  {mark}  {finding.title.ljust(width)}  {' '.join(verdict.found.split())}"
-            if verdict.mend:
-                yield f"{_INDENT}mend: {verdict.mend}"
+            if verdict.fix:
+                yield f"{_INDENT}fix: {verdict.fix}"
     yield ""
     yield report.summary
 
 
 def _merged(findings: Sequence[Finding]) -> Sequence[Finding]:
-    """One line for a group about which nothing is known, for one reason."""
+    """A single line for a group whose findings are all unknown, for the same reason."""
     reasons = {(finding.mark, finding.verdict.found) for finding in findings}
     if len(findings) > 1 and len(reasons) == 1 and findings[0].mark is Mark.UNKNOWN:
         return [findings[0]._replace(title=f"all {len(findings)}")]

@@ -1,4 +1,4 @@
-"""Reading what can be read, and trying what must be tried: where facts come from."""
+"""Collects the facts about this machine: reads files, and runs the probes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from uffdaemon.check.facts import FILES, HUGETLB, Attempt, Device, Facts, Reading
 from uffdaemon.check.isolation import attempt
-from uffdaemon.check.probes import try_all
+from uffdaemon.check.probes import run_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +27,9 @@ _HUGETLB_FILES: Final = (
 )
 
 
-def gather(root: Path = _ROOT, attempts: Mapping[str, Attempt] | None = None) -> Facts:
-    """Look at this machine.  Files and the device are looked for below `root`; things are tried
-    unless `attempts` says what came of them."""
+def collect(root: Path = _ROOT, attempts: Mapping[str, Attempt] | None = None) -> Facts:
+    """Collect the facts.  `root` is the directory that holds proc, sys and dev; the probes are run
+    unless their results are given as `attempts`."""
     return Facts(
         release=platform.release(),
         machine=platform.machine(),
@@ -40,7 +40,7 @@ def gather(root: Path = _ROOT, attempts: Mapping[str, Attempt] | None = None) ->
         container=_container(root),
         files=_files(root),
         device=_device(root / "dev/userfaultfd"),
-        attempts=try_all(attempt) if attempts is None else attempts,
+        attempts=run_all(attempt) if attempts is None else attempts,
     )
 
 
@@ -58,7 +58,7 @@ def _read(path: Path) -> Reading:
     except FileNotFoundError:
         return Reading()
     except (OSError, UnicodeError) as error:
-        return Reading(trouble=str(error))
+        return Reading(error=str(error))
 
 
 def _device(path: Path) -> Device:
@@ -68,7 +68,7 @@ def _device(path: Path) -> Device:
     except FileNotFoundError:
         return Device()
     except OSError as error:
-        return Device(trouble=str(error))
+        return Device(error=str(error))
     return Device(
         exists=True,
         is_device=stat.S_ISCHR(status.st_mode),
@@ -80,10 +80,10 @@ def _device(path: Path) -> Device:
 
 
 def _container(root: Path) -> str:
-    """Who runs the container, by the traces that each leaves.
+    """The engine of the container, by the file or environment variable that each engine leaves.
 
-    Virtual machines made from a container's image have those too; in a container that confines,
-    /proc/sys is mounted read-only besides.
+    A virtual machine made from a container image has those files too.  But only a container that
+    is confined has /proc/sys mounted read-only.
     """
     try:
         if not os.statvfs(root / "proc/sys").f_flag & os.ST_RDONLY:
@@ -93,7 +93,7 @@ def _container(root: Path) -> str:
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "kubernetes"
     for path, engine in (("run/.containerenv", "podman"), (".dockerenv", "docker")):
-        # Not Path.exists(), which raises where a directory on the way may not be searched.
+        # Not Path.exists(), which raises if a parent directory may not be searched.
         if os.path.exists(root / path):  # noqa: PTH110
             return engine
     return os.environ.get("container", "")  # noqa: SIM112  # systemd's and podman's own spelling

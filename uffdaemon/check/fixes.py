@@ -1,7 +1,7 @@
-"""The lines that mend what is missing: commands, to be run as they stand.  Pure.
+"""How to get what is missing: one line each, a command if there is one.  Pure.
 
-A user other than root reads ``sudo`` before them; in a container they are about how it is started,
-or are to be run on its host.
+Commands for root start with ``sudo`` if this user is not root.  In a container the line says how to
+start the container, or what to run on its host.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _ENGINES: Final = ("docker", "podman")
 
 
 def as_root(facts: Facts, command: str) -> str:
-    """A command that only root can run, on the machine itself."""
+    """A command for root, outside of any container."""
     if facts.container:
         return f"on the host, as root: {command}"
     return command if facts.uid == 0 else f"sudo {command}"
 
 
 def write(facts: Facts, path: str, value: str) -> str:
-    """Set a file of /proc or /sys."""
+    """Write to a file in /proc or /sys."""
     if facts.uid == 0 and not facts.container:
         return f"echo {value} > /{path}"
     return as_root(facts, f"sh -c 'echo {value} > /{path}'")
@@ -46,22 +46,22 @@ def run_container(facts: Facts, option: str) -> str:
 
 
 def kernel_faults(facts: Facts) -> str:
-    """Let this user have the faults of system calls, through the system call."""
+    """Allow this user kernel faults through the system call."""
     return sysctl(facts, "vm.unprivileged_userfaultfd=1")
 
 
 def kernel(version: str) -> str:
-    """Have a newer kernel."""
+    """Boot a newer kernel."""
     return f"boot Linux {version} or later"
 
 
 def kernel_option(option: str) -> str:
-    """Have another kernel."""
+    """Boot a kernel with another configuration."""
     return f"boot a kernel built with {option}=y"
 
 
 def device(facts: Facts) -> str:
-    """Let this user open /dev/userfaultfd."""
+    """Allow this user to open /dev/userfaultfd."""
     if facts.container and not facts.device.exists:
         return run_container(facts, f"--device={DEVICE}")
     numbers = re.fullmatch(r"(\d+):(\d+)", (facts.read(MISC_DEVICE) or "").strip())
@@ -76,31 +76,31 @@ def device(facts: Facts) -> str:
 
 
 def capability(facts: Facts) -> str:
-    """Give CAP_SYS_PTRACE."""
+    """Grant CAP_SYS_PTRACE."""
     if not facts.in_initial_user_namespace:
-        return f"run it outside of this user namespace, or give it {DEVICE}"
+        return f"run outside of this user namespace, or pass {DEVICE} in"
     if facts.container:
         return run_container(facts, "--cap-add=SYS_PTRACE")
     if facts.uid == 0:
-        return "in the systemd unit that took it away: CapabilityBoundingSet=CAP_SYS_PTRACE"
+        return "in the systemd unit that dropped it: CapabilityBoundingSet=CAP_SYS_PTRACE"
     return as_root(facts, f"setcap cap_sys_ptrace+ep {shlex.quote(facts.interpreter)}")
 
 
 def seccomp(facts: Facts) -> str:
-    """Get past a seccomp filter that refuses the system call."""
+    """Get past a seccomp filter that blocks the system call."""
     if facts.container == "kubernetes":
         return (
             "give the pod a securityContext.seccompProfile of type Localhost that allows "
             "userfaultfd"
         )
     if facts.container:
-        # The device needs no system call of its own; ioctl(2) is in every profile.
+        # The device needs only ioctl(2), which every profile allows.
         return run_container(facts, f"--device={DEVICE}")
     return (
-        f"SystemCallFilter=userfaultfd in its systemd unit, or --device={DEVICE} for its container"
+        f"SystemCallFilter=userfaultfd in the systemd unit, or --device={DEVICE} for the container"
     )
 
 
 def ptrace_scope(facts: Facts) -> str:
-    """Let processes of one user trace each other."""
+    """Allow processes of the same user to trace each other."""
     return sysctl(facts, "kernel.yama.ptrace_scope=0")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.check import machines
 from uffdaemon.check.facts import FILES, HUGETLB, KSM_RUN, SYSCTL, Facts, NotKnownError
-from uffdaemon.check.gather import gather
+from uffdaemon.check.machine import collect
 
 ATTEMPTS = machines.everything().attempts
 
@@ -19,7 +19,7 @@ def put(root: Path, path: str, content: bytes) -> None:
 
 
 def look(root: Path) -> Facts:
-    return gather(root, ATTEMPTS)
+    return collect(root, ATTEMPTS)
 
 
 def test_an_empty_machine(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_device_that_is_a_file(tmp_path: Path) -> None:
 
 def test_a_device_that_cannot_be_looked_at(tmp_path: Path) -> None:
     put(tmp_path, "dev", b"")
-    assert "Not a directory" in look(tmp_path).device.trouble
+    assert "Not a directory" in look(tmp_path).device.error
 
 
 @pytest.mark.parametrize(
