@@ -56,7 +56,7 @@ _ENDED = "whoever answered its faults has ended"
 
 
 class Daemon:
-    """Serves any number of userfaultfds in one trio program; made by `open_daemon`."""
+    """Serves any number of userfaultfds in one trio program; returned by `open_daemon`."""
 
     def __init__(
         self, nursery: trio.Nursery, options: Options, *, log_interval: float | None
@@ -66,13 +66,14 @@ class Daemon:
         self._log_interval = log_interval
         self._memories: dict[Region, Memory] = {}
         self.orphans: list[Userfaultfd] = []
-        """After the end: descriptors of forked children that live and lack pages.  They are left
-        open, for whoever goes on serving them; closing them shows zeros to those children."""
+        """After the end: userfaultfds of forked children that are alive and lack pages.  They stay
+        open for a successor; closing them makes the missing pages of those children zeros."""
         self._log = self._servers.log
 
     @property
     def external(self) -> dict[Region, ExternalServer]:
-        """What serves the regions whose policy is external."""
+        """The worker process of each region with an external policy; see its ``ready`` and
+        ``refresh``."""
         return self._servers.external
 
     # -- regions -------------------------------------------------------------------------------
@@ -87,12 +88,12 @@ class Daemon:
     ) -> Region:
         """Serve a region of the process that `uffd` belongs to, from now on.
 
-        The range is registered in the mode given; None: its owner has done that.  The userfaultfd
-        stays the caller's, to be closed after the daemon has ended or the region was removed.  With
-        ``resolver="thread"``, rules are carried out by a thread of their own, also while trio is
-        busy; the first region of a userfaultfd decides for all.
+        The range is registered in mode `register`; None: its owner has registered it.  The caller
+        keeps the userfaultfd, and closes it after the daemon has ended or the region was removed.
+        With ``resolver="thread"``, a thread of its own carries out rules, even while trio is busy;
+        the first region of a userfaultfd decides for all.
 
-        Raises `InvalidRange` when it overlaps another region, `PlacementRefused` when the policy
+        Raises `InvalidRange` if the region overlaps another one, `PlacementRefused` if the policy
         moves pages of another process, `DaemonClosed`, and what `Userfaultfd.register` raises.
         """
         if self._servers.closing:
@@ -127,14 +128,14 @@ class Daemon:
         return region
 
     def served(self) -> dict[Userfaultfd, RegionTable]:
-        """Where the regions of each userfaultfd lie by now: what a successor has to know."""
+        """The current regions of each userfaultfd, which a successor has to know."""
         return {uffd: server.handler.regions for uffd, server in self._servers.own.items()}
 
     def resume(self, uffd: Userfaultfd, regions: RegionTable, *, owns_fd: bool) -> None:
-        """Serve what a predecessor has served; `owns_fd`: the descriptor is the daemon's from now
-        on, as those of children are.
+        """Serve the regions that a predecessor served.  With `owns_fd` the daemon closes `uffd`.
 
-        Whoever waits there is woken and asks again.  Raises `PlacementRefused` as `add_region`.
+        Threads that wait there are woken and fault again.  Raises `PlacementRefused`, like
+        `add_region`.
         """
         for segment in regions:
             check_moves(uffd, segment.region.policy)
@@ -160,20 +161,21 @@ class Daemon:
     ) -> GuardedRegion:
         """Guard memory of this process: open a userfaultfd, register, serve.
 
-        `placement` says who answers.  With "native" (the default), rules are carried out without
-        the interpreter, by a thread or, with ``resolver="in-thread"``, by the thread that faults;
-        what no rule covers is this loop's, and must then be touched by threads that do not hold the
-        GIL only.  With "in_process", that holds for all faults.  docs/placement.md helps to choose.
+        `placement` says what resolves faults; see docs/choose-placement.md.  With "native" (the
+        default), rules are carried out without the interpreter, by a thread or, with
+        ``resolver="in-thread"``, by the faulting thread.  This loop resolves what no rule covers;
+        only threads that do not hold the GIL may touch such pages.  With "in_process" this applies
+        to all pages.  With "external", `policy` is a name that another process imports.
 
-        The userfaultfd is closed with the memory, never before.  Children get the memory guarded
-        where EVENT_FORK may be used, and otherwise (but with "in_process") not at all: SIGSEGV,
-        never zeros.  In this very thread, `Memory.read` and its like raise `PlacementRefused` where
-        pages are missing that this loop would have to answer.
+        The userfaultfd is closed with the memory, never before.  Children get the memory guarded if
+        EVENT_FORK is permitted, and otherwise not at all: SIGSEGV, never zeros (but zeros with
+        "in_process").  In this very thread, `Memory.read` and the like raise `PlacementRefused` if
+        pages are missing that this loop would have to fill.
 
         `features` that this kernel lacks are left out.  With `user_mode_only`, system calls that
-        touch a missing page fail with EFAULT; None is as this user may.  The last five are those
-        of `Region`.  Raises `PlacementRefused` for what the placement cannot do, and what
-        `Userfaultfd.open` and `add_region` raise.
+        touch a missing page fail with EFAULT; by default only if this user may not do otherwise.
+        The last five arguments are those of `Region`.  Raises `PlacementRefused` if the placement
+        cannot do it, and what `Userfaultfd.open` and `add_region` raise.
         """
         if memory.start == 0:
             raise errors.InvalidRange("this memory has been unmapped")
@@ -232,10 +234,11 @@ class Daemon:
     def remove_region(self, region: Region, missing: Missing | None = None) -> None:
         """Stop serving a region.
 
-        A region whose pages are all there is unregistered.  One that is incomplete would then show
-        zeros, so `missing` has to say what shall happen; without it, raises `RegionIncomplete`.
-        Raises `NotServed`, and `OperationError` when pages could not be poisoned (EAGAIN: an event
-        is in flight); the region is still served then.
+        A complete region is unregistered.  An incomplete one would then read as zeros, so `missing`
+        says what happens to its missing pages: "hold" leaves faults waiting, "poison" makes them
+        SIGBUS, and "release" lets the kernel fill in zeros.  Without it, raises `RegionIncomplete`.
+        Raises `NotServed`, and `OperationError` if pages could not be poisoned (EAGAIN: an event is
+        pending); the region is still served then.
         """
         if missing is not None and missing not in get_args(Missing):
             raise ValueError(f"missing is 'hold', 'poison' or 'release', not {missing!r}")
@@ -262,12 +265,12 @@ class Daemon:
         piece: int = 256 * 1024,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
-        """Fill what is missing of a region, `piece` bytes at a time; demand faults go first.
+        """Fill the missing pages of a region, `piece` bytes at a time; faults go first.
 
         `source` has the region's bytes from offset 0 on; by default it is that of the region's
-        `CopyFrom`.  `progress` is called with (bytes that need nothing any more, bytes in all).
-        Returns the bytes that were brought.  Raises `SourceError`, `OperationError`,
-        `DaemonClosed` when the client goes away; what was filled stays.
+        `CopyFrom`.  `progress` is called with (bytes done, bytes in total).  Returns the number of
+        bytes that were filled.  Raises `SourceError`, `OperationError`, and `DaemonClosed` if the
+        client exits; what was filled stays.
         """
         server = self._servers.of(region)
         copy = copy_of(region.policy) if source is None else Copy(source)
@@ -287,9 +290,9 @@ class Daemon:
         verify: bool = False,
         piece: int = PIECE,
     ) -> Moved:
-        """`uffdaemon.move` on a userfaultfd that is served here, with this daemon's books kept.
+        """Move pages to a region that this daemon serves; see `uffdaemon.moves.move`.
 
-        Raises what `uffdaemon.move` raises, and `NotServed`.
+        The daemon records which pages arrived.  Raises what `move` raises, and `NotServed`.
         """
         server = self._servers.serving(uffd)
         region = server.handler.regions.find(dst)
@@ -311,10 +314,9 @@ class Daemon:
         return finish(ladder.moved, verify=verify)
 
     def book(self, uffd: Userfaultfd, moved: Moved) -> None:
-        """Keep the books of moves that were made without this daemon, by `Staging.fill` or `move`
-        say: what has arrived is there, and faults held there have ended.
+        """Record pages that were moved without this daemon, for instance by `Staging.fill`.
 
-        Raises `NotServed`.
+        They are then known to be there, and faults that were held there end.  Raises `NotServed`.
         """
         server = self._servers.serving(uffd)
         book_moves(server.handler, moved)
@@ -322,9 +324,9 @@ class Daemon:
     # -- clients -------------------------------------------------------------------------------
 
     def watch_client(self, uffd: Userfaultfd, pid: int) -> None:
-        """End serving `uffd` when process `pid` ends, which the userfaultfd itself never tells.
+        """Stop serving `uffd` when process `pid` exits, which a userfaultfd does not report.
 
-        Raises `OpenRefused` (ESRCH: it is gone already) and `NotServed`.
+        Raises `OpenRefused` (ESRCH: it has exited already) and `NotServed`.  See pidfd_open(2).
         """
         server = self._servers.serving(uffd)
         pidfd = native.pidfd_open(pid)
@@ -333,20 +335,20 @@ class Daemon:
         self._nursery.start_soon(end_with_process, server, pidfd)
 
     async def wait_client_gone(self, uffd: Userfaultfd) -> None:
-        """Until `uffd` is served no more: its client died, or the daemon ends."""
+        """Wait until `uffd` is no longer served: its client has exited, or the daemon ends."""
         server = self._servers.own.get(uffd)
         if server is not None:
             await server.ended.wait()
 
-    # -- looking -------------------------------------------------------------------------------
+    # -- observing -----------------------------------------------------------------------------
 
     def open_faults(self) -> list[OpenFault]:
-        """Who waits now, since when and for what; the oldest first."""
+        """The faults that are open now, the oldest first."""
         found = self._servers.open_faults(time.perf_counter_ns())
         return sorted(found, key=lambda entry: -entry.age)
 
     def statistics(self) -> Statistics:
-        """A snapshot of what has been served, by all userfaultfds together."""
+        """A snapshot of the counters of all userfaultfds together."""
         total = self._servers.count()
         return Statistics(
             dict(total.outcomes),
@@ -359,15 +361,14 @@ class Daemon:
         )
 
     def dump(self) -> str:
-        """Who is stuck, since when and why, as text: a line for each open fault."""
+        """The open faults as text, a line each: thread, address, age, and what it waits for."""
         stuck = self.open_faults()
         served = len(self._servers.own) + len(self._servers.external)
         head = f"uffdaemon: {len(stuck)} open faults on {served} userfaultfds"
         return "\n".join([head, *(f"  {entry}" for entry in stuck)])
 
     async def dump_on_signal(self, *signals: signal.Signals) -> None:
-        """Print `dump` to standard error whenever one of the signals arrives; runs until it is
-        cancelled."""
+        """Print `dump` to standard error at each of these signals, until cancelled."""
         with trio.open_signal_receiver(*signals) as received:
             async for _ in received:
                 print(self.dump(), file=sys.stderr, flush=True)  # noqa: T201  # asked for

@@ -1,4 +1,4 @@
-"""The ways in: `open_daemon`, and `serve` for a single userfaultfd."""
+"""`open_daemon`, and `serve` for a single userfaultfd."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from uffdaemon.uapi.events import ForkEvent
 
 REREADS: Final = 100
-"""Reads of an empty userfaultfd in a row before sleeping, about 30 µs: what it takes a thread on
-another core to wake up and fault again (see docs/architecture.md)."""
+"""How often an empty userfaultfd is read before sleeping: about 30 µs, in which a thread on another
+core can wake up and fault again (see docs/architecture.md)."""
 
 WATCHDOG: Final = Watchdog()
 
@@ -56,17 +56,19 @@ async def open_daemon(
 ) -> AsyncGenerator[Daemon]:
     """Serve page faults while the block runs.
 
-    When it ends, in whatever way, open faults are dealt with as `on_shutdown` says, for at most
-    `shutdown_timeout` seconds, shielded from cancellation.  Tasks that shield themselves (a source,
-    a `Perform`) are waited for all the same.  What the block raises comes out as it is.
+    When the block ends, in whatever way, `on_shutdown` says what happens to open faults, for at
+    most `shutdown_timeout` seconds, shielded from cancellation.  Tasks that shield themselves (a
+    source, a `Perform`) are still waited for.  An exception of the block is raised unchanged.
 
-    `watchdog` looks after faults of this process that Python does not take in: see `Watchdog`; it
-    also looks after memory that is incomplete when the daemon has ended.  None: nobody does.
+    `on_fork` says what to do with forked children whose memory is registered: "adopt" serves them,
+    "close" lets their missing pages become zeros, and a callable returns one of the two.
+    `watchdog` reports faults of this process that Python does not dequeue, and threads that touch
+    missing pages after the daemon has ended; None turns it off.
 
-    `rereads` bounds how often an empty userfaultfd is read again before sleeping; 0 never does.
-    `fetch_limit` is how many fetches run at a time for each userfaultfd.  `native_sleep` answers
-    faults in C while trio sleeps; turn it off under a guest loop.  With `log_interval` (seconds),
-    the statistics are logged so often and at the end; failures are logged always.
+    `rereads` limits how often an empty userfaultfd is read again before sleeping; 0: never.
+    `fetch_limit` is the number of concurrent fetches per userfaultfd.  `native_sleep` resolves
+    faults in C while trio sleeps; turn it off in guest mode.  The statistics are logged every
+    `log_interval` seconds and at the end, if it is not None; failures are always logged.
     """
     on_shutdown = Shutdown(on_shutdown)  # or the word for it
     failure: BaseException | None = None
@@ -95,11 +97,11 @@ async def serve(
     task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
     **options: Unpack[DaemonOptions],
 ) -> None:
-    """Serve the regions of one userfaultfd until its client is gone, or until cancelled.
+    """Serve the regions of one userfaultfd until its client has exited, or until cancelled.
 
-    `client` is the process id of the client, if its end shall be noticed when no fault is open.
-    With ``nursery.start``, returns the `Daemon` once faults are being answered.  `options` are the
-    arguments of `open_daemon`; errors are those of `Daemon.add_region`.
+    `client` is the client's process id; with it, the exit of an idle client is noticed.
+    ``nursery.start`` returns the `Daemon` once faults are being served.  `options` are the
+    arguments of `open_daemon`.  Raises what `Daemon.add_region` raises.
     """
     async with open_daemon(**options) as daemon:
         for region in regions:

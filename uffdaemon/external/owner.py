@@ -59,13 +59,13 @@ class _Supervisor(NamedTuple):
 
 
 class ExternalServer:
-    """Has one region of this process served by a worker process.
+    """One region of this process, served by a worker process; an entry of `Daemon.external`.
 
-    `region` is the owner's view of it, with an `ExternalPolicy`; what its pages hold is known to
-    the worker alone.  Make it and call `start` in trio's thread, and have `run` run.
+    `region` is the owner's view of the region, with an `ExternalPolicy`; only the worker knows its
+    page contents.  Create it and call `start` in trio's thread, and run `run` in a task.
 
-    Raises `PlacementRefused` where something cannot travel: a callable for `on_failure` or
-    `on_fork`, a ``before`` hook.
+    Raises `PlacementRefused` for what another process cannot call: a callable for `on_failure` or
+    `on_fork`, or a ``before`` hook.
     """
 
     def __init__(
@@ -321,14 +321,14 @@ class ExternalServer:
     # -- looking -------------------------------------------------------------------------------
 
     async def ready(self) -> None:
-        """Until the worker answers faults.
+        """Wait until the worker resolves faults.
 
-        Raises `PolicyNotLoaded` with what went wrong over there, and `DaemonClosed`.
+        Raises `PolicyNotLoaded` with the reason, and `DaemonClosed`.
         """
         await self._listener.ready()
 
     async def refresh(self) -> None:
-        """Until the worker has said what it has counted by now.  Raises `DaemonClosed`."""
+        """Wait until the worker has sent its current counters.  Raises `DaemonClosed`."""
         await self._listener.refresh()
 
     def add_counters(self, total: Counters) -> None:
