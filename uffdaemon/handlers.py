@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from structlog.stdlib import BoundLogger
 
+    from uffdaemon.engine.apply_events import Applied
     from uffdaemon.engine.tasks import SlowWork
     from uffdaemon.hooks import Hooks
     from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
@@ -82,7 +83,7 @@ class Handler:
         self.of_this_process: Callable[[], Iterable[Handler]] = lambda: (self,)
         """The handlers of all userfaultfds of this process that the daemon serves."""
         self.client_gone = False
-        self._events: deque[Change] = deque()
+        self._events: deque[Change | Applied] = deque()
         self._steps: list[Step] = []
         self._apart: list[Step] = []
         self.failing: set[tuple[int, FaultKind]] = set()
@@ -107,7 +108,7 @@ class Handler:
 
     # -- in ------------------------------------------------------------------------------------
 
-    def answer(self, events: Iterable[Event], read_at: int) -> None:
+    def answer(self, events: Iterable[Event | Applied], read_at: int) -> None:
         """Take in everything that was read, and answer what can be answered at once.
 
         `events` must be all that was pending: what removes or moves ranges comes first.
@@ -118,13 +119,13 @@ class Handler:
             decide(self, fault)
         self.flush()
 
-    def note(self, events: Iterable[Event], read_at: int) -> None:
+    def note(self, events: Iterable[Event | Applied], read_at: int) -> None:
         """Take in what was read, and list the faults as open, without answering them."""
         for event in self._apply(events):
             self._enter(event, read_at)
         self.flush()
 
-    def _apply(self, events: Iterable[Event]) -> list[PageFault]:
+    def _apply(self, events: Iterable[Event | Applied]) -> list[PageFault]:
         """Apply what removes or moves ranges; returns the faults.
 
         A hook that is told of an event may come here with later ones: it first applies those that

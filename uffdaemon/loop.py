@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from uffdaemon.engine.apply_events import Applied
 from uffdaemon.engine.failures import answered_anew, refused_in_c, release_held
 from uffdaemon.engine.observers import AsyncHooks
 from uffdaemon.engine.shutdown import abandon, poison_open_faults, warn_of_closing, would_read_zeros
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from uffdaemon.native.ports import Record
     from uffdaemon.placement import Resolver
     from uffdaemon.ports.endpoint import Staff
-    from uffdaemon.uapi.events import ForkEvent
+    from uffdaemon.uapi.events import Event, ForkEvent
 
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
@@ -85,7 +86,7 @@ class Server:
         self._awake = True
         self._takes = 0
         """How many calls of `take` are under way: hooks may make some."""
-        self._taken: tuple[list[bytes], int] | None = None
+        self._taken: tuple[list[Event | Applied], int] | None = None
         """What is for Python, and when it was read, until it is answered."""
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
@@ -194,10 +195,10 @@ class Server:
 
     def _account_for(self, records: list[Record]) -> None:
         now = _clock()
-        forwarded = [record.message for record in records if not record.code]
+        forwarded = [record for record in records if not record.code]
         if forwarded:
-            read_at = min(record.latency for record in records if not record.code)
-            self._taken = forwarded, read_at
+            read_at = min(record.latency for record in forwarded)
+            self._taken = _events_of(forwarded), read_at
         for record in records:
             if record.code and (record.error or self.handler.hooks.see_endings):
                 self._tell(record, now)
@@ -211,20 +212,17 @@ class Server:
         if taken is not None:
             self._answer(*taken)
 
-    def _answer(self, forwarded: list[bytes], read_at: int) -> None:
+    def _answer(self, events: list[Event | Applied], read_at: int) -> None:
         """Have Python answer what C left."""
-        events = parse(b"".join(forwarded))
-        if len(forwarded) >= MESSAGE_BATCH and not self.post.native:
+        if len(events) >= MESSAGE_BATCH and not self.post.native:
             # The buffer was full: an event that came before these faults may still be unread.
             events += self.uffd.read_events()
-        changed = any(not isinstance(event, PageFault) for event in events)
         self.handler.answer(events, read_at)
-        if self.handler.stale or (changed and not self.rules.current):
+        if self.handler.stale:
             self.rules.update()
         forks, self.handler.forks = self.handler.forks, []
         for event, regions in forks:
             self._on_fork(self, event, regions)
-        self.rules.forget_fresh()
 
     def _end_held(self, answered: list[bytes]) -> None:
         """Threads whose faults were held have asked again, and rules have answered."""
@@ -376,10 +374,22 @@ class Server:
                 if record.code and (record.error or self.handler.hooks.see_endings):
                     self._tell(record, now)
             # Who waits by now is listed, although nobody is going to answer.
-            left = b"".join(record.message for record in records if not record.code)
-            self.handler.note(parse(left), now)
+            left = [record for record in records if not record.code]
+            self.handler.note(_events_of(left), now)
         self.handler.carry_out_all = None
 
     def is_orphan(self) -> bool:
         """Whether the descriptor is ours and must stay open nevertheless."""
         return self.owns_fd and would_read_zeros(self.handler)
+
+
+def _events_of(records: list[Record]) -> list[Event | Applied]:
+    """What records that were forwarded say, in their order."""
+    events: list[Event | Applied] = []
+    for record, event in zip(records, parse(b"".join(r.message for r in records)), strict=True):
+        snapshot = record.snapshot()
+        if isinstance(event, PageFault) or not record.applied:
+            events.append(event)
+        else:
+            events.append(Applied(event, snapshot))
+    return events

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import tracemalloc
 from pathlib import Path
 
@@ -10,12 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uffdaemon.model.page_map import Bitmap, PageMap
+from uffdaemon.model.page_map import PageMap, PresentPages
 
 GIB = (1 << 30) // 4096
-SMALL = 4096 * 8  # pages: the most whose bitmap is an ordinary bytearray
+SMALL = 4096 * 4 - 32  # pages: the most whose states are not mapped by themselves
 STRIDE = 8192
 BORDERS = [0, 1, 7, 8, 9, STRIDE - 1, STRIDE, STRIDE + 1, 2 * STRIDE, SMALL - 1, SMALL, SMALL + 1]
+
+
+def pages_present(pages: int) -> PresentPages:
+    return PageMap(pages).present
 
 
 def resident() -> int:
@@ -26,7 +29,7 @@ def resident() -> int:
 
 @pytest.mark.parametrize("pages", [*BORDERS[1:], SMALL + STRIDE + 3])
 def test_all_and_nothing(pages: int) -> None:
-    bitmap = Bitmap(pages)
+    bitmap = pages_present(pages)
     assert bitmap.runs() == []
     assert bitmap.next_absent(0, pages) == 0
     bitmap.add_range(0, pages)
@@ -40,7 +43,7 @@ def test_all_and_nothing(pages: int) -> None:
 
 @pytest.mark.parametrize("border", [border for border in BORDERS if border])
 def test_runs_across_a_border_are_whole(border: int) -> None:
-    bitmap = Bitmap(SMALL + STRIDE)
+    bitmap = pages_present(SMALL + STRIDE)
     bitmap.add_range(border - 1, border + 1)
     assert border - 1 in bitmap
     assert border in bitmap
@@ -52,22 +55,51 @@ def test_runs_across_a_border_are_whole(border: int) -> None:
     assert bitmap.runs() == [(border, border + 1)]
 
 
-def test_one_page_more_than_a_bytearrays_is_a_map_of_its_own() -> None:
-    assert isinstance(Bitmap(SMALL).buffer, bytearray)
-    assert isinstance(Bitmap(SMALL + 1).buffer, mmap.mmap)
+@pytest.mark.parametrize("kind", ["private", "shared"])
+def test_the_states_of_pages_are_the_bits_that_c_looks_at(kind: str) -> None:
+    pages = PageMap(24, shared=kind == "shared")
+    pages.present.add(0)
+    pages.present.add_range(5, 7)
+    pages.remove(6, 9)
+    pages.present.add(8)
+    assert bytes(pages.book.buffer) == bytes([0b01, 0b10_10_01_00, 0b11, 0, 0, 0])
 
 
-def test_the_pages_of_a_range_are_the_bits_that_c_looks_at() -> None:
-    bitmap = Bitmap(24)
-    bitmap.add(0)
-    bitmap.add(9)
-    bitmap.add_range(15, 18)
-    assert bytes(bitmap.buffer) == bytes([0b1, 0b1000_0010, 0b11])
+def test_a_memory_file_is_another_process_s_view() -> None:
+    ours = PageMap(100, shared=True)
+    ours.present.add(7)
+    assert ours.book.fileno() >= 0
+    theirs = PageMap(100, file=ours.book.fileno())
+    assert theirs.present.runs() == [(7, 8)]
+    theirs.remove(7, 9)
+    assert (ours.present.runs(), ours.removed.runs()) == ([], [(7, 9)])
+    assert ours.any_removed
+    twin = theirs.copy()
+    assert twin.removed.runs() == [(7, 9)]
+    assert twin.book.fileno() not in (-1, theirs.book.fileno())
+    twin.remove(0, 1)
+    assert 0 not in ours.removed
+    with pytest.raises(OSError, match="Invalid argument"):
+        PageMap(101, file=ours.book.fileno())
+    assert PageMap(8).book.fileno() == -1
+    ours.book.close_file()
+    assert ours.book.fileno() == -1
+    assert ours.removed.runs() == [(7, 9)]
+
+
+def test_an_event_that_was_applied_is_not_applied_again() -> None:
+    pages = PageMap(10)
+    pages.remove(2, 4)
+    pages.present.add(2)  # zeros, since
+    pages.present.add(5)
+    pages.book.make_void(2, 6)
+    assert pages.present.runs() == [(2, 3)]
+    assert pages.removed.runs() == [(2, 6)]
 
 
 @given(st.integers(0, 40), st.integers(-40, 40))
 def test_an_empty_range_changes_nothing(first: int, length: int) -> None:
-    bitmap = Bitmap(40)
+    bitmap = pages_present(40)
     bitmap.add_range(3, 20)
     if length <= 0:
         bitmap.add_range(first, first + length)
@@ -88,8 +120,22 @@ def test_an_untouched_large_region_costs_nothing() -> None:
     tracemalloc.stop()
     assert taken < 64 << 10
     assert grown < 1 << 20
-    assert len(pages.present.buffer) + len(pages.removed.buffer) == 2 * 64 * GIB // 8
+    assert len(pages.book.buffer) == 2 * 64 * GIB // 8
     assert twin.filled() == 0
+
+
+def test_a_region_costs_two_bits_a_page_and_little_more() -> None:
+    count = 64 * GIB
+    before = resident()
+    tracemalloc.start()
+    pages = PageMap(count)
+    pages.present.add_range(0, count)
+    pages.remove(0, count)
+    pages.present.add_range(0, count)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert resident() - before + taken <= count * 2 // 8 + (64 << 10)
+    assert pages.filled() == count
 
 
 def test_a_touched_page_costs_no_more_than_what_the_kernel_maps_for_it() -> None:
@@ -148,19 +194,3 @@ def test_next_fillable_steps_over_both() -> None:
     assert pages.next_fillable(0, 2 * STRIDE + 1) is None
     pages.remove(2 * STRIDE, pages.pages)
     assert pages.next_fillable(0, pages.pages) is None
-
-
-def test_bits_that_others_change_as_well_are_changed_as_they_say() -> None:
-    changes: list[tuple[int, int, bool]] = []
-    bitmap = Bitmap(100)
-
-    def change(buffer: bytearray | mmap.mmap, first: int, end: int, *, value: bool) -> None:
-        assert buffer is bitmap.buffer
-        changes.append((first, end, value))
-
-    bitmap.share(change)
-    bitmap.add(3)
-    bitmap.add_range(4, 20)
-    bitmap.discard_range(5, 7)
-    assert changes == [(3, 4, True), (4, 20, True), (5, 7, False)]
-    assert bitmap.count() == 0

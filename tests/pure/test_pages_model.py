@@ -6,11 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from uffdaemon.model.page_map import Bitmap, PageMap
+from uffdaemon.model.page_map import PageMap, PageSet
 
-SMALL = 4096 * 8
+SMALL = 4096 * 4 - 32
 STRIDE = 8192
-EDGES = (0, 1, 7, 8, 9, 63, 64, STRIDE, 2 * STRIDE, SMALL)
+EDGES = (0, 1, 7, 8, 9, 31, 32, 63, 64, STRIDE, 2 * STRIDE, SMALL)
 SIZES = sorted({max(edge + by, 1) for edge in EDGES for by in (-1, 0, 1)} | {SMALL + STRIDE + 5})
 
 
@@ -131,7 +131,7 @@ class PagesAreTwoSets(RuleBasedStateMachine):
         assert self.pages.filled() == len(self.present | self.removed)
         assert self.pages.any_removed or not self.removed
 
-    def both(self) -> list[tuple[Bitmap, set[int]]]:
+    def both(self) -> list[tuple[PageSet, set[int]]]:
         return [(self.pages.present, self.present), (self.pages.removed, self.removed)]
 
 

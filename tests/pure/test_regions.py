@@ -14,6 +14,7 @@ from uffdaemon.model.region_table import RegionTable, Segment, nowhere, outside_
 from uffdaemon.uapi.events import FaultKind, PageFault
 
 if TYPE_CHECKING:
+    from uffdaemon.model.page_map import PageMap
     from uffdaemon.model.region import Region
 
 
@@ -127,14 +128,26 @@ def test_a_move_of_nothing_that_is_ours_still_unmaps_its_target() -> None:
     assert [(segment.start, segment.end) for segment in table] == [(at(0), at(1)), (at(2), at(4))]
 
 
-def test_of_a_child_nothing_may_be_known_to_be_there() -> None:
+def test_a_child_has_the_pages_of_the_moment_that_is_said() -> None:
     region = a_region(pages=8)
     region.pages.present.add(1)
     region.pages.remove(4, 5)
-    child = table_of(region).fork(known=False).find(at(0))
+    then = region.pages.copy()
+    region.pages.present.add(2)
+    region.pages.remove(1, 2)
+    asked: list[PageMap] = []
+
+    def copy_of(pages: PageMap) -> PageMap:
+        asked.append(pages)
+        return then
+
+    table = table_of(region)
+    table.remap(at(6), at(20), 2 * PAGE)
+    child = table.fork(copy_of).find(at(0))
     assert child is not None
-    assert (child.pages.present.runs(), child.pages.removed.runs()) == ([], [(4, 5)])
-    assert region.pages.present.runs() == [(1, 2)]
+    assert asked == [region.pages]
+    assert (child.pages.present.runs(), child.pages.removed.runs()) == ([(1, 2)], [(4, 5)])
+    assert region.pages.present.runs() == [(2, 3)]
 
 
 def test_a_child_has_the_same_pages_until_either_changes() -> None:

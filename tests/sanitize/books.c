@@ -34,6 +34,7 @@ void service_open(struct service *service, int in_thread)
         uint64_t ioctls, start;
 
         region->number = number;
+        region->pages = uffdaemon_pages_new(PAGES);
         pthread_rwlock_init(&region->lock, NULL);
         region->source = aligned_alloc(PAGE, LENGTH);
         start = (uint64_t)(uintptr_t)mmap(NULL, LENGTH, PROT_READ | PROT_WRITE,
@@ -57,6 +58,7 @@ void service_close(struct service *service)
     close(service->fd);
     for (unsigned number = 0; number < REGIONS; number++) {
         free(service->regions[number].source);
+        uffdaemon_pages_put(service->regions[number].pages);
         pthread_rwlock_destroy(&service->regions[number].lock);
     }
     free(service->pending);
@@ -82,11 +84,29 @@ static void enter(struct service *service, const struct uffd_msg *message)
                 continue;
             if (message->event == UFFD_EVENT_REMOVE) {
                 region->zeros[page] = 1;
-                uffdaemon_set_bits(region->removed, page, page + 1, 1);
+                uffdaemon_pages_void(region->pages, page, page + 1);
             } else {
                 region->at[page] = shift ? region->at[page] + shift : 0;
             }
         }
+}
+
+/* A child is born with the states of its parent's pages; what is discarded later is not its own. */
+static void check_snapshot(struct service *service, const struct uffdaemon_record *record)
+{
+    struct uffdaemon_snapshot *snapshot = uffdaemon_record_snapshot(record);
+
+    for (unsigned number = 0; snapshot && number < REGIONS; number++) {
+        const struct region *region = &service->regions[number];
+        struct uffdaemon_pages *copy = uffdaemon_snapshot_take(snapshot, region->pages);
+
+        for (unsigned page = 0; copy && page < PAGES; page++)
+            check(!region->zeros[page] ==
+                      !(uffdaemon_pages_state(copy, page) & UFFDAEMON_PAGE_DISCARDED),
+                  "a child's page is not as its parent's was", number, page);
+        uffdaemon_pages_put(copy);
+    }
+    uffdaemon_snapshot_free(snapshot);
 }
 
 /* Takes in everything that was read by now; returns how much that was.  Under `books`. */
@@ -107,7 +127,8 @@ int catch_up(struct service *service)
 
             if (record->message.event != UFFD_EVENT_PAGEFAULT) {
                 enter(service, &record->message);
-                service->events += record->present;
+                service->events += record->present != 0;
+                check_snapshot(service, record);
             } else if (!record->code) {
                 check(service->pending_count < PENDING, "too much is pending", 0, 0);
                 service->pending[service->pending_count++] = record->message.arg.pagefault.address &
@@ -115,8 +136,6 @@ int catch_up(struct service *service)
             }
         }
     }
-    if (atomic_load(&service->port->noted))
-        uffdaemon_port_forget(service->port, service->events);
     return taken;
 }
 
@@ -215,9 +234,7 @@ static size_t write_rules(const struct service *service, const struct region *re
                 .origin = region->at[first] - first * PAGE,
                 .page_size = PAGE,
                 .window = (uint64_t)PAGE << variant % 6,
-                .pages = (uint64_t)(uintptr_t)region->present,
-                .removed = (uint64_t)(uintptr_t)region->removed,
-                .fresh = (uint64_t)(uintptr_t)region->fresh,
+                .pages = (uint64_t)(uintptr_t)region->pages,
                 .zeros = variant & 1 ? 1 : (uint64_t)(uintptr_t)nothing,
                 .refusal = _UFFDIO_POISON,
             };

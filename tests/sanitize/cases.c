@@ -1,6 +1,7 @@
 /* Races that were found, each brought about for certain: `cases NAME`. */
 #include "stress.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -15,7 +16,8 @@
 
 static struct uffdaemon_port *port;
 static struct uffdaemon_resolver *resolver;
-static uint64_t bits[3], start;
+static struct uffdaemon_pages *pages;
+static uint64_t start;
 static char *source;
 static uint32_t done, held; /* held: 1: the next COPY is to be held, 2: it is, 0: it may go on */
 static __thread sigjmp_buf *volatile escape;
@@ -95,6 +97,7 @@ static void guard(int in_thread)
     memset(source, 'x', 16 * PAGE);
     expect(!uffdaemon_register(fd, start, 16 * PAGE, UFFDIO_REGISTER_MODE_MISSING, &ioctls),
            "UFFDIO_REGISTER");
+    pages = uffdaemon_pages_new(16);
     port = uffdaemon_port_new(fd, 0, eventfd(0, EFD_NONBLOCK));
     resolver = uffdaemon_resolver_start(&error);
     expect(resolver && !uffdaemon_resolver_add(resolver, port), "the resolver");
@@ -110,9 +113,7 @@ static void publish_rule(uint64_t code, uint64_t events)
                                   .origin = start,
                                   .page_size = PAGE,
                                   .window = PAGE,
-                                  .pages = (uint64_t)(uintptr_t)&bits[0],
-                                  .removed = (uint64_t)(uintptr_t)&bits[1],
-                                  .fresh = (uint64_t)(uintptr_t)&bits[2],
+                                  .pages = (uint64_t)(uintptr_t)pages,
                                   .zeros = 1};
 
     expect(!uffdaemon_port_publish(port, &rule, 1, events), "uffdaemon_port_publish");
@@ -177,43 +178,134 @@ static void discarded_while_withdrawn(void)
     expect(byte_of(1) == 'x', "its neighbour is not what it was to be");
 }
 
-/* What Python has noted of discarded pages counts from the moment at which C has forgotten it; what
- * it has not noted yet is not forgotten. */
+/* What is discarded is in the book once madvise(2) has returned, and stays there. */
 static void discarded_and_noted(void)
 {
     guard(0);
     publish_rule(_UFFDIO_COPY, 0);
     discard_first();
     uffdaemon_port_settle(port);
-    expect(port->noted && bits[2] == 1 && bits[1] == 0, "what was discarded is not noted");
-    uffdaemon_port_forget(port, 0);
-    expect(port->noted && bits[2] == 1, "an event was forgotten that Python does not know of");
-    uffdaemon_set_bits(&bits[1], 0, 1, 1);
-    uffdaemon_port_forget(port, 1);
-    expect(!port->noted && bits[2] == 0, "what Python has noted is not forgotten");
+    expect(uffdaemon_pages_state(pages, 0) == UFFDAEMON_PAGE_DISCARDED,
+           "what was discarded is not noted");
     expect(byte_of(0) == 0, "a page that was discarded is not zeros");
     expect(byte_of(1) == 'x', "its neighbour is not what it was to be");
+    uffdaemon_port_settle(port); /* a thread runs on before its page is noted */
+    uffdaemon_pages_void(pages, 0, 1);
+    expect(uffdaemon_pages_state(pages, 0) == UFFDAEMON_PAGE_DIRTY, "an event was applied twice");
+    expect(uffdaemon_pages_state(pages, 1) == UFFDAEMON_PAGE_CLEAN, "a page is not noted");
+    expect(uffdaemon_pages_state(pages, 2) == UFFDAEMON_PAGE_ABSENT, "a page was made up");
 }
 
-/* Of a bitmap of three pages; all that is between the ends goes back to the kernel. */
-static void emptied_bits(void)
+static void expect_states(const struct uffdaemon_pages *book, uint64_t first, uint64_t end,
+                          enum uffdaemon_page_state state)
 {
-    uint64_t length = 3 * PAGE, last = length * 8 - 3;
-    unsigned char *bitmap = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                                 -1, 0);
-    unsigned char resident[3];
+    for (uint64_t page = first; page < end; page++)
+        expect(uffdaemon_pages_state(book, page) == state, "a page is in another state");
+}
 
-    memset(bitmap, 0xff, length);
-    uffdaemon_empty_bits(bitmap, 5, last);
-    expect(!mincore(bitmap, length, resident), "mincore");
-    expect(!(resident[1] & 1), "memory of bits that are not set was kept");
-    expect(bitmap[0] == 0x1f && bitmap[length - 1] == 0xe0, "a bit too many was cleared");
-    for (uint64_t byte = 1; byte < length - 1; byte++)
-        expect(!bitmap[byte], "a bit was left");
-    memset(bitmap, 0xff, length);
-    uffdaemon_empty_bits(bitmap, 8 * PAGE + 1, 16 * PAGE);
-    expect(bitmap[PAGE] == 1 && !bitmap[2 * PAGE - 1] && bitmap[2 * PAGE] == 0xff,
-           "a part of a page");
+static void *fill_even_pages(void *book)
+{
+    for (uint64_t page = 0; page < 20000; page += 2)
+        uffdaemon_pages_fill(book, page, page + 1);
+    return NULL;
+}
+
+static void *discard_odd_pages(void *book)
+{
+    for (uint64_t page = 1; page < 20000; page += 2)
+        uffdaemon_pages_discard(book, page, page + 1);
+    return NULL;
+}
+
+/* In each storage: borders of words, two threads at once, and copies that go their own way. */
+static void states_of_pages(void)
+{
+    static const uint64_t borders[] = {0, 1, 31, 32, 33, 63, 64, 65, 200};
+    int error;
+
+    for (int kind = 0; kind < 3; kind++) {
+        uint64_t count = kind ? 20000 : 200;
+        int fd = kind == 2 ? memfd_create("pages", 0) : -1;
+        struct uffdaemon_pages *book = kind == 2 ? uffdaemon_pages_map(fd, count, &error)
+                                                 : uffdaemon_pages_new(count);
+        struct uffdaemon_pages *other;
+        pthread_t filler, discarder;
+
+        for (unsigned low = 0; low < 9; low++)
+            for (unsigned high = low; high < 9; high++) {
+                uint64_t first = borders[low], end = borders[high];
+
+                uffdaemon_pages_fill(book, first, end);
+                expect_states(book, 0, first, UFFDAEMON_PAGE_ABSENT);
+                expect_states(book, first, end, UFFDAEMON_PAGE_CLEAN);
+                expect_states(book, end, 200, UFFDAEMON_PAGE_ABSENT);
+                uffdaemon_pages_empty(book, first, end);
+                expect_states(book, 0, 200, UFFDAEMON_PAGE_ABSENT);
+            }
+        pthread_create(&filler, NULL, fill_even_pages, book);
+        pthread_create(&discarder, NULL, discard_odd_pages, book);
+        pthread_join(filler, NULL);
+        pthread_join(discarder, NULL);
+        for (uint64_t page = 0; page < count; page++)
+            expect_states(book, page, page + 1,
+                          page & 1 ? UFFDAEMON_PAGE_DISCARDED : UFFDAEMON_PAGE_CLEAN);
+        other = uffdaemon_pages_copy(book);
+        uffdaemon_pages_discard(book, 0, count);
+        uffdaemon_pages_fill(book, 0, 1);
+        expect_states(book, 0, 1, UFFDAEMON_PAGE_DIRTY);
+        expect_states(other, 0, 1, UFFDAEMON_PAGE_CLEAN);
+        expect_states(other, 1, 2, UFFDAEMON_PAGE_DISCARDED);
+        expect((other->fd >= 0) == (kind == 2), "a copy is in another storage");
+        uffdaemon_pages_put(other);
+        if (kind == 2) {
+            other = uffdaemon_pages_map(fd, count, &error);
+            expect_states(other, 0, 1, UFFDAEMON_PAGE_DIRTY);
+            uffdaemon_pages_fill(other, 1, 2);
+            expect_states(book, 1, 2, UFFDAEMON_PAGE_DIRTY);
+            uffdaemon_pages_put(other);
+            expect(!uffdaemon_pages_map(fd, count + 1, &error) && error == EINVAL,
+                   "a file of another size was mapped");
+            close(fd);
+        }
+        uffdaemon_pages_put(book);
+    }
+}
+
+/* A FORK event carries the states as they were when it was read. */
+static void forked_and_discarded(void)
+{
+    struct uffdaemon_record record = {.message = {.event = UFFD_EVENT_FORK}}, other;
+    struct uffdaemon_snapshot *snapshot;
+    struct uffdaemon_pages *copy;
+
+    guard(0);
+    publish_rule(_UFFDIO_COPY, 0);
+    expect(byte_of(1) == 'x', "the page is not what it was to be");
+    pthread_mutex_lock(&port->change);
+    uffdaemon_apply_event(port, &record);
+    pthread_mutex_unlock(&port->change);
+    discard_first();
+    snapshot = uffdaemon_record_snapshot(&record);
+    expect(snapshot && record.present == UFFDAEMON_APPLIED, "no snapshot was taken");
+    copy = uffdaemon_snapshot_take(snapshot, pages);
+    expect_states(copy, 0, 1, UFFDAEMON_PAGE_ABSENT);
+    expect_states(copy, 1, 2, UFFDAEMON_PAGE_CLEAN);
+    expect(!uffdaemon_snapshot_take(snapshot, pages), "it was taken twice");
+    expect(!uffdaemon_snapshot_take(snapshot, copy), "of somebody else");
+    uffdaemon_pages_put(copy);
+    uffdaemon_snapshot_free(snapshot);
+    /* One that nobody dequeues goes with the port. */
+    uffdaemon_resolver_remove(resolver, port);
+    uffdaemon_apply_event(port, &record);
+    uffdaemon_queue_push(&port->queue, &record, 1);
+    uffdaemon_port_free(port);
+    /* Without rules there is nothing to snapshot, and the event is Python's. */
+    other = (struct uffdaemon_record){.message = {.event = UFFD_EVENT_FORK}};
+    port = uffdaemon_port_new(-1, 0, -1);
+    uffdaemon_apply_event(port, &other);
+    expect(other.present == UFFDAEMON_APPLIED_NOWHERE && !other.done, "a snapshot of nothing");
+    uffdaemon_port_free(port);
+    uffdaemon_pages_put(pages);
 }
 
 static int cores_of_this_thread(void)
@@ -471,7 +563,8 @@ int main(int count, char **arguments)
         {"discarded-while-withdrawn", discarded_while_withdrawn},
         {"withdrawn-in-thread", withdrawn_in_thread},
         {"discarded-and-noted", discarded_and_noted},
-        {"emptied-bits", emptied_bits},
+        {"states-of-pages", states_of_pages},
+        {"forked-and-discarded", forked_and_discarded},
         {"a-core-is-sought", a_core_is_sought},
         {"told-after-events", told_after_events},
         {"told-once", told_once},

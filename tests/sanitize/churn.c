@@ -68,9 +68,8 @@ static void renew(struct service *service, struct region *region, uint64_t *seed
     pthread_mutex_lock(&service->books);
     uffdaemon_port_settle(service->port);
     catch_up(service);
-    uffdaemon_set_bits(region->present, 0, PAGES, 0);
-    uffdaemon_set_bits(region->removed, 0, PAGES, 0);
-    uffdaemon_set_bits(region->fresh, 0, PAGES, 0);
+    uffdaemon_pages_put(region->pages);
+    region->pages = uffdaemon_pages_new(PAGES);
     for (unsigned page = 0; page < PAGES; page++) {
         region->at[page] = region->start + page * PAGE;
         region->zeros[page] = 0;
@@ -120,19 +119,18 @@ void *come_and_go(void *argument)
     uint64_t seed = 17;
 
     while (!stopped()) {
-        uint64_t length = GUEST_PAGES * PAGE, ioctls, bits[3] = {0, 0, 0}, word, start;
+        uint64_t length = GUEST_PAGES * PAGE, ioctls, word, start;
         int error = pthread_rwlock_rdlock(&forking);
         int fd = open_userfaultfd(guest->in_thread);
         int notify = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         struct uffdaemon_port *port = uffdaemon_port_new(fd, 10, notify);
         struct uffdaemon_record record;
         struct uffdaemon_watch *watch;
+        struct uffdaemon_pages *pages = uffdaemon_pages_new(GUEST_PAGES);
         struct uffdaemon_rule rule = {.code = _UFFDIO_COPY,
                                       .page_size = PAGE,
                                       .window = PAGE * 2,
-                                      .pages = (uint64_t)(uintptr_t)&bits[0],
-                                      .removed = (uint64_t)(uintptr_t)&bits[1],
-                                      .fresh = (uint64_t)(uintptr_t)&bits[2],
+                                      .pages = (uint64_t)(uintptr_t)pages,
                                       .zeros = 1};
         struct region own = {.number = 9};
 
@@ -154,6 +152,7 @@ void *come_and_go(void *argument)
         watch = uffdaemon_watch_add(fd, port, 1000000, UFFDAEMON_REPORT, 0, "a guest", &error);
         check(watch != NULL, "watch_add", (uint64_t)error, 0);
         check(!uffdaemon_port_publish(port, &rule, 1, 0), "publish", 0, 0);
+        uffdaemon_pages_put(pages); /* the rule has it */
         for (unsigned page = 0; page < GUEST_PAGES; page++)
             look(&own, page, start + page * PAGE, page & 1);
         if (next_random(&seed) & 1)

@@ -12,12 +12,11 @@
 
 #define REGIONS 3
 #define PAGES 40u
-#define BITMAP \
-    5u /* bytes: its own block, so that AddressSanitizer sees what is written beside it */
 #define LIMIT 8192u
 
 /* Rules for a few regions side by side; returns how many. */
-static size_t make_rules(struct input *input, struct uffdaemon_rule *rules, uint8_t **bitmaps)
+static size_t make_rules(struct input *input, struct uffdaemon_rule *rules,
+                         struct uffdaemon_pages **books)
 {
     static const uint64_t codes[] = {
         0, _UFFDIO_COPY, _UFFDIO_ZEROPAGE, _UFFDIO_MOVE, _UFFDIO_CONTINUE, _UFFDIO_POISON};
@@ -46,9 +45,7 @@ static size_t make_rules(struct input *input, struct uffdaemon_rule *rules, uint
                     .origin = origin,
                     .page_size = size,
                     .window = size * (1 + take_bytes(input, 1) % 50),
-                    .pages = (uint64_t)(uintptr_t)bitmaps[3 * region],
-                    .removed = (uint64_t)(uintptr_t)bitmaps[3 * region + 1],
-                    .fresh = choice & 128 ? (uint64_t)(uintptr_t)bitmaps[3 * region + 2] : 0,
+                    .pages = choice & 128 ? (uint64_t)(uintptr_t)books[region] : 0,
                     .zeros = choice >> 4 & 3,
                     .refusal = choice & 64 ? _UFFDIO_POISON : 0,
                 };
@@ -106,7 +103,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct uffdaemon_record records[64];
     struct uffd_msg seen[16];
     struct input input = {data, size};
-    uint8_t *bitmaps[3 * REGIONS];
+    struct uffdaemon_pages *books[REGIONS];
     uint64_t options = take_bytes(&input, 1);
     uint64_t events = 0, forwarded = 0, answered = 0;
     struct pollfd unread = {.events = POLLIN};
@@ -114,9 +111,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     int ends[2], notify = options & 1 ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
     long more;
 
-    for (unsigned index = 0; index < 3 * REGIONS; index++) {
-        bitmaps[index] = malloc(BITMAP);
-        memset(bitmaps[index], (int)take_bytes(&input, 1), BITMAP);
+    for (unsigned index = 0; index < REGIONS; index++) {
+        uint64_t filled = take_bytes(&input, 4), discarded = take_bytes(&input, 4);
+
+        books[index] = uffdaemon_pages_new(PAGES);
+        for (unsigned page = 0; page < 32; page++) {
+            if (filled >> page & 1)
+                uffdaemon_pages_fill(books[index], page, page + 1);
+            if (discarded >> page & 1)
+                uffdaemon_pages_discard(books[index], page, page + 1);
+        }
     }
     fuzz_expect(!pipe2(ends, O_NONBLOCK | O_CLOEXEC), "pipe");
     unread.fd = ends[0];
@@ -126,7 +130,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fuzz_expect(write(ends[1], messages, count * sizeof(messages[0])) ==
                     (ssize_t)(count * sizeof(messages[0])),
                 "write");
-    fuzz_expect(!uffdaemon_port_publish(fuzz_port, rules, make_rules(&input, rules, bitmaps), 0),
+    fuzz_expect(!uffdaemon_port_publish(fuzz_port, rules, make_rules(&input, rules, books), 0),
                 "publish");
     fuzz_kernel = &input;
     for (unsigned round = 0; round < 1000; round++) {
@@ -140,12 +144,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             for (long index = 0; index < more; index++) {
                 int fault = records[index].message.event == UFFD_EVENT_PAGEFAULT;
 
+                uffdaemon_snapshot_free(uffdaemon_record_snapshot(&records[index]));
                 events += !fault;
                 forwarded += fault && !records[index].code;
             }
         }
-        if (options & 32)
-            uffdaemon_port_forget(fuzz_port, fuzz_port->events);
         if (!again && !fuzz_port->postponed && poll(&unread, 1, 0) == 0)
             break;
     }
@@ -162,8 +165,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fuzz_expect(forwarded + answered == 0, "a fault was lost, or answered twice");
     fuzz_kernel = NULL;
     uffdaemon_port_free(fuzz_port);
-    for (unsigned index = 0; index < 3 * REGIONS; index++)
-        free(bitmaps[index]);
+    for (unsigned index = 0; index < REGIONS; index++)
+        uffdaemon_pages_put(books[index]);
     close(ends[0]);
     close(ends[1]);
     if (notify >= 0)

@@ -5,8 +5,6 @@
 #include "fuzz.h"
 
 #define PAGES 96u /* of the model's address space */
-#define BITMAP \
-    6u /* bytes: its own block, so that AddressSanitizer sees what is written beside it */
 #define REGIONS 2u
 #define REGION 48u /* pages */
 #define KINDS 2u
@@ -14,13 +12,13 @@
 
 /* What one kind of fault at one page is answered with. */
 struct place {
-    uint8_t *pages;             /* NULL: by nobody */
-    uint64_t number, code, src; /* number: of the page in its region */
+    struct uffdaemon_pages *pages; /* NULL: by nobody */
+    uint64_t number, code, src;    /* number: of the page in its region */
 };
 
 struct model {
     struct place places[KINDS][PAGES];
-    uint8_t *bitmaps[2 * REGIONS];
+    struct uffdaemon_pages *books[REGIONS];
     uint8_t removed[REGIONS][REGION]; /* whether the bits are to say so */
     uint8_t present[REGIONS][REGION];
 };
@@ -48,11 +46,10 @@ static size_t make_rules(struct input *input, struct model *model, struct uffdae
                 .origin = FUZZ_BASE + region * REGION * FUZZ_PAGE,
                 .page_size = FUZZ_PAGE,
                 .window = FUZZ_PAGE,
-                .pages = (uint64_t)(uintptr_t)model->bitmaps[2 * region],
-                .fresh = (uint64_t)(uintptr_t)model->bitmaps[2 * region + 1],
+                .pages = (uint64_t)(uintptr_t)model->books[region],
             };
             for (uint64_t each = first; each < end; each++)
-                model->places[kind][each] = (struct place){model->bitmaps[2 * region],
+                model->places[kind][each] = (struct place){model->books[region],
                                                            each - region * REGION, rule->code,
                                                            SOURCE + each * FUZZ_PAGE};
             count++;
@@ -70,7 +67,7 @@ static void remove_in_model(struct model *model, uint64_t start, uint64_t end)
             if (!place->pages || end <= at || start >= at + FUZZ_PAGE || start >= end)
                 continue;
             for (unsigned region = 0; region < REGIONS; region++)
-                if (place->pages == model->bitmaps[2 * region]) {
+                if (place->pages == model->books[region]) {
                     model->removed[region][place->number] = 1;
                     model->present[region][place->number] = 0;
                 }
@@ -132,13 +129,21 @@ static void compare(const struct model *model, const struct uffdaemon_table *tab
         }
     for (unsigned region = 0; region < REGIONS; region++)
         for (unsigned page = 0; page < REGION; page++) {
-            fuzz_expect((model->bitmaps[2 * region][page / 8] >> page % 8 & 1) ==
-                            model->present[region][page],
+            enum uffdaemon_page_state state = uffdaemon_pages_state(model->books[region], page);
+
+            fuzz_expect((state & UFFDAEMON_PAGE_CLEAN) == model->present[region][page],
                         "a page is thought to be there, or not to be");
-            fuzz_expect((model->bitmaps[2 * region + 1][page / 8] >> page % 8 & 1) ==
-                            model->removed[region][page],
+            fuzz_expect(!(state & UFFDAEMON_PAGE_DISCARDED) == !model->removed[region][page],
                         "a page is thought to be discarded, or not to be");
         }
+}
+
+static void apply(const struct uffd_msg *message)
+{
+    struct uffdaemon_record record = {.message = *message};
+
+    uffdaemon_apply_event(fuzz_port, &record);
+    uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
 }
 
 /* One event, of whole pages near the rules, or of any numbers.  Returns whether the model knows what
@@ -155,7 +160,7 @@ static int change(struct input *input, struct model *model)
         message.arg.remap.from = take_bytes(input, 8);
         message.arg.remap.to = take_bytes(input, 8);
         message.arg.remap.len = take_bytes(input, 8);
-        uffdaemon_apply_event(fuzz_port, &message);
+        apply(&message);
         return 0;
     }
     from = take_bytes(input, 1) % PAGES;
@@ -168,7 +173,7 @@ static int change(struct input *input, struct model *model)
     message.arg.remap.from = FUZZ_BASE + from * FUZZ_PAGE;
     message.arg.remap.to = FUZZ_BASE + (moves ? to : from + count) * FUZZ_PAGE;
     message.arg.remap.len = count * FUZZ_PAGE;
-    uffdaemon_apply_event(fuzz_port, &message);
+    apply(&message);
     if (message.event == UFFD_EVENT_REMOVE)
         remove_in_model(model, message.arg.remove.start, message.arg.remove.end);
     else if (message.event != UFFD_EVENT_FORK)
@@ -184,9 +189,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     int known = 1;
 
     memset(&model, 0, sizeof(model));
-    for (unsigned index = 0; index < 2 * REGIONS; index++) {
-        model.bitmaps[index] = malloc(BITMAP);
-        memset(model.bitmaps[index], index & 1 ? 0 : 0xff, BITMAP);
+    for (unsigned index = 0; index < REGIONS; index++) {
+        model.books[index] = uffdaemon_pages_new(REGION);
+        uffdaemon_pages_fill(model.books[index], 0, REGION);
     }
     memset(model.present, 1, sizeof(model.present));
     fuzz_port = uffdaemon_port_new(-1, 0, -1);
@@ -194,10 +199,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 "publish");
     for (unsigned round = 0; input.left && round < 200; round++) {
         known &= change(&input, &model);
-        if (take_bytes(&input, 1) % 16 == 0) {
-            /* Of an event that has not been noted, nothing is forgotten. */
-            uffdaemon_port_forget(fuzz_port, fuzz_port->events - 1);
-        }
         check_order(fuzz_port->rules.table);
         if (known)
             compare(&model, fuzz_port->rules.table);
@@ -205,7 +206,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             break;
     }
     uffdaemon_port_free(fuzz_port);
-    for (unsigned index = 0; index < 2 * REGIONS; index++)
-        free(model.bitmaps[index]);
+    for (unsigned index = 0; index < REGIONS; index++)
+        uffdaemon_pages_put(model.books[index]);
     return 0;
 }

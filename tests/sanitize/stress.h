@@ -29,12 +29,11 @@ struct region {
     unsigned number;
     pthread_rwlock_t lock; /* of `start`, held while it is touched */
     uint64_t start;
-    unsigned char *source;                              /* what its pages are to hold */
-    uint64_t at[PAGES];                                 /* books: where each page is, 0: nowhere */
-    unsigned char zeros[PAGES];                         /* books: whether zeros are due there */
-    uint32_t state[PAGES];                              /* atomic; of the three above */
-    unsigned char removed[PAGES / 8];                   /* the same, for C to look at */
-    unsigned char present[PAGES / 8], fresh[PAGES / 8]; /* C's bitmaps */
+    unsigned char *source;         /* what its pages are to hold */
+    uint64_t at[PAGES];            /* books: where each page is, 0: nowhere */
+    unsigned char zeros[PAGES];    /* books: whether zeros are due there */
+    uint32_t state[PAGES];         /* atomic; of the three above */
+    struct uffdaemon_pages *pages; /* what C knows of them */
 };
 
 struct service {

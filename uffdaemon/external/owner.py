@@ -22,12 +22,12 @@ import trio
 import uffdaemon.external.supervisor
 from uffdaemon import errors
 from uffdaemon.engine.observers import AsyncHooks
-from uffdaemon.external.discard_file import file_size
 from uffdaemon.external.listener import Listener
 from uffdaemon.external.plan import DEFAULTS, FAREWELL, ExternalOptions, ExternalPolicy, plan_of
 from uffdaemon.guard.guarded_region import GuardedRegion
 from uffdaemon.guard.requirements import leave_behind, refuse_to_hold
 from uffdaemon.kernel.page_scan import PageCategory, scan_pages
+from uffdaemon.model.page_map import PageMap
 from uffdaemon.model.region_table import Segment
 from uffdaemon.placement import Shutdown
 from uffdaemon.ports.watchdog import abandon, resume
@@ -92,9 +92,6 @@ class ExternalServer:
         self._poisoning = False
         self._removed_region = False
         self._plan = _memory_file("uffdaemon plan", plan_of(region, self.policy, hooks, options))
-        self._removed = _memory_file("uffdaemon discarded pages", b"")
-        # Never empty, and a little longer than need be: it has to be mapped.
-        os.ftruncate(self._removed, file_size(region.pages.pages))
         self._leaving = trio.Event()
         self._begun = trio.Event()
         self._supervisor: _Supervisor | None = None
@@ -126,7 +123,12 @@ class ExternalServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                fds = (self.uffd.fileno(), theirs.fileno(), self._plan, self._removed)
+                fds = (
+                    self.uffd.fileno(),
+                    theirs.fileno(),
+                    self._plan,
+                    self.region.pages.book.fileno(),
+                )
                 process = subprocess.Popen(
                     # -I and -S: nothing that others have put into its way.
                     [
@@ -250,8 +252,8 @@ class ExternalServer:
             self._let_go(self._supervisor)
         if self._plan >= 0:
             os.close(self._plan)
-            os.close(self._removed)
-            self._plan = self._removed = -1
+            self._plan = -1
+        self.region.pages.book.close_file()
         if self.stop in self.uffd.on_close:
             self.uffd.on_close.remove(self.stop)
 
@@ -288,18 +290,19 @@ class ExternalServer:
         self.stop()
 
     def _absent(self) -> Iterator[tuple[int, int]]:
-        """What is neither there nor was discarded, as the worker has noted: (start, length)."""
+        """What is neither there, as the kernel says, nor was discarded: (start, length)."""
         region = self.region
-        pages, size = region.pages, region.page_size
-        pages.removed.buffer = bytearray(os.pread(self._removed, file_size(pages.pages), 0))
-        pages.any_removed = True
+        size = region.page_size
+        known = PageMap(region.pages.pages)
+        for first, end in region.pages.removed.runs():
+            known.present.add_range(first, end)
         there = PageCategory.PRESENT | PageCategory.SWAPPED
         for found in scan_pages(region.start, region.length, any_of=there):
             first = (found.start - region.start) // size
-            pages.present.add_range(first, first + -(-found.length // size))
+            known.present.add_range(first, first + -(-found.length // size))
         end = 0
-        while (at := pages.next_fillable(end, pages.pages)) is not None:
-            _, end = pages.fillable(at, at, pages.pages)
+        while (at := known.next_fillable(end, known.pages)) is not None:
+            _, end = known.fillable(at, at, known.pages)
             yield region.start + at * size, (end - at) * size
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:

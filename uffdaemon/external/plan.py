@@ -133,6 +133,9 @@ class ExternalPolicy:
     without importing it: it is no such name, lies in ``__main__``, or there is no such package.
     """
 
+    keeps_pages_in_file: Final = True
+    """What is known of its region's pages is in a memory file, which workers map."""
+
     def __init__(self, name: object) -> None:
         path = PolicyPath.parse(name)
         package = path.module.partition(".")[0]

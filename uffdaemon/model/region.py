@@ -123,7 +123,8 @@ class Region:
         _check_callables(self.policy, self.on_failure)
         if self.after_remove not in get_args(AfterRemove):
             raise ValueError(f"after_remove is 'zero' or 'policy', not {self.after_remove!r}")
-        self.pages = PageMap(self.length // self.page_size)
+        shared = getattr(self.policy, "keeps_pages_in_file", False)
+        self.pages = PageMap(self.length // self.page_size, shared=shared)
 
     @property
     def end(self) -> int:

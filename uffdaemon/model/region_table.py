@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from uffdaemon.actions import Action, Wake
 from uffdaemon.errors import InvalidRange
+from uffdaemon.model.page_map import PageMap
 from uffdaemon.model.region import Region
 from uffdaemon.ranges import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.events import PageFault
@@ -139,16 +140,11 @@ class RegionTable:
         self._set([*self._segments, *moved])
         return moved
 
-    def fork(self, *, known: bool = True) -> RegionTable:
-        """The same for a child: its pages are the parent's of now, and its own from here on.
-
-        Unless `known`, the parent may have got pages since: of the child's none is taken to be
-        there.
-        """
-        maps = {id(s.region.pages): s.region.pages.copy() for s in self._segments}
-        if not known:
-            for pages in maps.values():
-                pages.present.discard_range(0, pages.pages)
+    def fork(self, copy_of: Callable[[PageMap], PageMap] = PageMap.copy) -> RegionTable:
+        """The same for a child: its pages are what `copy_of` says its parent's were when it was
+        born, and its own from here on."""
+        known = {id(s.region.pages): s.region.pages for s in self._segments}
+        maps = {key: copy_of(pages) for key, pages in known.items()}
         segments: list[Segment] = []
         for segment in self._segments:
             region = copy(segment.region)

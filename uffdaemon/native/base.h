@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The clock, locks and bitmaps that all other files build on. */
+/* The clock and the locks that all other files build on. */
 #ifndef UFFDAEMON_BASE_H
 #define UFFDAEMON_BASE_H
 
@@ -17,10 +17,5 @@ void uffdaemon_spin_unlock(_Atomic uint32_t *lock);
 
 /* 0, or ETIMEDOUT after 20 ms: the holder may be copying from memory that the caller serves. */
 int uffdaemon_lock_patiently(pthread_mutex_t *mutex);
-
-/* Bitmaps that several threads change at once; bits `first` to `end`, exclusive. */
-int uffdaemon_bit(uint64_t bitmap, uint64_t bit);
-void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value);
-void uffdaemon_empty_bits(void *bitmap, uint64_t first, uint64_t end);
 
 #endif

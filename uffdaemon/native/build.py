@@ -14,6 +14,7 @@ SOURCES = (
     "text.c",
     "alarm.c",
     "grace.c",
+    "pages.c",
     "descriptor.c",
     "mapping.c",
     "messages.c",
@@ -22,6 +23,7 @@ SOURCES = (
     "queue.c",
     "waitqueue.c",
     "table.c",
+    "snapshot.c",
     "port.c",
     "rules.c",
     "events.c",
@@ -53,7 +55,7 @@ ffibuilder.cdef(
     };
     struct uffdaemon_port {
         int32_t fd, error;
-        uint32_t record_all, applies, noted, rereads;
+        uint32_t record_all, applies, rereads;
         uint64_t reads, empty_reads, events;
         uint64_t counts[8][16];
         uint64_t latencies[64];
@@ -71,7 +73,7 @@ ffibuilder.cdef(
     int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                                size_t count, uint64_t events);
     void uffdaemon_port_withdraw(struct uffdaemon_port *port);
-    void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events);
+    void uffdaemon_port_leave_events(struct uffdaemon_port *port);
     void uffdaemon_port_end_batch(struct uffdaemon_port *port);
     void uffdaemon_port_settle(struct uffdaemon_port *port);
     void uffdaemon_port_execute(struct uffdaemon_port *port,
@@ -98,7 +100,26 @@ ffibuilder.cdef(
     void uffdaemon_watch_wake(const struct uffdaemon_watch *watch, uint64_t start,
                               uint64_t length);
     void uffdaemon_watch_remove(struct uffdaemon_watch *watch);
-    void uffdaemon_set_bits(void *bitmap, uint64_t first, uint64_t end, int value);
+    struct uffdaemon_pages_storage { uint32_t any_discarded; ...; };
+    struct uffdaemon_pages {
+        uint64_t count;
+        struct uffdaemon_pages_storage *storage;
+        int32_t fd;
+        ...;
+    };
+    struct uffdaemon_pages *uffdaemon_pages_new(uint64_t count);
+    struct uffdaemon_pages *uffdaemon_pages_map(int fd, uint64_t count, int *error);
+    struct uffdaemon_pages *uffdaemon_pages_copy(const struct uffdaemon_pages *pages);
+    void uffdaemon_pages_put(struct uffdaemon_pages *pages);
+    void uffdaemon_pages_close_file(struct uffdaemon_pages *pages);
+    void uffdaemon_pages_fill(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
+    void uffdaemon_pages_empty(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
+    void uffdaemon_pages_discard(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
+    void uffdaemon_pages_void(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
+    struct uffdaemon_snapshot;
+    struct uffdaemon_pages *uffdaemon_snapshot_take(struct uffdaemon_snapshot *snapshot,
+                                                    struct uffdaemon_pages *original);
+    void uffdaemon_snapshot_free(struct uffdaemon_snapshot *snapshot);
     void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count);
     struct uffdaemon_copy {
         uint64_t dst, src, length;

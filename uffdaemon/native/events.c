@@ -10,7 +10,8 @@
 
 #include <stdlib.h>
 
-#include "base.h"
+#include "pages.h"
+#include "snapshot.h"
 #include "table.h"
 
 static int by_kind_and_start(const void *left, const void *right)
@@ -23,42 +24,34 @@ static int by_kind_and_start(const void *left, const void *right)
 }
 
 /* The pages from `start` to `end` were discarded. */
-static void removed(struct uffdaemon_port *port, uint64_t start, uint64_t end)
+static void removed(const struct uffdaemon_table *table, uint64_t start, uint64_t end)
 {
-    const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
-
-    for (size_t index = 0; table && index < table->count; index++) {
+    for (size_t index = 0; index < table->count; index++) {
         const struct uffdaemon_rule *rule = &table->rules[index];
         uint64_t low = start > rule->start ? start : rule->start;
         uint64_t high = end < rule->end ? end : rule->end;
 
-        if (low >= high || !rule->pages)
-            continue;
-        low = (low - rule->origin) / rule->page_size;
-        high = (high - rule->origin + rule->page_size - 1) / rule->page_size;
-        uffdaemon_set_bits((void *)(uintptr_t)rule->pages, low, high, 0);
-        if (rule->fresh) {
-            uffdaemon_set_bits((void *)(uintptr_t)rule->fresh, low, high, 1);
-            atomic_store_explicit(&port->noted, 1, memory_order_relaxed);
-        }
+        if (low < high && rule->pages)
+            uffdaemon_pages_discard(uffdaemon_rule_pages(rule),
+                                    (low - rule->origin) / rule->page_size,
+                                    (high - rule->origin + rule->page_size - 1) / rule->page_size);
     }
 }
 
 static void put(struct uffdaemon_table *table, const struct uffdaemon_rule *rule, uint64_t start,
                 uint64_t end, uint64_t shift)
 {
-    struct uffdaemon_rule *part = &table->rules[table->count];
+    struct uffdaemon_rule part = *rule;
 
     /* Nothing moves by a part of a page, and its pages could not be told apart any more. */
     if (start >= end || shift & (rule->page_size - 1))
         return;
-    *part = *rule;
-    if (part->src)
-        part->src += start - rule->start;
-    part->start = start + shift;
-    part->end = end + shift;
-    part->origin += shift;
-    table->count++;
+    if (part.src)
+        part.src += start - rule->start;
+    part.start = start + shift;
+    part.end = end + shift;
+    part.origin += shift;
+    uffdaemon_table_add(table, &part);
 }
 
 /* The range went away, or with `moves` is `shift` bytes further up now: the rules follow. */
@@ -74,19 +67,17 @@ static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int
     kept = uffdaemon_table_new(6 * old->count);
     if (!both || !kept) {
         /* Without rules, everything is Python's. */
-        free(both);
-        free(kept);
+        uffdaemon_table_free(both);
+        uffdaemon_table_free(kept);
         uffdaemon_table_replace(&port->rules, NULL);
         return;
     }
-    both->count = 0;
     for (size_t index = 0; index < old->count; index++) {
         const struct uffdaemon_rule *rule = &old->rules[index];
 
         put(both, rule, rule->start, rule->end < start ? rule->end : start, 0);
         put(both, rule, rule->start > end ? rule->start : end, rule->end, 0);
     }
-    kept->count = 0;
     for (size_t index = 0; index < both->count; index++) {
         const struct uffdaemon_rule *rule = &both->rules[index];
 
@@ -104,7 +95,7 @@ static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int
         put(kept, rule, rule->start > start ? rule->start : start,
             rule->end < end ? rule->end : end, shift);
     }
-    free(both);
+    uffdaemon_table_free(both);
     qsort(kept->rules, kept->count, sizeof(struct uffdaemon_rule), by_kind_and_start);
     uffdaemon_table_replace(&port->rules, kept);
 }
@@ -114,18 +105,24 @@ static int sound(const struct uffd_msg *message)
 {
     uint64_t length = message->arg.remap.len;
 
+    if (message->event == UFFD_EVENT_FORK)
+        return 1;
     if (message->event == UFFD_EVENT_REMAP)
         return length && message->arg.remap.from <= UINT64_MAX - length &&
                message->arg.remap.to <= UINT64_MAX - length;
     return message->arg.remove.start < message->arg.remove.end;
 }
 
-/* Applies one event.  Under `change`, and by a thread that does not read the table. */
-void uffdaemon_apply_event(struct uffdaemon_port *port, const struct uffd_msg *message)
+/* Applies the event of a record, and notes in it what was done.  Under `change`, and by a thread that
+ * does not read the table. */
+void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
-    switch (sound(message) ? message->event : 0) {
+    const struct uffd_msg *message = &record->message;
+    const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
+
+    switch (table && sound(message) ? message->event : 0) {
     case UFFD_EVENT_REMOVE:
-        removed(port, message->arg.remove.start, message->arg.remove.end);
+        removed(table, message->arg.remove.start, message->arg.remove.end);
         break;
     case UFFD_EVENT_UNMAP:
         moved(port, message->arg.remove.start, message->arg.remove.end, 0, 0);
@@ -134,8 +131,12 @@ void uffdaemon_apply_event(struct uffdaemon_port *port, const struct uffd_msg *m
         moved(port, message->arg.remap.from, message->arg.remap.from + message->arg.remap.len, 1,
               message->arg.remap.to - message->arg.remap.from);
         break;
+    case UFFD_EVENT_FORK:
+        record->done = (uint64_t)(uintptr_t)uffdaemon_snapshot_new(table);
+        break;
     default:
         break;
     }
+    record->present = table ? UFFDAEMON_APPLIED : UFFDAEMON_APPLIED_NOWHERE;
     atomic_fetch_add_explicit(&port->events, 1, memory_order_release);
 }

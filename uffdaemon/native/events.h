@@ -5,6 +5,6 @@
 
 #include "port.h"
 
-void uffdaemon_apply_event(struct uffdaemon_port *port, const struct uffd_msg *message);
+void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record *record);
 
 #endif

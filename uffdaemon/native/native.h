@@ -28,11 +28,13 @@
 #include "messages.h"
 #include "moves.h"
 #include "operations.h"
+#include "pages.h"
 #include "port.h"
 #include "resolver.h"
 #include "rules.h"
 #include "serve.h"
 #include "sigbus.h"
+#include "snapshot.h"
 #include "watchdog.h"
 
 #endif

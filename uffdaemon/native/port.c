@@ -6,10 +6,10 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "base.h"
+#include "snapshot.h"
 
 /* A port for the userfaultfd `fd`, or NULL.  With an eventfd in `notify` (else -1), Python is told
  * there of records, and events are applied without it. */
@@ -32,10 +32,14 @@ struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int not
 /* Nobody may use it any more. */
 void uffdaemon_port_free(struct uffdaemon_port *port)
 {
+    struct uffdaemon_record record;
+
+    while (uffdaemon_queue_dequeue(&port->queue, &record, 1))
+        uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
     uffdaemon_queue_free(&port->queue);
     pthread_mutex_destroy(&port->change);
     pthread_mutex_destroy(&port->executing);
-    free(uffdaemon_table_load(&port->rules));
+    uffdaemon_table_free(uffdaemon_table_load(&port->rules));
     free(port);
 }
 
@@ -78,12 +82,13 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
         table = uffdaemon_table_new(count);
         if (!table)
             return -ENOMEM;
-        memcpy(table->rules, rules, count * sizeof(*rules));
+        for (size_t index = 0; index < count; index++)
+            uffdaemon_table_add(table, &rules[index]);
     }
     pthread_mutex_lock(&port->change);
     if (port->events != events) {
         pthread_mutex_unlock(&port->change);
-        free(table);
+        uffdaemon_table_free(table);
         return -EAGAIN;
     }
     uffdaemon_table_replace(&port->rules, table);
@@ -104,35 +109,26 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
     old = uffdaemon_table_load(&port->rules);
     if (old)
         table = uffdaemon_table_new(old->count);
-    if (table) {
-        memcpy(table->rules, old->rules, table->count * sizeof(table->rules[0]));
-        for (size_t index = 0; index < table->count; index++)
-            table->rules[index].code = 0;
+    for (size_t index = 0; table && index < old->count; index++) {
+        struct uffdaemon_rule rule = old->rules[index];
+
+        rule.code = 0;
+        uffdaemon_table_add(table, &rule);
     }
     uffdaemon_table_replace(&port->rules, table);
     pthread_mutex_unlock(&port->change);
 }
 
-/* Python has entered `events` events into its own bitmaps: if there have been no more, what C has
- * noted of them is not needed any longer. */
-void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events)
+/* Has C apply no events any more: Python does, and rules rest until it has.  No event is half applied
+ * when this returns. */
+void uffdaemon_port_leave_events(struct uffdaemon_port *port)
 {
-    if (inherited(port) || uffdaemon_lock_patiently(&port->change))
-        return;
-    if (port->events == events) {
-        const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
-
-        for (size_t index = 0; table && index < table->count; index++) {
-            const struct uffdaemon_rule *rule = &table->rules[index];
-
-            if (rule->fresh)
-                uffdaemon_empty_bits(
-                    (void *)(uintptr_t)rule->fresh, (rule->start - rule->origin) / rule->page_size,
-                    (rule->end - rule->origin + rule->page_size - 1) / rule->page_size);
-        }
-        atomic_store_explicit(&port->noted, 0, memory_order_relaxed);
+    if (!inherited(port) && uffdaemon_port_applies(port) &&
+        uffdaemon_lock_patiently(&port->change) == 0) {
+        atomic_store(&port->applies, 0);
+        pthread_mutex_unlock(&port->change);
     }
-    pthread_mutex_unlock(&port->change);
+    atomic_store(&port->applies, 0);
 }
 
 /* Returns when no event is half applied: what was read by then is in the queue. */

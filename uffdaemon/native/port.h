@@ -45,7 +45,6 @@ struct uffdaemon_port {
     /* Written under `change`, read without it. */
     _Atomic uint64_t events;  /* applied */
     _Atomic uint64_t reading; /* odd while an event may have been read that is not applied yet */
-    _Atomic uint32_t noted;   /* whether any rule's `fresh` has bits */
 
     struct uffdaemon_rules rules; /* replaced under `change` */
 
@@ -88,7 +87,7 @@ long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record
 int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                            size_t count, uint64_t events);
 void uffdaemon_port_withdraw(struct uffdaemon_port *port);
-void uffdaemon_port_forget(struct uffdaemon_port *port, uint64_t events);
+void uffdaemon_port_leave_events(struct uffdaemon_port *port);
 void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
                             size_t count, uint64_t events);
 int uffdaemon_port_applies(const struct uffdaemon_port *port);

@@ -12,21 +12,22 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from uffdaemon.native import PinnedBuffer
 from uffdaemon.native._native import ffi, lib
+from uffdaemon.native.page_book import PageBook, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from mmap import mmap
 
     from uffdaemon.native import OperationArray
 
-_RULE: Final = struct.Struct("=14Q")
+_RULE: Final = struct.Struct("=12Q")
 _RECORD: Final = struct.Struct("=32sIIQQQ")
 MESSAGE_BATCH: Final = 128
 """Messages that C reads in one go; fewer mean that no more were pending."""
 _CAPACITY: Final = 4 * MESSAGE_BATCH
 _PAGEFAULT: Final = 0x12
+_FORK: Final = 0x13
+_APPLIED: Final = 1
 
 KINDS: Final = 8
 CODES: Final = 16
@@ -53,12 +54,8 @@ class NativeRule(NamedTuple):
     origin: int
     page_size: int
     window: int
-    pages: PinnedBuffer
-    """The region's bitmap of present pages, which the rule keeps alive."""
-    removed: PinnedBuffer
-    """The same of pages whose owner discarded them, which C only looks at."""
-    fresh: PinnedBuffer | None
-    """The same of those that only C knows of yet."""
+    pages: PageBook
+    """The region's, which the rule keeps alive."""
     zeros: int
     """What is due there: 0, what was due before; `ZEROPAGE`; or the address of a page of zeros."""
     refusal: int
@@ -80,6 +77,15 @@ class Record(NamedTuple):
     error: int
     """The errno that kept a rule from answering; 0: none did."""
 
+    @property
+    def applied(self) -> bool:
+        """Of an event: whether C has applied it to the page books."""
+        return self.present == _APPLIED and self.message[0] != _PAGEFAULT
+
+    def snapshot(self) -> Snapshot | None:
+        """The page books that a FORK event carries; to be asked for once, and for each record."""
+        return Snapshot(self.done) if self.message[0] == _FORK and self.done else None
+
 
 class Port:
     """One userfaultfd as C serves it.
@@ -92,7 +98,6 @@ class Port:
         self.notify = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if told else -1
         self._records = bytearray(_RECORD.size * _CAPACITY)
         self._pinned_records: Any = ffi.from_buffer("struct uffdaemon_record[]", self._records)
-        self._keep: list[Any] = []
         self._withdrawn = False
         made = lib.uffdaemon_port_new(fd, reread_limit, self.notify)
         if made == ffi.NULL:
@@ -144,7 +149,7 @@ class Port:
 
     def leave_events(self) -> None:
         """Have events change nothing in C from now on: rules rest until Python has taken them."""
-        self._port.applies = 0
+        lib.uffdaemon_port_leave_events(self._port)
 
     def publish(self, rules: list[NativeRule]) -> bool:
         """Replace all rules; they must be sorted by (kind, start) and not overlap.
@@ -153,26 +158,14 @@ class Port:
         """
         packed = bytearray(_RULE.size * len(rules))
         for index, rule in enumerate(rules):
-            fresh = 0 if rule.fresh is None else rule.fresh.address
-            maps = rule.pages.address, rule.removed.address, fresh
-            _RULE.pack_into(packed, index * _RULE.size, *rule[:9], *maps, *rule[12:])
+            _RULE.pack_into(packed, index * _RULE.size, *rule[:9], rule.pages.address, *rule[10:])
         pinned = ffi.from_buffer("struct uffdaemon_rule[]", packed)
         number = lib.uffdaemon_port_publish(self._port, pinned, len(rules), self.events)
         if number == -errno.EAGAIN:
             return False
         if number < 0:
             raise MemoryError
-        self._keep = [(rule.pages, rule.removed, rule.fresh) for rule in rules]
         return True
-
-    @property
-    def has_fresh(self) -> bool:
-        """Whether C has noted discarded pages for as long as Python has not."""
-        return bool(self._port.noted)
-
-    def forget_fresh(self) -> None:
-        """Python has noted what was discarded, up to the last event that it has applied."""
-        lib.uffdaemon_port_forget(self._port, self.events)
 
     def withdraw(self) -> None:
         """Have C answer nothing any more, until there are new rules.  From any thread."""
@@ -327,13 +320,3 @@ class Watch:
         watch, self._watch = self._watch, ffi.NULL
         if watch != ffi.NULL:
             lib.uffdaemon_watch_remove(watch)
-
-
-def set_bits(buffer: bytearray | mmap, first: int, end: int, *, value: bool) -> None:
-    """Set or clear bits of a bitmap that C changes at the same time."""
-    lib.uffdaemon_set_bits(ffi.from_buffer(buffer), first, end, value)
-
-
-def pin(buffer: bytearray | mmap) -> PinnedBuffer:
-    """Keep a bitmap in place."""
-    return PinnedBuffer(buffer, writable=True)

@@ -87,17 +87,17 @@ static int lock_with_room(struct uffdaemon_queue *queue)
     }
 }
 
-/* From any thread, and from signal handlers.  Without memory the record is counted as lost: a thread
- * that waits for it faults again, or is reported by the watchdog. */
-void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
-                          uint64_t now)
+/* From any thread, and from signal handlers.  Without memory the record is counted as lost, and 0 is
+ * returned: a thread that waits for it faults again, or is reported by the watchdog. */
+int uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
+                         uint64_t now)
 {
     int alarm = 0;
 
     if (!lock_with_room(queue)) {
         queue->lost++;
         uffdaemon_spin_unlock(&queue->lock);
-        return;
+        return 0;
     }
     queue->tail->records[queue->tail->filled++] = *record;
     add(&queue->count, 1);
@@ -111,6 +111,7 @@ void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_
     uffdaemon_spin_unlock(&queue->lock);
     if (alarm)
         uffdaemon_alarm_raise();
+    return 1;
 }
 
 /* Whether somebody waits for what Python does about it.  Who has discarded memory, say, does not: any

@@ -30,8 +30,8 @@ struct uffdaemon_queue {
     _Atomic uint32_t lock; /* a spin lock */
 };
 
-void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
-                          uint64_t now);
+int uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
+                         uint64_t now);
 long uffdaemon_queue_dequeue(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
                              size_t capacity);
 uint64_t uffdaemon_queue_count(const struct uffdaemon_queue *queue);

@@ -7,15 +7,35 @@
 
 #include "uapi.h"
 
+struct uffdaemon_snapshot;
+
+/* What C did about an event.  A port counts those that it has looked at. */
+enum uffdaemon_applied {
+    UFFDAEMON_APPLIED_NO = 0,
+    UFFDAEMON_APPLIED = 1,
+    UFFDAEMON_APPLIED_NOWHERE = 2, /* there was no rule: it is counted, and Python applies it */
+};
+
 /* 64 bytes, read by Python's struct. */
 struct uffdaemon_record {
     struct uffd_msg message;
     uint32_t code;    /* 0: forwarded to Python; else the operation that resolved the fault */
-    uint32_t present; /* of faults: whether the page was present before; of events: applied in C */
+    uint32_t present; /* of faults: whether the page was present before; of events:
+                         enum uffdaemon_applied */
     uint64_t latency; /* when it was read, CLOCK_MONOTONIC ns; once resolved: ns until it was */
-    uint64_t done;    /* bytes that the operation filled, in the first record that it resolves */
+    uint64_t done;    /* bytes that the operation filled, in the first record that it resolves; of
+                         FORK: address of a struct uffdaemon_snapshot, which is the receiver's */
     uint64_t error;   /* errno that kept a rule from resolving it, 0: none */
 };
 _Static_assert(sizeof(struct uffdaemon_record) == 64, "uffdaemon_record");
+
+/* The snapshot that a FORK event carries, or NULL. */
+static inline struct uffdaemon_snapshot *
+uffdaemon_record_snapshot(const struct uffdaemon_record *record)
+{
+    if (record->message.event != UFFD_EVENT_FORK)
+        return NULL;
+    return (struct uffdaemon_snapshot *)(uintptr_t)record->done;
+}
 
 #endif

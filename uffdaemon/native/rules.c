@@ -11,6 +11,7 @@
 
 #include "base.h"
 #include "operations.h"
+#include "pages.h"
 #include "table.h"
 
 #define MAX_MERGED (2ULL << 20)
@@ -42,14 +43,21 @@ static void mark_present(const struct uffdaemon_rule *rule, uint64_t start, uint
 {
     uint64_t page = (start - rule->origin) / rule->page_size;
 
-    uffdaemon_set_bits((void *)(uintptr_t)rule->pages, page, page + length / rule->page_size, 1);
+    if (rule->pages)
+        uffdaemon_pages_fill(uffdaemon_rule_pages(rule), page, page + length / rule->page_size);
 }
 
-/* Whether the page's owner discarded it.  Python enters into its own bitmap what is fresh before that
- * is forgotten: looked at in this order, nothing is missed. */
+static enum uffdaemon_page_state state_of(const struct uffdaemon_rule *rule, uint64_t page)
+{
+    if (!rule->pages)
+        return UFFDAEMON_PAGE_ABSENT;
+    return uffdaemon_pages_state(uffdaemon_rule_pages(rule), page);
+}
+
+/* Whether the page's owner discarded it, ever. */
 static int removed(const struct uffdaemon_rule *rule, uint64_t page)
 {
-    return (rule->fresh && uffdaemon_bit(rule->fresh, page)) || uffdaemon_bit(rule->removed, page);
+    return state_of(rule, page) & UFFDAEMON_PAGE_DISCARDED;
 }
 
 /* Whether zeros are due there, since the page was discarded. */
@@ -61,8 +69,7 @@ static int discarded(const struct uffdaemon_rule *rule, uint64_t page)
 /* Whether a page may be filled because a neighbour is: it is neither there nor was it discarded. */
 static int fillable(const struct uffdaemon_rule *rule, uint64_t address)
 {
-    uint64_t page = (address - rule->origin) / rule->page_size;
-    return !uffdaemon_bit(rule->pages, page) && !removed(rule, page);
+    return state_of(rule, (address - rule->origin) / rule->page_size) == UFFDAEMON_PAGE_ABSENT;
 }
 
 /* What to fill for one fault: the aligned window around it, cut to the rule and to the run of

@@ -16,7 +16,9 @@
 #include "events.h"
 #include "grace.h"
 #include "queue.h"
+#include "record.h"
 #include "rules.h"
+#include "snapshot.h"
 #include "table.h"
 
 #define TURN_NS 250000         /* a busy userfaultfd lets the others, and the loop, have a look */
@@ -93,10 +95,10 @@ static void take(struct uffdaemon_port *port, size_t count, uint64_t now, int ap
             continue;
         }
         rest |= !applies;
-        record.present = (uint32_t)applies;
         if (applies)
-            uffdaemon_apply_event(port, message);
-        uffdaemon_queue_push(&port->queue, &record, now);
+            uffdaemon_apply_event(port, &record);
+        if (!uffdaemon_queue_push(&port->queue, &record, now))
+            uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
         uffdaemon_port_notify(port);
     }
     atomic_fetch_add(&port->reading, 1);

@@ -12,14 +12,32 @@
 
 _Atomic uint64_t uffdaemon_tables_replaced;
 
-/* Room for `count` rules, or NULL. */
-struct uffdaemon_table *uffdaemon_table_new(size_t count)
+/* An empty one with room for `capacity` rules, or NULL. */
+struct uffdaemon_table *uffdaemon_table_new(size_t capacity)
 {
-    struct uffdaemon_table *table = malloc(sizeof(*table) + count * sizeof(struct uffdaemon_rule));
+    struct uffdaemon_table *table = malloc(sizeof(*table) +
+                                           capacity * sizeof(struct uffdaemon_rule));
 
     if (table)
-        table->count = count;
+        table->count = 0;
     return table;
+}
+
+/* Adds a copy of a rule. */
+void uffdaemon_table_add(struct uffdaemon_table *table, const struct uffdaemon_rule *rule)
+{
+    table->rules[table->count++] = *rule;
+    uffdaemon_pages_get(uffdaemon_rule_pages(rule));
+}
+
+/* Of one that nobody can be reading. */
+void uffdaemon_table_free(struct uffdaemon_table *table)
+{
+    if (!table)
+        return;
+    for (size_t index = 0; index < table->count; index++)
+        uffdaemon_pages_put(uffdaemon_rule_pages(&table->rules[index]));
+    free(table);
 }
 
 /* The table in force, or NULL; valid until `uffdaemon_read_unlock`. */
@@ -42,7 +60,7 @@ static void set_bounds(struct uffdaemon_rules *rules, const struct uffdaemon_tab
     atomic_store_explicit(&rules->high, high, memory_order_relaxed);
 }
 
-/* Publishes `table` (NULL: no rules); the old one has been freed when this returns. */
+/* Publishes `table` (NULL: no rules), which is not the caller's any more; the old one has been freed when this returns. */
 void uffdaemon_table_replace(struct uffdaemon_rules *rules, struct uffdaemon_table *table)
 {
     struct uffdaemon_table *old = atomic_exchange(&rules->table, table);
@@ -50,7 +68,7 @@ void uffdaemon_table_replace(struct uffdaemon_rules *rules, struct uffdaemon_tab
     atomic_fetch_add(&uffdaemon_tables_replaced, 1);
     set_bounds(rules, table);
     uffdaemon_synchronize(&rules->readers);
-    free(old);
+    uffdaemon_table_free(old);
 }
 
 /* The rule for a fault, or NULL: a binary search by (kind, start). */

@@ -8,8 +8,9 @@
 #include <stdint.h>
 
 #include "grace.h"
+#include "pages.h"
 
-/* A policy for a range that C can carry out by itself.  112 bytes, packed by Python's struct. */
+/* A policy for a range that C can carry out by itself.  96 bytes, packed by Python's struct. */
 struct uffdaemon_rule {
     uint64_t kind;      /* the fault flags WP and MINOR that it resolves; rules are sorted by it, */
     uint64_t start;     /* then by this (bytes) */
@@ -20,17 +21,15 @@ struct uffdaemon_rule {
     uint64_t origin;    /* bytes; the region's start: windows are aligned from it */
     uint64_t page_size; /* bytes, a power of two */
     uint64_t window;    /* bytes to fill around a fault, at least page_size */
-    uint64_t pages;     /* address of the region's bitmap of present pages, one bit each */
-    uint64_t removed;   /* the same of discarded pages, as Python has it */
-    uint64_t fresh;     /* the same of those that Python does not know of yet; 0: it knows of all */
+    uint64_t pages;     /* address of the region's struct uffdaemon_pages; 0: nothing is known */
     uint64_t zeros;     /* contents of a discarded page: 0: the same as before; 1: ZEROPAGE; else
                            COPY from this address, where a page of zeros lies */
     uint64_t refusal;   /* for a page whose contents are unavailable: 0: ask Python; else this
                            operation, _UFFDIO_POISON */
 };
-_Static_assert(sizeof(struct uffdaemon_rule) == 112, "uffdaemon_rule");
+_Static_assert(sizeof(struct uffdaemon_rule) == 96, "uffdaemon_rule");
 
-/* Never changes while it is in force. */
+/* Never changes while it is in force.  Each rule holds a reference to its pages. */
 struct uffdaemon_table {
     uint64_t count;
     struct uffdaemon_rule rules[];
@@ -46,7 +45,14 @@ struct uffdaemon_rules {
 /* How often any table has been replaced. */
 extern _Atomic uint64_t uffdaemon_tables_replaced;
 
-struct uffdaemon_table *uffdaemon_table_new(size_t count);
+static inline struct uffdaemon_pages *uffdaemon_rule_pages(const struct uffdaemon_rule *rule)
+{
+    return (struct uffdaemon_pages *)(uintptr_t)rule->pages;
+}
+
+struct uffdaemon_table *uffdaemon_table_new(size_t capacity);
+void uffdaemon_table_add(struct uffdaemon_table *table, const struct uffdaemon_rule *rule);
+void uffdaemon_table_free(struct uffdaemon_table *table);
 struct uffdaemon_table *uffdaemon_table_load(struct uffdaemon_rules *rules);
 void uffdaemon_table_replace(struct uffdaemon_rules *rules, struct uffdaemon_table *table);
 const struct uffdaemon_rule *uffdaemon_table_find(const struct uffdaemon_table *table,

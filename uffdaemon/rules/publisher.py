@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from uffdaemon.placement import Resolver
 from uffdaemon.rules.rulebook import Rulebook
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ class Publisher:
             post.port,
             self._from_any_thread,
             native=post.native,
-            mark=post.resolver is Resolver.IN_THREAD,
         )
 
     def close(self) -> None:
@@ -65,15 +63,9 @@ class Publisher:
         if self._rulebook.moves or self._native:
             self.soon()
 
-    @property
-    def current(self) -> bool:
-        """Whether C sees which pages Python notes as discarded."""
-        return self._rulebook.current
-
     def update(self) -> None:
         """Write the regions' policies down for C, as far as they can be."""
         self.outdated = not self._rulebook.update()
-        self._rulebook.forget_fresh()
         if self.outdated:
             self._wake()  # what came in between has to be taken first
 
@@ -84,10 +76,6 @@ class Publisher:
             self.update()
             if not self.outdated:
                 return
-
-    def forget_fresh(self) -> None:
-        """Have C forget what Python has noted of discarded pages."""
-        self._rulebook.forget_fresh()
 
     def gap(self, region: Region, kind: FaultKind) -> int | None:
         """The first offset at which C does not answer faults of `kind` without Python."""

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from uffdaemon.actions import Poison
 from uffdaemon.kernel.own_memory import before_unmapping, check_own
-from uffdaemon.model.page_map import Bitmap
-from uffdaemon.native.ports import ZEROPAGE, NativeRule, Port, pin, set_bits
+from uffdaemon.native.ports import ZEROPAGE, NativeRule, Port
 from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.rules.lowering import Rule, gap, rules_of
 from uffdaemon.sources import zeros
@@ -20,41 +19,28 @@ from uffdaemon.uapi.outcomes import Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from mmap import mmap
 
     from uffdaemon.handlers import Handler
     from uffdaemon.model.page_map import PageMap
     from uffdaemon.model.region import Region
     from uffdaemon.model.region_table import Segment
-    from uffdaemon.native import PinnedBuffer
 
 
 class _Lowered(NamedTuple):
-    """What stands for one region's policy, and the bitmaps of its pages."""
+    """What stands for one region's policy."""
 
     rules: list[Rule] | None
     """None: to be asked for."""
     pages: PageMap
-    present: PinnedBuffer
-    removed: PinnedBuffer
-    noted: bytearray | mmap
-    """What is pinned as `removed`."""
-    fresh: PinnedBuffer | None
     zeros: int
-
-    @property
-    def current(self) -> bool:
-        """Whether C looks at what Python notes discarded pages in."""
-        return self.noted is self.pages.removed.buffer
 
 
 class Rulebook:
     """Keeps the rules of `port` in step with the regions of `handler`.
 
     `outdated` is called, from any thread, when they have to be written anew.  With `native`, the
-    port is not served by the event loop: C knows of events before Python does then, and notes by
-    itself which pages were discarded until Python has.  With `mark`, it gets told of addresses that
-    are Python's.
+    port is not served by the event loop: C knows of events before Python does then, and has to know
+    all addresses, those that are Python's too.
     """
 
     def __init__(
@@ -64,13 +50,11 @@ class Rulebook:
         outdated: Callable[[], None],
         *,
         native: bool = False,
-        mark: bool = False,
     ) -> None:
         self._handler = handler
         self._port = port
         self._outdated = outdated
         self._native_port = native
-        self._mark = mark
         # Hooks that are asked before an action have to be asked in Python.
         self._lowered = not handler.hooks.before
         self._known: dict[int, _Lowered] = {}
@@ -90,11 +74,6 @@ class Rulebook:
         """Whether anything is moved, or would be but for its source."""
         return any(any(map(_is_move, each.rules or ())) for each in self._known.values())
 
-    @property
-    def current(self) -> bool:
-        """Whether C looks at what Python notes discarded pages in; where that is may change."""
-        return all(known.current for known in self._known.values())
-
     def update(self) -> bool:
         """Write the regions' policies down for C, as far as they can be.  False: events have come
         that have to be taken first; what was written before holds until then."""
@@ -106,15 +85,6 @@ class Rulebook:
             if not self._write():
                 return False
         return True
-
-    def forget_fresh(self) -> None:
-        """Python has noted all that was taken from the port: C need not any longer."""
-        if not self._port.has_fresh:
-            return
-        if self.current:
-            self._port.forget_fresh()
-        else:
-            self._outdated()
 
     def gap(self, region: Region, kind: FaultKind) -> int | None:
         """The first offset at which C does not answer faults of `kind`; None: it answers all."""
@@ -157,27 +127,11 @@ class Rulebook:
     def _lower(self, region: Region) -> _Lowered:
         known = self._known.get(id(region.pages))
         if known is None:
-            known = self._pinned(region)
-        elif not known.current:
-            buffer = region.pages.removed.buffer
-            known = known._replace(removed=pin(buffer), noted=buffer)
+            known = _Lowered(None, region.pages, _zeros_of(region))
         if known.rules is None:
             known = known._replace(rules=rules_of(region) if self._lowered else [])
         self._known[id(region.pages)] = known
         return known
-
-    def _pinned(self, region: Region) -> _Lowered:
-        pages = region.pages
-        fresh = None
-        if self._native_port:
-            pages.present.share(set_bits)
-            fresh = pin(Bitmap(pages.pages).buffer)
-        due = 0
-        if region.after_remove == "zero":
-            size = region.page_size
-            due = ZEROPAGE if size == PAGE_SIZE else zeros(size).address(0, size) or 0
-        present, noted = pages.present.buffer, pages.removed.buffer
-        return _Lowered(None, pages, pin(present), pin(noted), noted, fresh, due)
 
     def _of(self, segment: Segment) -> list[NativeRule]:
         region = segment.region
@@ -196,9 +150,7 @@ class Rulebook:
                 region.start % (1 << 64),  # a part that was moved down may begin "before" 0
                 region.page_size,
                 max(part.window, region.page_size),
-                known.present,
-                known.removed,
-                known.fresh,
+                known.pages.book,
                 known.zeros,
                 Code.POISON if poisons and code and not _is_move(part) else 0,
             )
@@ -210,7 +162,7 @@ class Rulebook:
             for part in (rule.cut(max(rule.start, low), min(rule.end, high)),)
             if self._allowed(part)
         ]
-        if self._mark:
+        if self._native_port:
             at = segment.start
             missing = [rule for rule in found if rule.kind == 0]
             for start, end in [*((r.start, r.end) for r in missing), (segment.end, segment.end)]:
@@ -243,3 +195,11 @@ class Rulebook:
 
 def _is_move(rule: Rule) -> bool:
     return rule.code is Code.MOVE
+
+
+def _zeros_of(region: Region) -> int:
+    """What a discarded page becomes, as `NativeRule.zeros`."""
+    if region.after_remove != "zero":
+        return 0
+    size = region.page_size
+    return ZEROPAGE if size == PAGE_SIZE else zeros(size).address(0, size) or 0

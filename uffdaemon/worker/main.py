@@ -1,7 +1,7 @@
 """The worker of an external policy: a process that answers the faults of its owner's memory.
 
 Started by `uffdaemon.external.supervisor` with five descriptors: the userfaultfd, a socket to the
-owner, the plan (what to serve, and how), the pages that were discarded, and a socket to the
+owner, the plan (what to serve, and how), the page book, and a socket to the
 supervisor, which keeps what a successor has to know.  It imports the policy, serves, and reports;
 it never waits for its owner, whose interpreter may be stopped by the very access that is to be
 resolved.  It ends when the owner's socket does.
@@ -24,10 +24,10 @@ import trio
 from uffdaemon import errors
 from uffdaemon.daemon.daemon import Daemon
 from uffdaemon.daemon.servers import Options
-from uffdaemon.external.discard_file import share
 from uffdaemon.external.plan import PolicyPath, unpack_region
 from uffdaemon.external.protocol import LIMIT, Packet
 from uffdaemon.kernel.userfaultfd import Userfaultfd
+from uffdaemon.model.page_map import PageMap
 from uffdaemon.placement import Shutdown
 from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.uapi.outcomes import Code, Operation, Status
@@ -79,14 +79,14 @@ def load(path: str) -> Policy:
 
 class _Worker:
     def __init__(
-        self, uffd: int, sock: socket.socket, plan: int, removed: int, estate: socket.socket
+        self, uffd: int, sock: socket.socket, plan: int, pages: int, estate: socket.socket
     ) -> None:
         plan_bytes = os.pread(plan, os.fstat(plan).st_size, 0)
         self._plan = Packet.decode(plan_bytes)
         self._uffd = Userfaultfd.adopt(uffd)
         self._sock = sock
         self._path = self._plan.text("policy")
-        self._removed = removed
+        self._pages = pages
         self._inheritance = Inheritance(estate)
         self._reporter = Reporter(sock, self._path)
         self._how = Shutdown.HOLD
@@ -176,7 +176,7 @@ class _Worker:
 
     def _region(self, policy: Policy) -> Region:
         region = unpack_region(self._plan.packet("region"), policy)
-        share(region.pages, self._removed)
+        region.pages = PageMap(region.pages.pages, file=self._pages)
         return region
 
     async def _watch(self, daemon: Daemon) -> None:
@@ -238,9 +238,9 @@ def main() -> None:
     fds = [int(number) for number in numbers]
     for fd in fds:
         os.set_inheritable(fd, False)  # noqa: FBT003  # the standard library's
-    uffd, sock, plan, removed, estate = fds
+    uffd, sock, plan, pages, estate = fds
     sys.argv[1:] = []
-    worker = _Worker(uffd, socket.socket(fileno=sock), plan, removed, socket.socket(fileno=estate))
+    worker = _Worker(uffd, socket.socket(fileno=sock), plan, pages, socket.socket(fileno=estate))
     worker.main(given_up)
 
 

@@ -1,9 +1,9 @@
 """What one worker of an external policy leaves to the next one.
 
-A worker may be killed at any moment.  What its successor has to know is kept outside of it: which
-pages were discarded, in a memory file that is written in place; and with the supervisor, where the
-parts of the region lie since mremap(2) and munmap(2), and the userfaultfds of children, which would
-read zeros if their last descriptor were closed.
+A worker may be killed at any moment.  What its successor has to know is kept outside of it: the
+page book, in a memory file that is written in place; and with the supervisor, where the parts of
+the region lie since mremap(2) and munmap(2), and the userfaultfds of children, which would read
+zeros if their last descriptor were closed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from uffdaemon.external.discard_file import file_size, share
 from uffdaemon.external.protocol import LIMIT, Packet
 from uffdaemon.hooks import Hooks
 from uffdaemon.kernel.userfaultfd import Userfaultfd
@@ -29,6 +28,7 @@ from uffdaemon.model.region_table import RegionTable, Segment
 if TYPE_CHECKING:
     from uffdaemon.daemon.daemon import Daemon
     from uffdaemon.model.region import Region
+    from uffdaemon.native.page_book import PageBook
     from uffdaemon.uapi.events import Event
 
 
@@ -39,6 +39,8 @@ class Inheritance:
     """
 
     daemon: Daemon
+    _pages: PageMap
+    """Those of the owner's region."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -55,6 +57,7 @@ class Inheritance:
         table.add(region)
         served = {uffd: table}
         self._numbers[uffd] = 0
+        self._pages = region.pages
         while True:
             message, control, _, _ = self._sock.recvmsg(
                 LIMIT, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC
@@ -67,10 +70,9 @@ class Inheritance:
             fds = [fd for *_, data in control for (fd,) in struct.iter_unpack("=i", data)]
             whose = uffd
             if number:
-                child, removed = fds
-                pages = PageMap(region.pages.pages)
-                share(pages, removed)
-                os.close(removed)
+                child, book = fds
+                pages = PageMap(region.pages.pages, file=book)
+                os.close(book)
                 whose = Userfaultfd.adopt(child)
                 self._numbers[whose] = number
                 self._last = max(self._last, number)
@@ -102,12 +104,16 @@ class Inheritance:
             if uffd not in self._numbers:
                 self._last += 1
                 self._numbers[uffd] = self._last
-                removed = _shared_from_now_on(table)
-                self._send(self._last, segments, uffd.fileno(), removed)
-                os.close(removed)
+                self._send(self._last, segments, uffd.fileno(), self._book_of(table).fileno())
             elif self._known.get(self._numbers[uffd]) != segments:
                 self._send(self._numbers[uffd], segments)
             self._known[self._numbers[uffd]] = segments
+
+    def _book_of(self, table: RegionTable) -> PageBook:
+        """A child's page book, which is in a file as its parent's is."""
+        for segment in table:
+            return segment.region.pages.book
+        return self._pages.book  # it has no memory of ours: nobody is going to look
 
     def _send(self, number: int, segments: list[list[int]] | None, *fds: int) -> None:
         message = json.dumps({"number": number, "segments": segments}).encode()
@@ -126,17 +132,3 @@ def _moved(region: Region, start: int, pages: PageMap) -> Region:
     moved = copy(region)
     moved.start, moved.pages = start, pages
     return moved
-
-
-def _shared_from_now_on(table: RegionTable) -> int:
-    """The memory file of a child's discarded pages, which has those of its birth."""
-    fd = os.memfd_create("uffdaemon discarded pages")
-    os.ftruncate(fd, 1)
-    for pages in {id(segment.region.pages): segment.region.pages for segment in table}.values():
-        os.ftruncate(fd, file_size(pages.pages))
-        runs = pages.removed.runs() if pages.any_removed else []
-        share(pages, fd)
-        for first, end in runs:
-            pages.removed.add_range(first, end)
-            pages.any_removed = True
-    return fd

@@ -1,0 +1,126 @@
+"""The page book in C: what is known of each page of a region, two bits a page.
+
+A book is reference-counted: it lives as long as Python or a rule in force has it.  It is changed
+here, and by C when rules resolve faults and when events are read; every change is atomic.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from uffdaemon.native._native import ffi, lib
+
+_HEAD: Final = int(ffi.sizeof("struct uffdaemon_pages_storage"))
+
+
+class PageBook:
+    """The states of `pages` pages, all absent at first.
+
+    `file` is the descriptor of a memory file that other processes may map, and that has the states
+    from then on: an empty one, or one of as many pages, whose states are kept.  It is duplicated.
+    With ``shared``, the book makes such a file.  Raises MemoryError and OSError.
+    """
+
+    __slots__ = ("_book", "buffer", "pages")
+
+    def __init__(
+        self,
+        pages: int,
+        *,
+        file: int | None = None,
+        shared: bool = False,
+        pointer: Any = None,  # noqa: ANN401  # cffi's: a book to be taken over, with a reference
+    ) -> None:
+        if pointer is not None:
+            book = pointer
+        elif file is not None:
+            book = _map(file, pages)
+        elif shared:
+            book = _make_file(pages)
+        else:
+            book = lib.uffdaemon_pages_new(pages)
+        if book == ffi.NULL:
+            raise MemoryError
+        self.pages = pages
+        self._book: Any = ffi.gc(book, lib.uffdaemon_pages_put)
+        states = ffi.cast("char *", book.storage) + _HEAD
+        self.buffer: Any = ffi.buffer(states, (pages + 3) >> 2)
+        """The states, to be read: page n is in byte n // 4, from bit n % 4 * 2 on."""
+
+    def copy(self) -> PageBook:
+        """The same states in storage of the same kind, which go their own way from now on."""
+        return PageBook(self.pages, pointer=lib.uffdaemon_pages_copy(self._book))
+
+    @property
+    def address(self) -> int:
+        """Where C finds it."""
+        return int(ffi.cast("uintptr_t", self._book))
+
+    @property
+    def pointer(self) -> Any:  # noqa: ANN401  # cffi's
+        """The same for cffi."""
+        return self._book
+
+    def fileno(self) -> int:
+        """The memory file, which is the book's own; -1: it has none."""
+        return int(self._book.fd)
+
+    def close_file(self) -> None:
+        """Keep the states, but not the descriptor: no other process is going to map them."""
+        lib.uffdaemon_pages_close_file(self._book)
+
+    @property
+    def any_discarded(self) -> bool:
+        """Whether any page was ever discarded."""
+        return bool(self._book.storage.any_discarded)
+
+    # Pages `first` to `end`, exclusive.
+
+    def fill(self, first: int, end: int) -> None:
+        """They are present."""
+        lib.uffdaemon_pages_fill(self._book, first, end)
+
+    def empty(self, first: int, end: int) -> None:
+        """They are not present; what a fault there gets stays the same."""
+        lib.uffdaemon_pages_empty(self._book, first, end)
+
+    def discard(self, first: int, end: int) -> None:
+        """Their owner has discarded them."""
+        lib.uffdaemon_pages_discard(self._book, first, end)
+
+    def make_void(self, first: int, end: int) -> None:
+        """The same of those that have never been discarded: for an event that may have been
+        applied before."""
+        lib.uffdaemon_pages_void(self._book, first, end)
+
+
+class Snapshot:
+    """The books of all regions of a userfaultfd as they were when a FORK event was read."""
+
+    __slots__ = ("_snapshot",)
+
+    def __init__(self, address: int) -> None:
+        pointer = ffi.cast("struct uffdaemon_snapshot *", address)
+        self._snapshot: Any = ffi.gc(pointer, lib.uffdaemon_snapshot_free)
+
+    def take(self, book: PageBook) -> PageBook | None:
+        """What a book was, once; None: it had no rules, or there was no memory."""
+        taken = lib.uffdaemon_snapshot_take(self._snapshot, book.pointer)
+        return None if taken == ffi.NULL else PageBook(book.pages, pointer=taken)
+
+
+def _map(file: int, pages: int) -> Any:  # noqa: ANN401  # cffi's
+    number = ffi.new("int *")
+    made = lib.uffdaemon_pages_map(file, pages, number)
+    if made == ffi.NULL:
+        raise OSError(int(number[0]), os.strerror(int(number[0])))
+    return made
+
+
+def _make_file(pages: int) -> Any:  # noqa: ANN401  # cffi's
+    made = os.memfd_create("uffdaemon pages")
+    try:
+        return _map(made, pages)
+    finally:
+        os.close(made)

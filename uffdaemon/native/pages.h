@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What is known of each page of a region, in two bits a page.
+ *
+ *   bits  state            a fault there gets
+ *   00    absent           the contents of its source
+ *   01    present, clean   nothing more: the page holds what its source has
+ *   11    present, dirty   the page holds something else, such as zeros since it was discarded
+ *   10    discarded        zeros
+ *
+ * The upper bit says that the source's contents are void.  It is never cleared: the kernel empties a
+ * range only after its REMOVE event was read, so a page filled in between vanishes without an event.
+ * The book saves work; the kernel, which may drop pages without an event, has the last word.
+ *
+ * All functions may be called from any thread; those that only read or change bits, from signal
+ * handlers too.
+ */
+#ifndef UFFDAEMON_PAGES_H
+#define UFFDAEMON_PAGES_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum uffdaemon_page_state {
+    UFFDAEMON_PAGE_ABSENT = 0,
+    UFFDAEMON_PAGE_CLEAN = 1,
+    UFFDAEMON_PAGE_DISCARDED = 2,
+    UFFDAEMON_PAGE_DIRTY = 3,
+};
+
+#define UFFDAEMON_PAGES_IN_WORD 32
+
+/* Where the states are: private memory, or a memory file that other processes may map too. */
+struct uffdaemon_pages_storage {
+    uint64_t count; /* pages; 0: a new file */
+    _Atomic uint32_t any_discarded;
+    uint32_t padding[13];
+    _Atomic uint64_t words[];
+};
+_Static_assert(offsetof(struct uffdaemon_pages_storage, words) == 64, "one cache line");
+
+struct uffdaemon_pages {
+    _Atomic uint64_t *words; /* constant, as all but the references and the descriptor */
+    uint64_t count;          /* pages */
+    struct uffdaemon_pages_storage *storage;
+    uint64_t mapped; /* bytes of `storage`; 0: it lies behind this structure */
+    int32_t fd;      /* the memory file, or -1; Python's, one thread at a time */
+    _Atomic uint32_t references;
+};
+
+struct uffdaemon_pages *uffdaemon_pages_new(uint64_t count);
+struct uffdaemon_pages *uffdaemon_pages_map(int fd, uint64_t count, int *error);
+struct uffdaemon_pages *uffdaemon_pages_copy(const struct uffdaemon_pages *pages);
+void uffdaemon_pages_get(struct uffdaemon_pages *pages);
+void uffdaemon_pages_put(struct uffdaemon_pages *pages);
+void uffdaemon_pages_close_file(struct uffdaemon_pages *pages);
+
+/* Pages `first` to `end`, exclusive, cut to those that there are. */
+void uffdaemon_pages_fill(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
+void uffdaemon_pages_empty(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
+void uffdaemon_pages_discard(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
+void uffdaemon_pages_void(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
+
+/* The state of one page; one load. */
+static inline enum uffdaemon_page_state uffdaemon_pages_state(const struct uffdaemon_pages *pages,
+                                                              uint64_t page)
+{
+    uint64_t word = atomic_load_explicit(&pages->words[page / UFFDAEMON_PAGES_IN_WORD],
+                                         memory_order_acquire);
+
+    return (enum uffdaemon_page_state)(word >> page % UFFDAEMON_PAGES_IN_WORD * 2 & 3);
+}
+
+#endif
