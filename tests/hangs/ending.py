@@ -177,6 +177,16 @@ async def main_exits_with_a_daemon_thread_waiting(way: Way) -> None:
 
 
 @program
+async def main_exits_with_a_daemon_thread_waiting_and_takes_long(way: Way) -> None:
+    """The interpreter has ended, and with it faulthandler, when the watchdog asks for a stack."""
+    libc = ctypes.CDLL(None)
+    libc.__cxa_atexit(libc.pause, None, None)
+    async with open_daemon(watchdog=Watchdog(after=1.0, then="exit")) as daemon:
+        await _waiting(daemon, _guard(daemon, way, "held"), daemonic=True)
+        sys.exit(3)
+
+
+@program
 async def main_exits_with_a_thread_waiting_that_is_poisoned(way: Way) -> None:
     """One that the interpreter would join."""
     async with open_daemon(on_shutdown=Shutdown.POISON) as daemon:

@@ -51,6 +51,9 @@ _ENDINGS: dict[str, list[Ending]] = {
         Ending(3, _LEFT_WAITING, _HELD),
         Ending(-signal.SIGBUS, _ENDED, ("in-thread",)),
     ],
+    "main_exits_with_a_daemon_thread_waiting_and_takes_long": [
+        Ending(Watchdog.STATUS, _LEFT, _HELD)
+    ],
     "main_exits_with_a_thread_waiting_that_is_poisoned": [Ending(-signal.SIGBUS, "Bus error")],
     "main_exits_with_a_thread_waiting_whose_memory_is_closed": [
         Ending(-signal.SIGSEGV, _LEFT_WAITING, _HELD),

@@ -93,6 +93,7 @@ ffibuilder.cdef(
     int uffdaemon_sigbus_add(struct uffdaemon_port *port);
     void uffdaemon_sigbus_remove(struct uffdaemon_port *port);
     void uffdaemon_port_wake(struct uffdaemon_port *port, uint64_t start, uint64_t length);
+    void uffdaemon_sigaction_ignore(int number);
     struct uffdaemon_watch;
     struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
                                                 uint64_t after, unsigned then, int signal,

@@ -296,6 +296,11 @@ class ResolverThread:
             lib.uffdaemon_resolver_stop(resolver)
 
 
+def ignore(number: int) -> None:
+    """Have a signal ignored, unless it has another action than the default one."""
+    lib.uffdaemon_sigaction_ignore(number)
+
+
 class Watch:
     """A userfaultfd that the watchdog looks after, until `end`."""
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The action for SIGBUS: ours, and the one before it. */
+/* What is done about signals: our action for SIGBUS, and the one before it. */
 #define _GNU_SOURCE
 #include "sigaction.h"
 
@@ -56,4 +56,14 @@ int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *))
     sigfillset(&ours.sa_mask);
     sigdelset(&ours.sa_mask, SIGRTMAX - 1);
     return sigaction(SIGBUS, &ours, NULL) ? -errno : 0;
+}
+
+/* Has a signal ignored that would end the process by default. */
+void uffdaemon_sigaction_ignore(int number)
+{
+    struct sigaction action;
+
+    if (sigaction(number, NULL, &action) == 0 && !(action.sa_flags & SA_SIGINFO) &&
+        action.sa_handler == SIG_DFL)
+        signal(number, SIG_IGN);
 }

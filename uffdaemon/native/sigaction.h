@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The action for SIGBUS: ours, and the one before it. */
+/* What is done about signals: our action for SIGBUS, and the one before it. */
 #ifndef UFFDAEMON_SIGACTION_H
 #define UFFDAEMON_SIGACTION_H
 
@@ -7,6 +7,7 @@
 
 int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *));
 int uffdaemon_sigaction_inherited(void);
+void uffdaemon_sigaction_ignore(int number);
 void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context);
 
 #endif

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
-from uffdaemon.native.ports import Watch
+from uffdaemon.native.ports import Watch, ignore
 from uffdaemon.placement import Then, Watchdog
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def _watch(
     number = 0
     # Without standard error there is nothing to write to.
     with suppress(OSError, RuntimeError, ValueError):
+        # When the interpreter ends, faulthandler restores the action that it found: a thread that
+        # is still asked for its stack then must not end the process by the signal's default action.
+        ignore(STACKS)
         faulthandler.register(STACKS, file=2, all_threads=False, chain=False)
         number = STACKS
     return Watch(
