@@ -25,6 +25,7 @@ from benchmarks import (
     resting,
     rules,
     scaling,
+    touched,
 )
 from benchmarks.rows import Measure, Row, parser, print_table, write_json
 from benchmarks.turns import Client, TurnFailed, placements, touch_unguarded
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Measure] = {
     "filling": filling.measure,
     "compacting": compacting.measure,
     "everybody": everybody.measure,
+    "touched": touched.measure,
     "rules": rules.measure,
     "forwarding": forwarding.measure,
 }

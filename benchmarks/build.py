@@ -18,6 +18,7 @@ PROGRAMS = {
     "in_process.so": ("in_process.c", "touching.c", "options.c", "shared.c"),
     "yardstick": ("yardstick.c", "handed.c", "shared.c"),
     "moves.so": ("moves.c", "shared.c"),
+    "steps.so": ("steps.c",),
 }
 SHARED = ("-shared", "-fPIC")
 

@@ -62,8 +62,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_groups(rows: Sequence[Row], path: Path) -> None:
-    """Write a picture of rows that have a group: a panel for each, a bar for each label, to the
-    same scale.  Ours stand out."""
+    """Write a picture of rows that have a group: a panel for each, a bar for each label.
+    Ours stand out."""
     groups = list(dict.fromkeys(row.group for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))[::-1]
     width = 4 + 3.2 * len(groups)
@@ -71,12 +71,12 @@ def draw_groups(rows: Sequence[Row], path: Path) -> None:
         1,
         len(groups),
         figsize=(width, 2 + 0.3 * len(labels)),
-        sharex=True,
         sharey=True,
         squeeze=False,
     )
     for panel, group in zip(panels[0], groups, strict=True):
-        shown = {row.label: row.median or 0.0 for row in rows if row.group == group}
+        members = [row for row in rows if row.group == group]
+        shown = {row.label: row.median or 0.0 for row in members}
         for place, label in enumerate(labels):
             if label in shown:
                 colour = OURS if label.startswith("uffdaemon") else OTHERS
@@ -85,7 +85,7 @@ def draw_groups(rows: Sequence[Row], path: Path) -> None:
         panel.set_title(group, fontsize=9)
         panel.set_xscale("log")
         panel.set_yticks(range(len(labels)), labels, fontsize=8)
-        panel.set_xlabel("µs")
+        panel.set_xlabel(members[0].unit)
         panel.margins(x=0.2)
     _save(figure, path)
 
