@@ -99,7 +99,7 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
 
 def test_an_image_that_was_kept_is_restored_again(tmp_path: Path) -> None:
     with demo(tmp_path, "--size", "1M", "--rounds", "1", "--keep") as running:
-        kept = Path(running.wait_for("the image stays in (.*)")[1])
+        kept = Path(running.wait_for("keeping the image in (.*)")[1])
         assert running.end() == 0
         assert f"kept: {kept}" in running.report()
         assert [path.name for path in running.folder.iterdir()] == [kept.parent.name]

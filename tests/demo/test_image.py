@@ -90,7 +90,7 @@ def test_building_can_be_ended_at_any_point(
     tmp_path: Path, when: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that some of the calls come from inside of SQLite, where no exception gets out.
-    monkeypatch.setattr(module, "_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(module, "_OPCODES_PER_CALL", 1000)
     calls = 0
 
     def progress(done: int, total: int) -> None:
@@ -113,7 +113,7 @@ def test_a_file_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DemoError, match="not one Python source"):
+    with pytest.raises(DemoError, match="no Python source"):
         build_image(tmp_path / "image.db", 1, root=tmp_path / "empty")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))

@@ -22,9 +22,9 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.paths import ROOT
 from uffdaemon.demo.errors import DemoError, WorkerDied, WorkerFailed
 from uffdaemon.demo.image import build_image
-from uffdaemon.demo.process import started_worker
+from uffdaemon.demo.process import start_worker
 from uffdaemon.demo.protocol import LIMIT, decode, short_name
-from uffdaemon.demo.runs import Setting, eager_run, examine_cache, fill_and_prove, lazy_run
+from uffdaemon.demo.runs import Setting, check_cold, eager_run, fill_and_verify, lazy_run
 
 PAGE = 4096
 
@@ -76,7 +76,7 @@ def only(group: BaseException) -> BaseException:
 async def test_a_fill_is_complete_and_its_progress_exact() -> None:
     watcher = Watcher()
     with prepared(watcher) as setting:
-        run, fill, proof = await fill_and_prove(setting, "warm")
+        run, fill, proof = await fill_and_verify(setting, "warm")
         expected = hashlib.sha256(setting.image.path.read_bytes()).hexdigest()
         size = setting.image.size
     assert proof.equal
@@ -106,7 +106,7 @@ async def test_eager_and_lazy_say_the_same() -> None:
 async def test_a_worker_that_is_killed(moment: str) -> None:
     watcher = Watcher(kill_at=moment)
     with prepared(watcher) as setting, pytest.raises(BaseException) as caught:
-        await fill_and_prove(setting, "warm")
+        await fill_and_verify(setting, "warm")
     error = only(caught.value)
     assert isinstance(error, WorkerDied), error
     assert str(error).endswith("was killed by SIGKILL")
@@ -125,7 +125,7 @@ async def test_a_run_that_is_cancelled_leaves_no_worker() -> None:
             scope.cancel()
 
         watcher.advance = cancel  # type: ignore[method-assign]
-        await fill_and_prove(setting, "warm")
+        await fill_and_verify(setting, "warm")
     assert scope.cancelled_caught
     assert watcher.filled
     with pytest.raises(ProcessLookupError):
@@ -152,7 +152,7 @@ async def test_a_worker_that_cannot_start_says_why() -> None:
     with tempfile.TemporaryDirectory() as name:
         sys.executable = program(Path(name), "echo first >&2; echo last words >&2; exit 7")
         with pytest.raises(WorkerDied, match=r"ended with status 7: last words$"):
-            async with started_worker(Path(name), "broken"):
+            async with start_worker(Path(name), "broken"):
                 raise AssertionError("it started")
 
 
@@ -161,7 +161,7 @@ def test_a_file_system_without_a_disk_is_never_cold() -> None:
     if not memory.is_mount():
         pytest.skip(f"{memory} is no file system of its own here")
     with tempfile.TemporaryDirectory(dir=memory) as name:
-        cache = examine_cache(build_image(Path(name, "image.db"), 1 << 20))
+        cache = check_cold(build_image(Path(name, "image.db"), 1 << 20))
     assert not cache.cold
     assert cache.cached_fraction == 1.0
     assert "100.0%" in cache.note
@@ -171,7 +171,7 @@ def test_a_file_system_without_a_disk_is_never_cold() -> None:
     ("packet", "reason"),
     [
         (b"nonsense", "not JSON"),
-        (b'{"kind": "verify"}', "and not start"),
+        (b'{"kind": "verify"}', "instead of start"),
         (b'{"kind": "start", "mode": "lazy"}', "field 'image'"),
     ],
 )
@@ -225,7 +225,7 @@ def test_another_process_in_the_place_of_the_worker_is_refused(tmp_path: Path) -
                     await trio.sleep_forever()
 
             nursery.start_soon(connect)
-            async with started_worker(tmp_path, "late"):
+            async with start_worker(tmp_path, "late"):
                 raise AssertionError("it was let in")
 
     with pytest.raises(BaseException) as caught:

@@ -198,9 +198,8 @@ def stem(name: str) -> str:
 def test_no_two_modules_differ_by_an_ending() -> None:
     names: dict[str, set[str]] = {}
     for module in MODULES:
-        if module.partition(".")[0] not in ("check", "demo"):
-            for name in module.split("."):
-                names.setdefault(stem(name), set()).add(name)
+        for name in module.split("."):
+            names.setdefault(stem(name), set()).add(name)
     assert not {key: sorted(group) for key, group in names.items() if len(group) > 1}
 
 

@@ -1,7 +1,7 @@
-"""`uffdaemon demo`: a lazy restore of something real, beside an eager one.
+"""`uffdaemon demo`: restore a real memory image lazily, and compare with an eager restore.
 
-`image` builds the memory image, `worker` is the process that reads it, `runs` is the daemon's
-side, `command` puts them together.
+`image` builds the memory image, `worker` is the process that queries it, `runs` is the daemon's
+side, and `command` is the command line.
 """
 
 from __future__ import annotations

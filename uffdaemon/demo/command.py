@@ -1,4 +1,4 @@
-"""`uffdaemon demo`: its options, and the order of things."""
+"""The command line of `uffdaemon demo`: its options, and the steps of the demo."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from uffdaemon.demo.errors import DemoError
 from uffdaemon.demo.image import PAGE_SIZE, Image, build_image, open_image
 from uffdaemon.demo.progress import Progress, progress_for
 from uffdaemon.demo.results import Mode, Report, Row, Run, Temperature
-from uffdaemon.demo.runs import Setting, eager_run, examine_cache, fill_and_prove, lazy_run
+from uffdaemon.demo.runs import Setting, check_cold, eager_run, fill_and_verify, lazy_run
 from uffdaemon.demo.sqlite import sqlite_version
 from uffdaemon.demo.table import as_json, as_text
 
@@ -55,7 +55,7 @@ class _Options(argparse.Namespace):
 
 
 class _Interrupted(Exception):
-    """A signal asked the demonstration to end."""
+    """A signal stopped the demo."""
 
     def __init__(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -64,48 +64,48 @@ class _Interrupted(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demonstration; the exit status.
+    """Run the demo and return the exit status.
 
-    0: the restored memory equals the file.  1: it does not, or something is missing or broke,
-    which one line on standard error says.  2: wrong arguments.  128 + n: ended by signal n.
+    0: the restored memory equals the file.  1: it does not, or the demo failed; one line on
+    standard error says why.  2: wrong arguments.  128 + n: stopped by signal n.
     """
     options = _parser().parse_args(argv, namespace=_Options())
     progress = progress_for(json=options.json)
-    # Standard output is the report's alone.
+    # Standard output is for the report.
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
     )
     try:
-        report = trio.run(_until_interrupted, options, progress)
+        report = trio.run(_run_until_signal, options, progress)
     except KeyboardInterrupt:
-        return _ended(progress, "interrupted", 128 + signal.SIGINT)
+        return _exit(progress, "interrupted", 128 + signal.SIGINT)
     except BaseException as error:
         reason = _reason(error)
         if isinstance(reason, _Interrupted):
-            return _ended(progress, str(reason), 128 + reason.number)
+            return _exit(progress, str(reason), 128 + reason.number)
         if reason is None:
             raise
-        return _ended(progress, str(reason) or type(reason).__name__, 1)
+        return _exit(progress, str(reason) or type(reason).__name__, 1)
     progress.close()
     try:
         sys.stdout.write(as_json(report) + "\n" if options.json else as_text(report))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the report has seen enough; Python would complain when it flushes again.
+        # The reader has gone.  Without this, Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return 0 if report.proof.equal else 1
 
 
-def _ended(progress: Progress, text: str, status: int) -> int:
+def _exit(progress: Progress, text: str, status: int) -> int:
     progress.close()
     print(f"uffdaemon demo: {text}", file=sys.stderr)
     return status
 
 
 def _reason(error: BaseException) -> BaseException | None:
-    """The one thing that a person can be told, if all that went wrong is of that kind."""
+    """The error to show in one line; None if there is an unexpected one among them."""
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
         reasons = [_reason(part) for part in group.exceptions]
@@ -116,11 +116,11 @@ def _reason(error: BaseException) -> BaseException | None:
     return error if isinstance(error, expected) else None
 
 
-async def _until_interrupted(options: _Options, progress: Progress) -> Report:
-    """The demonstration; a signal ends it in order, by cancelling it."""
+async def _run_until_signal(options: _Options, progress: Progress) -> Report:
+    """Run the demo.  A signal cancels it, so that it cleans up."""
     interruption: int | None = None
 
-    async def watch(signals: AsyncIterator[int]) -> None:
+    async def cancel_on_signal(signals: AsyncIterator[int]) -> None:
         nonlocal interruption
         async for number in signals:
             interruption = number
@@ -128,31 +128,31 @@ async def _until_interrupted(options: _Options, progress: Progress) -> Report:
 
     with trio.open_signal_receiver(*_INTERRUPTIONS) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, signals)
-            report = await _demonstrate(options, progress)
+            nursery.start_soon(cancel_on_signal, signals)
+            report = await _run_demo(options, progress)
             nursery.cancel_scope.cancel()
             return report
     raise _Interrupted(interruption or signal.SIGINT)
 
 
-async def _demonstrate(options: _Options, progress: Progress) -> Report:
-    with _workplace(options) as (folder, sockets):
+async def _run_demo(options: _Options, progress: Progress) -> Report:
+    with _directories(options) as (folder, sockets):
         begun = time.perf_counter()
         image = await trio.to_thread.run_sync(_image, options, folder, progress)
         build_seconds = None if options.image else time.perf_counter() - begun
         if options.keep:
-            progress.stage(f"the image stays in {image.path}")
+            progress.stage(f"keeping the image in {image.path}")
         setting = Setting(
             image, tuple(options.query or QUERIES), options.fault_around, sockets, progress
         )
-        cache = await trio.to_thread.run_sync(examine_cache, image)
+        cache = await trio.to_thread.run_sync(check_cold, image)
         temperatures: list[Temperature] = ["cold", "warm"] if cache.cold else ["warm"]
         runs: list[Run] = []
         for _ in range(options.rounds):
             for temperature in temperatures:
                 runs.append(await eager_run(setting, temperature))
                 runs.append(await lazy_run(setting, temperature))
-        run, fill, proof = await fill_and_prove(setting, temperatures[0])
+        run, fill, proof = await fill_and_verify(setting, temperatures[0])
         answers = run.answers
         if any(other.answers != answers for other in runs):
             raise DemoError("eager and lazy restores gave different answers")
@@ -176,7 +176,7 @@ async def _demonstrate(options: _Options, progress: Progress) -> Report:
 
 
 def _image(options: _Options, folder: Path, progress: Progress) -> Image:
-    """Build the image, or take the one that was named.  Runs in a thread."""
+    """Build the image, or open the one given by --image.  Runs in a thread."""
     if options.image is not None:
         return open_image(options.image)
 
@@ -188,10 +188,10 @@ def _image(options: _Options, folder: Path, progress: Progress) -> Image:
 
 
 @contextmanager
-def _workplace(options: _Options) -> Generator[tuple[Path, Path]]:
-    """A directory for the image and one for sockets, which need short names.
+def _directories(options: _Options) -> Generator[tuple[Path, Path]]:
+    """A directory for the image, and one for sockets, whose paths must be short.
 
-    Both are removed, but for an image that was built and asked to be kept.
+    Both are removed at the end, except for the image with --keep.
     """
     with tempfile.TemporaryDirectory(prefix="uffdaemon-demo-") as name:
         sockets = Path(name)
@@ -237,7 +237,7 @@ def _row(runs: list[Run]) -> Row:
 
 
 def _size(text: str) -> int:
-    """Bytes: 4096, 64M, 1.5GiB."""
+    """Parse a size in bytes, such as 4096, 64M or 1.5GiB."""
     lower = text.strip().lower().removesuffix("ib").removesuffix("b")
     number = lower.rstrip("kmgt")
     unit = _UNITS.get(lower[len(number) :])
@@ -263,29 +263,31 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="uffdaemon demo",
-        description="Restore a real memory image lazily: SQLite, in a worker process, queries a "
-        "full-text index in memory whose pages this process brings when they are touched. Beside "
-        "it the same worker with the whole image read first. Then the rest is filled in, and the "
-        "restored memory compared with the file.",
+        description="Restore a real memory image lazily: a worker process runs SQLite queries on a "
+        "full-text index in memory, and this process copies each page there when the worker "
+        "touches it. For comparison, a second worker reads the whole image first. Then the "
+        "remaining pages are filled, and the restored memory is compared with the file.",
     )
     add = parser.add_argument
     add("--json", action="store_true", help="print one JSON object and nothing else")
-    add("--size", type=_size, default="128M", help="least size of the image (default: 128M)")
-    add("--directory", type=Path, help="where the image is built (default: the temporary files')")
-    add("--keep", action="store_true", help="keep the image, and say where it is")
-    add("--image", type=Path, help="use an image that was kept instead of building one")
+    add("--size", type=_size, default="128M", help="minimum size of the image (default: 128M)")
+    add(
+        "--directory", type=Path, help="where to build the image (default: the temporary directory)"
+    )
+    add("--keep", action="store_true", help="keep the image, and print where it is")
+    add("--image", type=Path, help="use an image from an earlier run with --keep")
     add(
         "--query",
         action="append",
-        help=f"words, or an FTS5 expression, to look for; the first is the one that is timed; "
-        f"can be repeated (default: {', '.join(QUERIES)})",
+        help=f"words, or an FTS5 expression, to search for; can be repeated; the first answer is "
+        f"timed on its own (default: {', '.join(QUERIES)})",
     )
-    add("--rounds", type=_positive, default=3, help="runs of each kind (default: 3)")
+    add("--rounds", type=_positive, default=3, help="runs per kind of restore (default: 3)")
     add(
         "--fault-around",
         type=_positive,
         default=16,
         metavar="PAGES",
-        help="pages brought for one fault, an aligned window (default: 16)",
+        help="pages copied for one fault, as an aligned window (default: 16)",
     )
     return parser

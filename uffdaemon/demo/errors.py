@@ -1,4 +1,4 @@
-"""What can go wrong in the demonstration and is the reader's to mend: one line each."""
+"""Errors of the demo that the user can do something about.  Each prints as one line."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ __all__ = ["DemoError", "FullDisk", "WorkerDied", "WorkerFailed"]
 
 
 class DemoError(Exception):
-    """The demonstration cannot go on; its text is one line for a person."""
+    """The demo cannot continue; the text is one line for the user."""
 
 
 class FullDisk(DemoError):
-    """The file system of `folder` has no room for the image."""
+    """The file system of `folder` is full."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
-            f"no room for the image in {folder}: ask for less (--size) or elsewhere (--directory)"
+            f"no room for the image in {folder}: use --size for a smaller one, or --directory"
         )
         self.folder = folder
 
 
 class WorkerDied(DemoError):
-    """The worker process ended in the middle of its work."""
+    """The worker process exited before it was done."""
 
 
 class WorkerFailed(DemoError):
-    """The worker process says that it could not do its work."""
+    """The worker process reported an error."""

@@ -1,9 +1,8 @@
-"""The memory image of the demonstration: a SQLite database with a full-text index.
+"""The memory image of the demo: a SQLite database with a full-text index.
 
-The text is the Python standard library's own sources, which every machine with Python has, cut
-into passages of forty lines and entered again and again until the image is large enough.  The
-index is SQLite's FTS5.  The file's bytes, page by page, are the memory that is restored later:
-SQLite's pages of 4096 bytes are the kernel's.
+The text is the source code of Python's standard library, in passages of forty lines, repeated
+until the image is large enough.  The index is SQLite's FTS5.  The file is the memory image: its
+pages of 4096 bytes become the pages of the restored memory.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ __all__ = ["PAGE_SIZE", "Image", "build_image", "find_sources", "open_image"]
 
 PAGE_SIZE: Final = 4096
 PASSAGE_LINES: Final = 40
-_INSTRUCTIONS: Final = 100_000  # of SQLite's machine, from one look at `progress` to the next
-_BREATH: Final = 256  # passages from one call of `progress` to the next: milliseconds
+_OPCODES_PER_CALL: Final = 100_000  # of SQLite's virtual machine, between calls of `progress`
+_PASSAGES_PER_CALL: Final = 256  # inserted between calls of `progress`: a few milliseconds
 
-# Test suites are the larger half of the sources and read like it; packages are somebody else's.
-_NOT_TEXT: Final = frozenset(
+# Tests would be more than half of the text; installed packages differ from machine to machine.
+_SKIPPED: Final = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 )
-# What a building needs is speed, not durability: a half-made image is removed, never recovered.
+# Building needs no durability: an unfinished image is removed, not recovered.
 _PRAGMAS: Final = (
     f"PRAGMA page_size = {PAGE_SIZE}",
     "PRAGMA journal_mode = OFF",
@@ -73,7 +72,7 @@ class Passage:
 
 
 def find_sources() -> Path:
-    """Where the standard library's sources are; `DemoError` when only compiled code is there."""
+    """The directory of the standard library's sources.  Raises `DemoError` if there are none."""
     root = Path(sysconfig.get_path("stdlib"))
     if not (root / "os.py").is_file():
         raise DemoError(f"the sources of Python's standard library are not in {root}")
@@ -81,9 +80,9 @@ def find_sources() -> Path:
 
 
 def passages(root: Path) -> Iterator[Passage]:
-    """Every source below `root`, always in the same order, in pieces of `PASSAGE_LINES` lines."""
+    """Split every source below `root` into passages of `PASSAGE_LINES` lines, in a fixed order."""
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in _NOT_TEXT)
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED)
         for name in sorted(names):
             if not name.endswith(".py"):
                 continue
@@ -104,31 +103,31 @@ def build_image(
 ) -> Image:
     """Build an image of at least `size` bytes at `path`, which must not exist yet.
 
-    `progress` is called with `size` and how much of it is done, often; what it raises ends the
-    building.  Raises `FullDisk` when the file system has no room left (twice the size is needed
-    for a moment), `DemoError` when this SQLite has no FTS5, and leaves no file behind then.
+    `progress` is called often with the bytes done and `size`; an exception that it raises aborts
+    the build.  Raises `FullDisk` if the file system is full (building needs twice the size), and
+    `DemoError` if this SQLite has no FTS5.  A failed build leaves no file behind.
     """
     path.open("xb").close()
     draft = path.with_name(f"{path.name}.draft")
-    watch = _Watch(progress, size)
+    handler = _ProgressHandler(progress, size)
     try:
         with closing(sqlite3.connect(draft, isolation_level=None)) as database:
-            # Long statements have to be interruptible too.
-            database.set_progress_handler(watch.interrupts, _INSTRUCTIONS)
+            # Makes long statements interruptible, too.
+            database.set_progress_handler(handler.interrupts, _OPCODES_PER_CALL)
             _create(database)
-            copies, count = _fill(database, size, root or find_sources(), watch)
-            # Each table's pages lie together then, as in a database that is looked after.
+            copies, count = _fill(database, size, root or find_sources(), handler)
+            # VACUUM puts the pages of each table together, as in a well-kept database.
             database.execute("VACUUM INTO ?", (str(path),))
-        # The page cache can only be dropped of pages that are on the disk.
+        # Only clean pages can be dropped from the page cache.
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        watch.advance(size)
+        handler.advance(size)
         return Image(path, path.stat().st_size, count, copies)
     except BaseException as error:
         path.unlink(missing_ok=True)
         path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
-        if watch.error is not None and error is not watch.error:
-            raise watch.error from None
+        if handler.error is not None and error is not handler.error:
+            raise handler.error from None
         if _is_full(error):
             raise FullDisk(path.parent) from error
         raise
@@ -137,7 +136,7 @@ def build_image(
 
 
 def open_image(path: Path) -> Image:
-    """An image that was built, and kept, before; `DemoError` when `path` is no such thing."""
+    """Open an image from an earlier build.  Raises `DemoError` if `path` is not one."""
     if not path.is_file():
         raise DemoError(f"{path} is not a file")
     try:
@@ -150,14 +149,14 @@ def open_image(path: Path) -> Image:
         raise DemoError(f"{path} is not an image of this demo: {error}") from error
     size = path.stat().st_size
     if not count:
-        raise DemoError(f"{path} holds no text")
+        raise DemoError(f"{path} contains no text")
     if page_size != PAGE_SIZE or size % PAGE_SIZE:
         raise DemoError(f"{path} does not consist of pages of {PAGE_SIZE} bytes")
     return Image(path, size, count, copies)
 
 
-class _Watch:
-    """Calls `progress`, also from inside of SQLite, which can carry no exception out."""
+class _ProgressHandler:
+    """Calls `progress`, also as SQLite's progress handler, through which no exception can pass."""
 
     def __init__(self, progress: Callable[[int, int], None] | None, size: int) -> None:
         self.error: BaseException | None = None
@@ -171,7 +170,7 @@ class _Watch:
             self._progress(self._done, self._size)
 
     def interrupts(self) -> bool:
-        """Whether the statement that runs has to end."""
+        """Whether SQLite is to abort the running statement."""
         try:
             self.advance(self._done)
         except BaseException as error:  # noqa: BLE001  # raised again by `build_image`
@@ -192,12 +191,14 @@ def _create(database: sqlite3.Connection) -> None:
         ) from error
 
 
-def _fill(database: sqlite3.Connection, size: int, root: Path, watch: _Watch) -> tuple[int, int]:
-    """Enter the text again and again until it takes `size` bytes: (copies, passages)."""
+def _fill(
+    database: sqlite3.Connection, size: int, root: Path, handler: _ProgressHandler
+) -> tuple[int, int]:
+    """Insert the text repeatedly until it takes `size` bytes.  Returns (copies, passages)."""
     copies = count = used = 0
-    # Tidying up frees some pages again, and is not something to do twice.
+    # 'optimize' frees some pages again.  The margin makes one pass enough.
     goal = size + size // 32
-    text = _endless(root)
+    text = _repeated(root)
     while used < size:
         step = min(max(size // 64, 64 << 10), 32 << 20)
         while used < goal:
@@ -206,28 +207,28 @@ def _fill(database: sqlite3.Connection, size: int, root: Path, watch: _Watch) ->
             while pending < step:
                 copies, passage = next(text)
                 count += 1
-                _enter(database, count, copies, passage)
+                _insert(database, count, copies, passage)
                 pending += len(passage.text)
-                if count % _BREATH == 0:
-                    watch.advance(used * 3 // 4)  # tidying up is about a quarter of the work
-            # FTS5 keeps what was entered in memory until now: only here is the size known.
+                if count % _PASSAGES_PER_CALL == 0:
+                    handler.advance(used * 3 // 4)  # 'optimize' is about a quarter of the work
+            # FTS5 writes its pages at COMMIT: the size is known only after it.
             database.execute("COMMIT")
             used = _used(database)
-        # A single segment, whose pages lie together, is what lets a query touch few of them.
+        # Merge the index into one segment, so that a query touches few pages.
         database.execute("INSERT INTO search(search) VALUES ('optimize')")
         used = _used(database)
     return copies, count
 
 
-def _endless(root: Path) -> Iterator[tuple[int, Passage]]:
-    """The passages over and over, each with the number of the copy."""
+def _repeated(root: Path) -> Iterator[tuple[int, Passage]]:
+    """The passages over and over, each with the number of its repetition, from 1."""
     for copy in itertools.count(1):
         empty = True
         for passage in passages(root):
             empty = False
             yield copy, passage
         if empty:
-            raise DemoError(f"there is not one Python source below {root}")
+            raise DemoError(f"no Python source below {root}")
 
 
 def _used(database: sqlite3.Connection) -> int:
@@ -235,7 +236,7 @@ def _used(database: sqlite3.Connection) -> int:
     return pages * PAGE_SIZE
 
 
-def _enter(database: sqlite3.Connection, number: int, copy: int, passage: Passage) -> None:
+def _insert(database: sqlite3.Connection, number: int, copy: int, passage: Passage) -> None:
     database.execute(
         "INSERT INTO passages VALUES (?, ?, ?, ?, ?)",
         (number, copy, passage.path, passage.line, passage.text),

@@ -1,4 +1,4 @@
-"""Starting the worker, talking with it, and noticing when it dies."""
+"""The worker process as the daemon's side sees it: start, messages, exit."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-__all__ = ["Worker", "started_worker"]
+__all__ = ["Worker", "start_worker"]
 
-_PATIENCE: Final = 60.0  # seconds for a Python to start on a busy machine
-_FAREWELL: Final = 2.0  # seconds for a process to end that has no reason to stay
+_START_TIMEOUT: Final = 60.0  # seconds for Python to start on a busy machine
+_EXIT_TIMEOUT: Final = 2.0  # seconds for the process to exit by itself
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 class Worker:
-    """A worker process and the connection with it.
+    """A worker process and the connection to it.
 
-    Whatever is asked of a worker that is gone raises `WorkerDied`: its end of the socket closes
-    with it, however it ended.  One that says it failed raises `WorkerFailed` with its reason.
+    `receive` raises `WorkerDied` if the worker has exited, and `WorkerFailed` if the worker
+    reported an error.
     """
 
     def __init__(self, process: trio.Process, errors: int, name: str) -> None:
@@ -45,9 +45,8 @@ class Worker:
     def pid(self) -> int:
         return self.process.pid
 
-    async def say(self, kind: str, fields: dict[str, Json] | None = None) -> None:
-        """Send a message.  That nobody is there any more is for `hear` to find out, which also
-        finds what the worker said last."""
+    async def send(self, kind: str, fields: dict[str, Json] | None = None) -> None:
+        """Send a message.  If the worker has gone, `receive` raises, after its last messages."""
         sock = self._connection()
         packet = encode(kind, fields)
         while True:
@@ -60,32 +59,32 @@ class Worker:
             else:
                 return
 
-    async def hear(self, kind: str) -> Message:
-        """The next message, which has to be of this kind."""
-        return await self._hear(kind, 0)
+    async def receive(self, kind: str) -> Message:
+        """Receive the next message.  Raises `ProtocolError` if it is not of this kind."""
+        return await self._receive(kind, 0)
 
-    async def hear_userfaultfd(self) -> tuple[Userfaultfd, Message]:
-        """The place of the worker's guarded memory, and its userfaultfd."""
-        # A worker that could not open one says so in a packet without a descriptor: look first.
-        message = await self._hear("memory", socket.MSG_PEEK)
+    async def receive_userfaultfd(self) -> tuple[Userfaultfd, Message]:
+        """Receive the worker's userfaultfd, with the address of the guarded memory."""
+        # If the worker could not open one, it sends "failed" without a descriptor: peek first.
+        message = await self._receive("memory", socket.MSG_PEEK)
         uffd, _packet = Userfaultfd.receive(self._connection(), LIMIT)
         return uffd, message
 
-    async def _hear(self, kind: str, flags: int) -> Message:
+    async def _receive(self, kind: str, flags: int) -> Message:
         sock = self._connection()
         await trio.lowlevel.wait_readable(sock)
         try:
             packet = sock.recv(LIMIT, flags)
         except ConnectionResetError:
-            # Said once, when the worker closed with something unread; what it said is still there.
+            # Returned once if the worker closed with unread data.  Its messages are still queued.
             packet = sock.recv(LIMIT, flags)
         if not packet:
-            raise await self.death()
+            raise await self.exit_error()
         message = decode(packet)
         if message.kind == "failed":
             raise WorkerFailed(f"the worker ({self.name}): {message.text('error')}")
         if message.kind != kind:
-            raise ProtocolError(f"the worker said {message.kind!r} and not {kind!r}")
+            raise ProtocolError(f"the worker sent {message.kind!r} instead of {kind!r}")
         return message
 
     def _connection(self) -> socket.socket:
@@ -94,21 +93,21 @@ class Worker:
         return self._sock
 
     async def connect(self, listener: socket.socket) -> None:
-        """Wait until the worker, and nobody else, has connected."""
+        """Accept the worker's connection.  Raises `DemoError` if another process connected."""
         async with trio.open_nursery() as nursery:
 
-            async def until_it_ends() -> None:
+            async def cancel_at_exit() -> None:
                 await self.process.wait()
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(until_it_ends)
-            with trio.move_on_after(_PATIENCE):
+            nursery.start_soon(cancel_at_exit)
+            with trio.move_on_after(_START_TIMEOUT):
                 await trio.lowlevel.wait_readable(listener)
             nursery.cancel_scope.cancel()
         try:
             sock, _address = listener.accept()
         except BlockingIOError as error:
-            raise await self.death() from error
+            raise await self.exit_error() from error
         sock.settimeout(0)
         self._sock = sock
         peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -116,32 +115,32 @@ class Worker:
             raise DemoError("another process connected in the worker's place")
 
     async def end(self) -> None:
-        """Make sure that the process is gone: it ends when its connection does, or is killed."""
+        """Close the connection, at which the worker exits; kill it if it does not."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
         with trio.CancelScope(shield=True):
-            if not await self._ended():
+            if not await self._wait_briefly():
                 self.process.kill()
                 await self.process.wait()
 
-    async def _ended(self) -> bool:
-        with trio.move_on_after(_FAREWELL):
+    async def _wait_briefly(self) -> bool:
+        with trio.move_on_after(_EXIT_TIMEOUT):
             await self.process.wait()
         return self.process.returncode is not None
 
-    async def death(self) -> WorkerDied:
-        """What there is to say about a worker that closed its connection, or never had one."""
-        if not await self._ended():
-            return WorkerDied(f"the worker ({self.name}, pid {self.pid}) does not answer")
+    async def exit_error(self) -> WorkerDied:
+        """The error for a worker that closed its connection, or never connected."""
+        if not await self._wait_briefly():
+            return WorkerDied(f"the worker ({self.name}, pid {self.pid}) does not respond")
         status = self.process.returncode or 0
         text = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}"
-        last = self._last_words()
+        last = self._last_error_line()
         return WorkerDied(
             f"the worker ({self.name}, pid {self.pid}) {text}{': ' if last else ''}{last}"
         )
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         size = os.fstat(self._errors).st_size
         written = os.pread(self._errors, 4096, max(size - 4096, 0)).decode(errors="replace")
         lines = written.strip().splitlines()
@@ -149,10 +148,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def started_worker(folder: Path, name: str) -> AsyncGenerator[Worker]:
-    """A connected worker, which is gone at the end of the block.
+async def start_worker(folder: Path, name: str) -> AsyncGenerator[Worker]:
+    """Start a worker and connect to it.  It has exited when the block ends.
 
-    `folder` is where its Unix socket is made; `name` is for people.
+    The Unix socket is made in `folder`; `name` is for messages to the user.
     """
     path = folder / "daemon.socket"
     errors = os.memfd_create("worker errors")
@@ -167,12 +166,12 @@ async def started_worker(folder: Path, name: str) -> AsyncGenerator[Worker]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                process_group=0,  # Ctrl-C is for the daemon's side to answer
+                process_group=0,  # Ctrl-C is for the daemon's side only
             )
             worker = Worker(process, errors, name)
             try:
                 await worker.connect(listener)
-                await worker.hear("hello")
+                await worker.receive("hello")
                 yield worker
             finally:
                 await worker.end()

@@ -1,4 +1,4 @@
-"""Saying how far things are: a bar on a terminal, lines elsewhere, nothing for a machine."""
+"""Shows progress on standard error: a bar on a terminal, lines otherwise, nothing with --json."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _KILO: Final = 1024
 
 
 class Progress(Protocol):
-    """Where the demonstration says what it does.  May be called from any one thread at a time."""
+    """Shows what the demo is doing.  Any thread may call it, one at a time."""
 
     def stage(self, text: str) -> None:
-        """Something begins."""
+        """Show that a stage begins."""
 
     def advance(self, label: str, done: int, total: int) -> None:
-        """`done` of `total` bytes are there; the last call of a kind has both equal."""
+        """Show `done` of `total` bytes.  In the last call both are equal."""
 
     def close(self) -> None:
-        """What comes next on the terminal is somebody else's."""
+        """Clear the line: other output follows."""
 
 
 class Silence:
-    """Nothing: somebody parses what is printed."""
+    """Shows nothing, for programs that parse the output."""
 
     def stage(self, text: str) -> None:
         pass
@@ -38,7 +38,7 @@ class Silence:
 
 
 class Lines:
-    """A line a stage, and one at each quarter of what advances."""
+    """Prints a line for each stage, and one for each quarter of its progress."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -58,7 +58,7 @@ class Lines:
 
 
 class Bar:
-    """One line of a terminal, drawn over until what it shows is done."""
+    """Draws one line of a terminal, over and over until the stage is done."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -88,14 +88,14 @@ class Bar:
 
 
 def progress_for(*, json: bool) -> Progress:
-    """What suits standard error; nothing at all when a machine reads."""
+    """The kind that suits standard error; none with --json."""
     if json:
         return Silence()
     return Bar(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
 
 
 def bytes_text(count: int) -> str:
-    """A number of bytes for a person: 132.1 MiB."""
+    """Format a number of bytes, as in 132.1 MiB."""
     value = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if value < _KILO:

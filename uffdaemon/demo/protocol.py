@@ -1,7 +1,7 @@
-"""What the daemon's side and the worker say to each other.
+"""The messages between the daemon's side and the worker.
 
-One JSON object is one packet of a Unix socket of type SOCK_SEQPACKET, so nothing has to be cut
-out of a stream.  The packet with the memory's place carries the userfaultfd itself beside it.
+Each message is one JSON object in one packet of a Unix socket of type SOCK_SEQPACKET.  The message
+"memory" carries the userfaultfd as SCM_RIGHTS.
 
     worker                                    daemon's side
     hello {pid}                      ->
@@ -16,7 +16,7 @@ out of a stream.  The packet with the memory's place carries the userfaultfd its
     verified {...}                   ->
     failed {error}                   ->       (at any time, instead)
 
-The worker ends when the daemon's side closes the connection.
+The worker exits when the daemon's side closes the connection.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ __all__ = ["LIMIT", "Json", "Message", "ProtocolError", "decode", "encode", "sho
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 LIMIT: Final = 1 << 16
-"""The longest packet, in bytes."""
+"""The maximum length of a packet, in bytes."""
 
 
 class ProtocolError(DemoError):
-    """The other side said something that makes no sense here."""
+    """The other side sent an unexpected or malformed message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A packet: what it is, and its fields, which are checked when they are asked for."""
+    """A message.  Reading a field of the wrong type raises `ProtocolError`."""
 
     kind: str
     fields: Mapping[str, Json]
@@ -79,7 +79,7 @@ class Message:
         return found
 
     def messages(self, name: str) -> list[Message]:
-        """A list of objects, each a message of the kind `name`."""
+        """A list of objects, each as a message of the kind `name`."""
         value = self.fields.get(name)
         if not isinstance(value, list):
             raise self._wrong(name)
@@ -89,11 +89,13 @@ class Message:
         return found
 
     def _wrong(self, name: str) -> ProtocolError:
-        return ProtocolError(f"message {self.kind!r}: field {name!r} is not what it should be")
+        return ProtocolError(
+            f"message {self.kind!r}: field {name!r} is missing or has the wrong type"
+        )
 
 
 def encode(kind: str, fields: Mapping[str, Json] | None = None) -> bytes:
-    """The packet; `ProtocolError` when it would be too long to send."""
+    """Encode a message as a packet.  Raises `ProtocolError` if it is longer than `LIMIT`."""
     packet = json.dumps({"kind": kind, **(fields or {})}).encode()
     if len(packet) > LIMIT:
         raise ProtocolError(f"message {kind!r} of {len(packet)} bytes is too long")
@@ -101,21 +103,23 @@ def encode(kind: str, fields: Mapping[str, Json] | None = None) -> bytes:
 
 
 def decode(packet: bytes) -> Message:
-    """The message in a packet; `ProtocolError` for anything else."""
+    """Decode a packet.  Raises `ProtocolError` if it is not a message."""
     try:
         value: Json = json.loads(packet)
     except ValueError as error:
-        raise ProtocolError(f"a packet that is not JSON: {packet[:60]!r}") from error
+        raise ProtocolError(f"the packet is not JSON: {packet[:60]!r}") from error
     kind = value.pop("kind", None) if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(kind, str):
-        raise ProtocolError(f"a packet that is no message: {packet[:60]!r}")
+        raise ProtocolError(f"the packet is not a message: {packet[:60]!r}")
     return Message(kind, value)
 
 
 @contextmanager
 def short_name(path: str) -> Generator[str]:
-    """Another name for `path`, that is good inside of the block: sun_path of unix(7) has 108 bytes,
-    and directories for temporary files can be deep."""
+    """A short name for `path`, valid inside of the block.
+
+    sun_path has 108 bytes (unix(7)), and temporary directories can have longer paths.
+    """
     folder, name = os.path.split(path)
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""How much of a file is in the page cache, and of a process's memory in RAM."""
+"""How much of a file is in the page cache, and how much of this process's memory is in RAM."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 __all__ = ["cached_pages", "drop_from_cache", "present_pages"]
 
 _PAGE: Final = mmap.PAGESIZE
-_WINDOW: Final = 1 << 30  # bytes of a file looked at, at a time
+_WINDOW: Final = 1 << 30  # bytes of a file that one mincore() covers
 _ENTRY: Final = 8  # bytes of /proc/PID/pagemap for one page
-_PRESENT: Final = 0x80  # bit 63, seen in an entry's last byte
+_PRESENT: Final = 0x80  # bit 63, in the entry's last byte
 _BIT_0: Final = bytes(byte & 1 for byte in range(256))
 _BIT_7: Final = bytes(byte >> 7 for byte in range(256))
 
 
 def drop_from_cache(path: Path) -> None:
-    """Ask the kernel to forget the file's pages: fsync(2), then posix_fadvise(2) DONTNEED.
+    """Drop the file's pages from the page cache: fsync(2), then posix_fadvise(2) DONTNEED.
 
-    Pages that are dirty or mapped stay, and so do those of a tmpfs: ask `cached_pages` after it.
+    Pages that are dirty or mapped stay, and so do those of a tmpfs: check with `cached_pages`.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -35,7 +35,7 @@ def drop_from_cache(path: Path) -> None:
 
 
 def cached_pages(path: Path) -> int:
-    """How many pages of the file are in the page cache, by mincore(2) on a mapping of it."""
+    """The number of the file's pages that are in the page cache, by mincore(2) on a mapping."""
     library = ctypes.CDLL(None, use_errno=True)
     mincore = library.mincore
     mincore.argtypes = [c_void_p, c_size_t, c_void_p]
@@ -45,13 +45,13 @@ def cached_pages(path: Path) -> int:
     with path.open("rb") as file:
         for offset in range(0, size, _WINDOW):
             length = min(_WINDOW, size - offset)
-            # Private and writable, because ctypes takes no address of a read-only buffer.
-            # Nothing is read through the mapping: mincore asks the page cache behind it.
+            # ctypes needs a writable buffer, hence a private mapping.  It is never touched:
+            # mincore() looks at the page cache behind it.
             with mmap.mmap(file.fileno(), length, flags=mmap.MAP_PRIVATE, offset=offset) as mapping:
                 found = (c_ubyte * -(-length // _PAGE))()
                 first = c_char.from_buffer(mapping)
                 status = int(mincore(ctypes.addressof(first), length, found))
-                del first  # or the mapping could not be closed
+                del first  # the mapping cannot be closed while it is exported
                 if status != 0:
                     number = ctypes.get_errno()
                     raise OSError(number, os.strerror(number), str(path))
@@ -60,7 +60,7 @@ def cached_pages(path: Path) -> int:
 
 
 def present_pages(start: int, length: int) -> int:
-    """How many pages of this process's own memory are in RAM, by /proc/self/pagemap (proc(5))."""
+    """The number of pages of this range that are in RAM, by /proc/self/pagemap (proc(5))."""
     count = 0
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         end = (start + length) // _PAGE * _ENTRY

@@ -1,4 +1,4 @@
-"""What the demonstration found out: plain values, for the table and for JSON."""
+"""The results of the demo: plain values, for the table and for JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Temperature = Literal["cold", "warm"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What SQLite says to one query: how many passages match, and the best of them."""
+    """The result of one query: the number of passages that match, and the best one."""
 
     query: str
     matches: int
@@ -23,20 +23,20 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One worker's way to its answers.  Seconds count from when it was asked for them."""
+    """One run of a worker.  Seconds count from when it received the queries."""
 
     mode: Mode
     temperature: Temperature
     cached_fraction: float
-    """How much of the image was in the page cache when it began, 0 to 1."""
+    """How much of the image was in the page cache at the start, 0 to 1."""
     open_seconds: float
     first_answer_seconds: float
     all_answers_seconds: float
     first_answer_pages: int
-    """Pages of the image in the worker's memory when the first answer was there."""
+    """Pages of the image in the worker's memory at the first answer."""
     all_answers_pages: int
     faults: dict[str, int]
-    """Answered faults by outcome; an eager run has none."""
+    """Faults by outcome; an eager run has none."""
     answers: tuple[Answer, ...]
 
 
@@ -44,7 +44,8 @@ class Run:
 class Row:
     """The medians of the runs of one mode with one temperature of the page cache.
 
-    `cached_fraction` is the one that fits the temperature worst, `faults` those of the last run.
+    `cached_fraction` is the worst of all runs (highest if cold, lowest if warm), `faults` that of
+    the last run.
     """
 
     mode: Mode
@@ -63,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Whether the page cache could be made cold, and how that is known."""
+    """Whether the image could be dropped from the page cache, and how that was checked."""
 
     cold: bool
     cached_fraction: float
@@ -72,7 +73,7 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """The background fill, and what the worker read of the image meanwhile."""
+    """The background fill, and the worker's reads during it."""
 
     temperature: Temperature
     bytes: int
@@ -86,13 +87,13 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The restored memory against the file."""
+    """The restored memory compared with the file."""
 
     file_sha256: str
     memory_sha256: str
     differing_pages: int
     faults: int
-    """Faults that reading the whole memory caused: none, when it was filled."""
+    """Faults while the whole memory was read: none after a complete fill."""
 
     @property
     def equal(self) -> bool:
@@ -101,7 +102,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it.  Sizes are in bytes, times in seconds."""
+    """All results.  Sizes are in bytes, times in seconds."""
 
     image_path: str
     image_bytes: int
@@ -109,7 +110,7 @@ class Report:
     image_passages: int
     image_copies: int
     build_seconds: float | None
-    """None when the image was there before."""
+    """None if the image was not built by this run."""
     sqlite: str
     kernel: str
     fault_around_pages: int

@@ -1,4 +1,4 @@
-"""The daemon's side: eager and lazy runs, the background fill, and the proof."""
+"""The daemon's side of the demo: eager and lazy runs, the background fill, the comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trio
 
 from uffdaemon import CopyFrom, Daemon, FaultAround, FileSource, Region, open_daemon
 from uffdaemon.demo.errors import DemoError
-from uffdaemon.demo.process import Worker, started_worker
+from uffdaemon.demo.process import Worker, start_worker
 from uffdaemon.demo.residency import cached_pages, drop_from_cache
 from uffdaemon.demo.results import Answer, Cache, Fill, Mode, Proof, Run, Temperature
 from uffdaemon.errors import DaemonClosed
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
     from uffdaemon.demo.progress import Progress
     from uffdaemon.demo.protocol import Json, Message
 
-__all__ = ["Setting", "eager_run", "examine_cache", "fill_and_prove", "lazy_run"]
+__all__ = ["Setting", "check_cold", "eager_run", "fill_and_verify", "lazy_run"]
 
-_PIECE: Final = 1 << 20
-_COLD: Final = 0.01  # at most so much of the image may be in the page cache, to call it cold
+_CHUNK: Final = 1 << 20
+_COLD: Final = 0.01  # the page cache is cold if it has at most this fraction of the image
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all runs have in common."""
+    """The parameters that all runs share."""
 
     image: Image
     queries: tuple[str, ...]
     fault_around: int
     folder: Path
-    """Where sockets are made."""
+    """The directory for sockets."""
     progress: Progress
 
 
-def examine_cache(image: Image) -> Cache:
-    """Try to make the page cache cold, and say honestly what came of it."""
+def check_cold(image: Image) -> Cache:
+    """Try to drop the image from the page cache, and describe the result."""
     drop_from_cache(image.path)
     fraction = cached_pages(image.path) / image.pages
     if fraction <= _COLD:
         note = (
             "cold: before each run the image was dropped from the page cache with posix_fadvise; "
-            f"mincore then found {fraction:.1%} of it there. Caches below the kernel, of the disk "
-            "or of a virtual machine's host, are as they are"
+            f"mincore then found {fraction:.1%} of it there. Caches below the kernel, in the disk "
+            "or the host of a virtual machine, are not cleared"
         )
         return Cache(cold=True, cached_fraction=fraction, note=note)
     note = (
@@ -62,41 +62,40 @@ def examine_cache(image: Image) -> Cache:
 
 
 async def eager_run(setting: Setting, temperature: Temperature) -> Run:
-    """The worker reads the whole file into plain memory first."""
+    """A run in which the worker reads the whole file into plain memory first."""
     fraction = await _prepare_cache(setting.image, temperature)
-    async with started_worker(setting.folder, f"eager, {temperature}") as worker:
-        _announce(setting, worker)
-        await _start(setting, worker, "eager")
-        answers = await worker.hear("answers")
+    async with start_worker(setting.folder, f"eager, {temperature}") as worker:
+        _show_worker(setting, worker)
+        await _send_start(setting, worker, "eager")
+        answers = await worker.receive("answers")
         return _run("eager", temperature, fraction, answers, {})
 
 
 async def lazy_run(setting: Setting, temperature: Temperature) -> Run:
-    """The worker starts with empty memory, and the daemon brings what is touched."""
+    """A run in which the worker starts with empty memory, and the daemon resolves its faults."""
     fraction = await _prepare_cache(setting.image, temperature)
-    async with _lazy_worker(setting, f"lazy, {temperature}") as lazy:
+    async with _start_lazy_worker(setting, f"lazy, {temperature}") as lazy:
         return _run("lazy", temperature, fraction, lazy.answers, lazy.faults())
 
 
-async def fill_and_prove(setting: Setting, temperature: Temperature) -> tuple[Run, Fill, Proof]:
-    """A lazy run whose memory is then filled up, and compared with the file.
+async def fill_and_verify(setting: Setting, temperature: Temperature) -> tuple[Run, Fill, Proof]:
+    """A lazy run, after which the memory is filled and compared with the file.
 
-    While the fill goes on the worker reads passages all over the image, so that its faults
-    compete with the fill.
+    During the fill the worker reads passages at random, so that its faults compete with the fill.
     """
     image = setting.image
     fraction = await _prepare_cache(image, temperature)
-    async with _lazy_worker(setting, "lazy, filled in the background") as lazy:
+    async with _start_lazy_worker(setting, "lazy, filled in the background") as lazy:
         worker = lazy.worker
         run = _run("lazy", temperature, fraction, lazy.answers, lazy.faults())
-        await worker.say("read", {"passages": image.passages})
+        await worker.send("read", {"passages": image.passages})
         begun = trio.current_time()
         await lazy.fill(lambda done, total: setting.progress.advance("filling", done, total))
         seconds = trio.current_time() - begun
-        # Not told by the fill when it was a fault that brought the last page.
+        # The fill does not report the last page if a fault brought it.
         setting.progress.advance("filling", image.size, image.size)
-        await worker.say("enough")
-        reads = await worker.hear("reads")
+        await worker.send("enough")
+        reads = await worker.receive("reads")
         during = _difference(lazy.faults(), run.faults)
         fill = Fill(
             temperature=temperature,
@@ -110,8 +109,8 @@ async def fill_and_prove(setting: Setting, temperature: Temperature) -> tuple[Ru
         )
         setting.progress.stage("comparing the restored memory with the file")
         before = sum(lazy.faults().values())
-        await worker.say("verify", {"image": str(image.path)})
-        verified = await worker.hear("verified")
+        await worker.send("verify", {"image": str(image.path)})
+        verified = await worker.receive("verified")
         proof = Proof(
             file_sha256=await trio.to_thread.run_sync(_sha256, image.path),
             memory_sha256=verified.text("sha256"),
@@ -123,7 +122,7 @@ async def fill_and_prove(setting: Setting, temperature: Temperature) -> tuple[Ru
 
 @dataclass(frozen=True, slots=True)
 class _Lazy:
-    """A worker with guarded memory that has given its answers, and the daemon that serves it."""
+    """A worker with guarded memory that has sent its answers, and the daemon that serves it."""
 
     worker: Worker
     daemon: Daemon
@@ -131,53 +130,53 @@ class _Lazy:
     answers: Message
 
     def faults(self) -> dict[str, int]:
-        """Faults answered so far, by outcome."""
+        """Faults resolved so far, by outcome."""
         counts: Counter[str] = Counter()
         for (_, outcome), count in self.daemon.statistics().faults.items():
             counts[outcome.value] += count
         return {name: count for name, count in counts.items() if count}
 
     async def fill(self, progress: Callable[[int, int], None]) -> None:
-        """Bring all that is missing; `WorkerDied` when there is nobody to bring it to."""
+        """Fill all missing pages.  Raises `WorkerDied` if the worker exits."""
         try:
             await self.daemon.fill(self.region, progress=progress)
         except DaemonClosed:
-            raise await self.worker.death() from None
+            raise await self.worker.exit_error() from None
 
 
 @asynccontextmanager
-async def _lazy_worker(setting: Setting, name: str) -> AsyncGenerator[_Lazy]:
-    # The source and the userfaultfd have to outlive the daemon, and that the worker.
+async def _start_lazy_worker(setting: Setting, name: str) -> AsyncGenerator[_Lazy]:
+    # The source and the userfaultfd must outlive the daemon, and the daemon the worker.
     with ExitStack() as stack:
-        async with open_daemon() as daemon, started_worker(setting.folder, name) as worker:
-            _announce(setting, worker)
-            await _start(setting, worker, "lazy")
-            uffd, place = await worker.hear_userfaultfd()
+        async with open_daemon() as daemon, start_worker(setting.folder, name) as worker:
+            _show_worker(setting, worker)
+            await _send_start(setting, worker, "lazy")
+            uffd, place = await worker.receive_userfaultfd()
             stack.enter_context(uffd)
             source = stack.enter_context(FileSource(setting.image.path))
             policy = FaultAround(CopyFrom(source), setting.fault_around)
             region = Region(place.integer("base"), place.integer("length"), policy, name="image")
             daemon.add_region(uffd, region, register=None)
-            await worker.say("served")
-            yield _Lazy(worker, daemon, region, await worker.hear("answers"))
+            await worker.send("served")
+            yield _Lazy(worker, daemon, region, await worker.receive("answers"))
 
 
-def _announce(setting: Setting, worker: Worker) -> None:
+def _show_worker(setting: Setting, worker: Worker) -> None:
     setting.progress.stage(f"{worker.name}: worker {worker.pid}")
 
 
-async def _start(setting: Setting, worker: Worker, mode: Mode) -> None:
+async def _send_start(setting: Setting, worker: Worker, mode: Mode) -> None:
     fields: dict[str, Json] = {
         "mode": mode,
         "image": str(setting.image.path),
         "size": setting.image.size,
         "queries": list(setting.queries),
     }
-    await worker.say("start", fields)
+    await worker.send("start", fields)
 
 
 async def _prepare_cache(image: Image, temperature: Temperature) -> float:
-    """Make the page cache cold or warm; how much of the image is in it then."""
+    """Make the page cache cold or warm, and return the fraction of the image that is in it."""
 
     def prepare() -> float:
         if temperature == "cold":
@@ -193,10 +192,10 @@ async def _prepare_cache(image: Image, temperature: Temperature) -> float:
 
 
 def _sha256(path: Path) -> str:
-    """The file's hash; ends early when the task that waits for it is cancelled."""
+    """The file's SHA-256.  Runs in a thread; raises when the task that waits is cancelled."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
+        while piece := file.read(_CHUNK):
             trio.from_thread.check_cancelled()
             digest.update(piece)
     return digest.hexdigest()

@@ -1,9 +1,9 @@
-"""SQLite over memory that is already there: `sqlite3_deserialize`, called in C.
+"""Opens a SQLite database in memory without copying it, by `sqlite3_deserialize` in C.
 
 `sqlite3.Connection.deserialize` of the standard library copies the bytes first, which would touch
-every page of a guarded memory.  The C function takes an address and reads pages when a query
-needs them: https://sqlite.org/c3ref/deserialize.html.  ctypes releases the GIL around each call,
-so that a page that somebody else has to bring stops only the calling thread.
+every page of guarded memory.  The C function takes an address, and reads pages when a query needs
+them: https://sqlite.org/c3ref/deserialize.html.  ctypes releases the GIL around each call, so that
+a page fault blocks only the calling thread.
 """
 
 from __future__ import annotations
@@ -37,23 +37,26 @@ _TRANSIENT: Final = -1  # SQLITE_TRANSIENT: SQLite copies a bound text before th
 
 
 def _load() -> ctypes.CDLL:
-    """The library Python's own module is linked with, else Debian's; `DemoError` without one."""
+    """Load the SQLite that Python's module is linked with, or else the system's.
+
+    Raises `DemoError` if there is none.
+    """
     for name in (getattr(_sqlite3, "__file__", None), "libsqlite3.so.0", "libsqlite3.so"):
         if name is None:
             continue
         try:
             library = ctypes.CDLL(os.fspath(name))
-            library.sqlite3_deserialize  # noqa: B018  # looking the symbol up is the question
+            library.sqlite3_deserialize  # noqa: B018  # raises AttributeError if there is no such symbol
         except (OSError, AttributeError):
             continue
         return library
     raise DemoError(
-        "no SQLite library with sqlite3_deserialize (3.36 or later) is here: install libsqlite3-0"
+        "no SQLite library with sqlite3_deserialize (3.36 or later): install libsqlite3-0"
     )
 
 
 class _Sqlite:
-    """The few functions of SQLite's C interface that reading needs, with their types."""
+    """The functions of SQLite's C interface that reading needs, with their types."""
 
     def __init__(self) -> None:
         library = _load()
@@ -96,10 +99,10 @@ class _Sqlite:
 
 
 class MemoryDatabase:
-    """A read-only database whose file is `size` bytes of memory from `address` on.
+    """A read-only database in the `size` bytes of memory at `address`.
 
-    The memory is the caller's, and stays mapped until after `close`.  Raises `DemoError` with
-    SQLite's own words.
+    The caller keeps the memory mapped until after `close`.  Raises `DemoError` with SQLite's
+    message.
     """
 
     def __init__(self, address: int, size: int) -> None:
@@ -121,14 +124,14 @@ class MemoryDatabase:
                 ),
                 "deserialize",
             )
-            # Pages are used where they are instead of being copied into SQLite's cache.
+            # Use the pages in place, without copying them into SQLite's cache.
             self.query(f"PRAGMA mmap_size = {size}")
         except BaseException:
             self.close()
             raise
 
     def query(self, statement: str, arguments: Sequence[str | int] = ()) -> list[tuple[Value, ...]]:
-        """The rows that one statement gives."""
+        """Run one statement and return its rows."""
         prepared = c_void_p()
         call = self._sqlite.status
         self._check(

@@ -1,4 +1,4 @@
-"""The report as a table for a person, and as an object for a machine."""
+"""The report as a table for a person, and as JSON for a program."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MILLISECOND: Final = 1e-3
 
 
 def as_json(report: Report) -> str:
-    """One object in one line's worth of JSON, indented; `ok` says whether the proof holds."""
+    """The report as an indented JSON object; `ok` is whether the memory equals the file."""
     return json.dumps({"ok": report.proof.equal, **asdict(report)}, indent=2)
 
 
 def as_text(report: Report) -> str:
-    """What was restored, how the two ways compare, and the proof."""
+    """The image, the table that compares the two kinds of restore, and the comparison."""
     return "\n".join(_lines(report)) + "\n"
 
 

@@ -1,8 +1,8 @@
-"""The worker: a process in which SQLite reads a memory image.  `python -m uffdaemon.demo.worker`.
+"""The worker process, which runs SQLite on a memory image.  `python -m uffdaemon.demo.worker`.
 
-Started by the demonstration with the path of the daemon's Unix socket.  In the lazy mode the image
-is guarded memory without a page in it, whose userfaultfd the worker hands to the daemon; in the
-eager mode it is plain memory that the worker reads the whole file into first.
+The demo starts it with the path of the daemon's Unix socket.  In lazy mode the image is guarded
+memory, empty at first, whose userfaultfd the worker sends to the daemon.  In eager mode it is plain
+memory, into which the worker reads the whole file first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_PIECE: Final = 1 << 20
+_CHUNK: Final = 1 << 20
 _PAGE: Final = mmap.PAGESIZE
 _SEARCH: Final = """
 SELECT passages.path || ':' || passages.line, snippet(search, 0, '[', ']', '…', 12)
@@ -47,12 +47,12 @@ _READ: Final = "SELECT length(text) FROM passages WHERE id = ?"
 
 
 class _DaemonGone(Exception):
-    """The other end of the socket is closed."""
+    """The daemon's side has closed the connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class _MemoryImage:
-    """The image in this process: where it is, and how to read it without SQLite."""
+    """The image in this process: its address, and how to read it without SQLite."""
 
     start: int
     length: int
@@ -65,27 +65,27 @@ class _Daemon:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
 
-    def say(self, kind: str, fields: dict[str, Json] | None = None) -> None:
+    def send(self, kind: str, fields: dict[str, Json] | None = None) -> None:
         self.sock.sendall(encode(kind, fields))
 
-    def hear(self, *kinds: str) -> Message:
+    def receive(self, *kinds: str) -> Message:
         packet = self.sock.recv(LIMIT)
         if not packet:
             raise _DaemonGone
         message = decode(packet)
         if message.kind not in kinds:
-            raise ProtocolError(f"message {message.kind!r}, and not {' or '.join(kinds)}")
+            raise ProtocolError(f"message {message.kind!r} instead of {' or '.join(kinds)}")
         return message
 
     def has_more(self) -> bool:
         return bool(select.select([self.sock], [], [], 0)[0])
 
-    def end_with(self) -> None:
-        """End this process as soon as the daemon's side is gone, whatever it is doing.
+    def exit_when_daemon_closes(self) -> None:
+        """Exit this process as soon as the daemon's side closes the connection.
 
-        This process keeps its own copy of the userfaultfd, so that a daemon that dies can never
-        turn missing pages into zeros.  A thread waiting for such a page then waits for ever, and
-        only another thread can end that.
+        This process keeps its own descriptor of the userfaultfd, so that missing pages do not turn
+        into zeros when the daemon dies.  A thread that touches one then waits forever, so another
+        thread has to end the process.
         """
 
         def wait() -> None:
@@ -99,7 +99,7 @@ class _Daemon:
 
 @contextmanager
 def _eager_image(path: str, size: int) -> Generator[_MemoryImage]:
-    """Plain anonymous memory, the whole file read into it."""
+    """Plain anonymous memory, with the whole file read into it."""
     memory = mmap.mmap(-1, size)
     first = ctypes.c_char.from_buffer(memory)
     try:
@@ -107,7 +107,7 @@ def _eager_image(path: str, size: int) -> Generator[_MemoryImage]:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             done = 0
             while done < size:
-                count = file.readinto(view[done : done + _PIECE])
+                count = file.readinto(view[done : done + _CHUNK])
                 if not count:
                     raise DemoError(f"{path} ends after {done} of {size} bytes")
                 done += count
@@ -123,9 +123,9 @@ def _eager_image(path: str, size: int) -> Generator[_MemoryImage]:
 
 @contextmanager
 def _lazy_image(daemon: _Daemon, size: int) -> Generator[_MemoryImage]:
-    """Guarded memory, empty: the daemon brings each page when it is touched."""
+    """Guarded memory, empty at first: the daemon copies each page there when it is touched."""
     with (
-        # Only user code touches this memory, so no privilege is needed.
+        # Only user code touches this memory: no privilege is needed.
         Userfaultfd.open(user_mode_only=True) as uffd,
         Memory.map(size, MemoryType.ANONYMOUS) as memory,
     ):
@@ -136,12 +136,12 @@ def _lazy_image(daemon: _Daemon, size: int) -> Generator[_MemoryImage]:
             "pid": os.getpid(),
         }
         uffd.send(daemon.sock, encode("memory", place))
-        daemon.hear("served")
+        daemon.receive("served")
         yield _MemoryImage(memory.start, memory.length, memory.read)
 
 
 def _search(database: MemoryDatabase, query: str) -> Json:
-    """How many passages match, and the best of them."""
+    """The number of passages that match, and the best one."""
     matches = database.query(_COUNT, [query])[0][0]
     best: list[Json] = [value for row in database.query(_SEARCH, [query]) for value in row]
     return {"query": query, "matches": matches, "best": best}
@@ -150,11 +150,11 @@ def _search(database: MemoryDatabase, query: str) -> Json:
 def _answer(
     image: _MemoryImage, database: MemoryDatabase, queries: Sequence[str], begun: float
 ) -> dict[str, Json]:
-    """Answer the queries; times are seconds since `begun`, when the image was asked for."""
+    """Run the queries.  Times are in seconds since `begun`, when the queries arrived."""
     opened = time.perf_counter() - begun
     answers: list[Json] = [_search(database, queries[0])]
     first = time.perf_counter() - begun
-    # Counting what is in memory is no part of what is timed, nor touches anything.
+    # Counting the pages is not part of the time, and touches none.
     counting = time.perf_counter()
     first_pages = present_pages(image.start, image.length)
     counting = time.perf_counter() - counting
@@ -171,7 +171,7 @@ def _answer(
 
 
 def _read_passages(database: MemoryDatabase, daemon: _Daemon, passages: int) -> dict[str, Json]:
-    """Read one passage after another, anywhere, until the daemon's side says that it is enough."""
+    """Read passages at random until the daemon's side sends "enough"."""
     chance = random.Random(passages)
     times: list[float] = []
     while not times or not daemon.has_more():
@@ -186,12 +186,12 @@ def _read_passages(database: MemoryDatabase, daemon: _Daemon, passages: int) -> 
 
 
 def _verify(image: _MemoryImage, path: str) -> dict[str, Json]:
-    """The SHA-256 of the whole memory, and how many of its pages differ from the file's."""
+    """The SHA-256 of the whole memory, and the number of its pages that differ from the file."""
     digest = hashlib.sha256()
     differing = 0
     with open(path, "rb", buffering=0) as file:
-        for offset in range(0, image.length, _PIECE):
-            length = min(_PIECE, image.length - offset)
+        for offset in range(0, image.length, _CHUNK):
+            length = min(_CHUNK, image.length - offset)
             data = image.read(offset, length)
             digest.update(data)
             expected = os.pread(file.fileno(), length, offset)
@@ -203,9 +203,9 @@ def _verify(image: _MemoryImage, path: str) -> dict[str, Json]:
 
 
 def _work(daemon: _Daemon) -> NoReturn:
-    """Do what the daemon's side asks for, until it is gone."""
-    daemon.say("hello", {"pid": os.getpid()})
-    start = daemon.hear("start")
+    """Serve the requests of the daemon's side until it closes the connection."""
+    daemon.send("hello", {"pid": os.getpid()})
+    start = daemon.receive("start")
     path, size = start.text("image"), start.integer("size")
     begun = time.perf_counter()
     lazy = start.text("mode") == "lazy"
@@ -213,36 +213,36 @@ def _work(daemon: _Daemon) -> NoReturn:
         _lazy_image(daemon, size) if lazy else _eager_image(path, size) as image,
         MemoryDatabase(image.start, image.length) as database,
     ):
-        daemon.say("answers", _answer(image, database, start.texts("queries"), begun))
+        daemon.send("answers", _answer(image, database, start.texts("queries"), begun))
         while True:
-            message = daemon.hear("read", "verify")
+            message = daemon.receive("read", "verify")
             if message.kind == "read":
                 fields = _read_passages(database, daemon, message.integer("passages"))
-                daemon.hear("enough")
-                daemon.say("reads", fields)
+                daemon.receive("enough")
+                daemon.send("reads", fields)
             else:
-                daemon.say("verified", _verify(image, message.text("image")))
+                daemon.send("verified", _verify(image, message.text("image")))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve one run; the exit status is 1 after a failure that the daemon's side was told of."""
-    # Ctrl-C reaches the whole terminal; the daemon's side decides what it means.
+    """Serve one run.  The exit status is 1 if it failed; the daemon's side has been told why."""
+    # Ctrl-C reaches every process of the terminal; the daemon's side handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         with short_name(arguments[0]) as name:
             sock.connect(name)
         daemon = _Daemon(sock)
-        daemon.end_with()
+        daemon.exit_when_daemon_closes()
         try:
             _work(daemon)
         except (_DaemonGone, ConnectionError):
             return 0
         except (DemoError, UffdaemonError, OSError, MemoryError) as error:
-            daemon.say("failed", {"error": str(error) or type(error).__name__})
+            daemon.send("failed", {"error": str(error) or type(error).__name__})
             return 1
-        except Exception as error:  # noqa: BLE001  # whatever it is, the daemon's side is told
+        except Exception as error:  # noqa: BLE001  # reported to the daemon's side
             traceback.print_exc()
-            daemon.say("failed", {"error": f"{type(error).__name__}: {error}"})
+            daemon.send("failed", {"error": f"{type(error).__name__}: {error}"})
             return 1
 
 
