@@ -1,4 +1,4 @@
-"""Where userfaultfds come from: opening one, and looking at one that somebody else has opened."""
+"""Descriptors of userfaultfds: opening, receiving and checking them, and explaining refusals."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def check_descriptor(fd: int) -> None:
 
 
 def supported_features(*, user_mode_only: bool = True) -> Features:
-    """All that this kernel has, by a descriptor that is thrown away.
+    """The features of this kernel, from a handshake on a temporary descriptor.
 
-    Opening is tried in every way that works without privilege first.  Raises `PermissionRefused`
-    and `OpenRefused`.
+    By default the descriptor is opened for user faults only, which needs no privilege.  Raises
+    `PermissionRefused` and `OpenRefused`.
     """
     fd = open_descriptor(user_mode_only=user_mode_only, how="auto")
     try:
@@ -72,15 +72,15 @@ def open_descriptor(*, user_mode_only: bool, how: How) -> int:
         return number
     what = "/dev/userfaultfd" if how == "device" else "userfaultfd"
     if number in (-errno.EPERM, -errno.EACCES):
-        # Nobody lacks the privilege for faults from user mode: then it is a filter that refuses.
+        # User faults need no privilege, so here a filter refuses.
         advice = _DEVICE if how == "device" else _FILTERED if user_mode_only else _ADVICE
         raise errors.PermissionRefused(-number, what, advice=advice)
     raise errors.OpenRefused(-number, what, advice=_FILTERED if number == -errno.ENOSYS else "")
 
 
 def explain_handshake(number: int, asked: Features) -> NoReturn:
-    """Raise what fits a handshake that failed with `number`, an errno."""
-    # As integers: inverting a flag forgets the bits that it has no name for.
+    """Raise the error for a handshake that failed with errno `number`."""
+    # As integers: inverting a flag drops the bits without a name.
     missing = Features(int(asked) & ~int(supported_features()))
     if missing:
         raise errors.FeatureMissing("UFFDIO_API", ", ".join(missing.names), missing)
@@ -93,7 +93,7 @@ def explain_handshake(number: int, asked: Features) -> NoReturn:
 
 
 def features_of(fd: int) -> Features:
-    """What an adopted descriptor negotiated, from its fdinfo (``fs/userfaultfd.c``)."""
+    """The features that an adopted descriptor has, from its fdinfo (``fs/userfaultfd.c``)."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
         for line in info:
             if line.startswith("API:"):
@@ -124,7 +124,7 @@ def registration_error(
 def receive_descriptor(sock: socket.socket, max_message: int) -> tuple[int, bytes]:
     """Read one message of at most `max_message` bytes, with the one descriptor that came with it.
 
-    Raises EOFError, `NotAUserfaultfd` for none or several (whatever came is closed), and OSError.
+    Raises EOFError, `NotAUserfaultfd` for none or several (all are closed), and OSError.
     """
     # socket.recv_fds() drops the flags that it is given.
     message, control, flags, _ = sock.recvmsg(max_message, socket.CMSG_SPACE(64), _CLOEXEC)

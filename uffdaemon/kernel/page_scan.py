@@ -1,4 +1,4 @@
-"""PAGEMAP_SCAN (Linux 6.7): which pages of a range are present, written, swapped, huge, zero.
+"""PAGEMAP_SCAN (Linux 6.7): which pages of a range are present, written, swapped, huge or zero.
 
 Source: ``Documentation/admin-guide/mm/pagemap.rst``.
 """
@@ -19,7 +19,7 @@ _CAPACITY = 1024
 
 
 class PageCategory(IntFlag, boundary=KEEP):
-    """``PAGE_IS_*``."""
+    """``PAGE_IS_*`` of ``include/uapi/linux/fs.h``."""
 
     WPALLOWED = 1 << 0
     WRITTEN = 1 << 1
@@ -33,7 +33,7 @@ class PageCategory(IntFlag, boundary=KEEP):
 
 
 class PageRange(NamedTuple):
-    """Neighbouring pages in the same categories."""
+    """Adjacent pages in the same categories."""
 
     start: int
     length: int
@@ -56,17 +56,18 @@ def scan_pages(
     write_protect: bool = False,
     pid: int | None = None,
 ) -> list[PageRange]:
-    """The pages of a range that are in all of `required`, in one of `any_of` and in none of
-    `excluded`, as runs with their `reported` categories; by default every page that is in any.
+    """Scan a range (bytes) for pages in certain categories, and return them as runs.
 
-    With `write_protect`, the pages found are write-protected again in the same step (ranges
-    registered with WP_ASYNC, own process only).  `pid` scans another process.
+    Found are pages that are in all of `required`, in at least one of `any_of` and in none of
+    `excluded`; by default those that are present, swapped or guards.  The runs have the categories
+    in `reported`.  With `write_protect`, the pages found are write-protected again in the same step
+    (only own memory, registered with WP_ASYNC).  `pid` scans another process.
 
-    Raises `InvalidRange`, and `MemoryRefused` (ENOTTY: this kernel has no PAGEMAP_SCAN;
-    EPERM; ENOENT: no such process).
+    Raises `InvalidRange`, and `MemoryRefused` (ENOTTY: no PAGEMAP_SCAN in this kernel; EPERM;
+    ENOENT: no such process).  Source: ``Documentation/admin-guide/mm/pagemap.rst``.
     """
     check_range(start, length, PAGE_SIZE, "the range to scan")
-    # The kernel takes every page when nothing is asked for; here that means: in any category.
+    # Without categories the kernel returns every page; here it means those in any category.
     if not (required | any_of | excluded):
         any_of = PageCategory.PRESENT | PageCategory.SWAPPED | PageCategory.GUARD
     flags = _WP_MATCHING | _CHECK_WPASYNC if write_protect else 0

@@ -1,7 +1,7 @@
-"""The owner of a userfaultfd: opening, adopting, the handshake, registration, the operations.
+"""A userfaultfd: opening, adopting, the handshake, registration, operations, reading.
 
-One object owns one descriptor and closes it once; the number becomes -1 before it is closed, so
-that nobody can hit a recycled one.  Source: userfaultfd(2), ioctl_userfaultfd(2).
+One object owns one descriptor and closes it once.  Its number becomes -1 before it is closed, so
+that a recycled one is never used.  Source: userfaultfd(2), ioctl_userfaultfd(2).
 """
 
 from __future__ import annotations
@@ -49,35 +49,35 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CarryOut: TypeAlias = "Callable[[native.OperationArray, int], None]"
-"""Carries out the first so many operations of an array."""
+"""Carries out the first operations of an array; the second argument is how many."""
 
 _MESSAGES = 256
 _OPERATIONS = 64
 
 
 class Userfaultfd:
-    """One userfaultfd, made by `open`, `adopt`, `receive` or `from_process`."""
+    """A userfaultfd, which threads may share.  Addresses and lengths are in bytes."""
 
     def __init__(self, fd: int, features: Features, *, same_process: bool) -> None:
         self._fd = fd
         self.features = features
-        """What the handshake granted."""
+        """The features that the handshake granted."""
         self.same_process = same_process
-        """Whether the memory is this process's own: only then can pages be moved."""
-        # Buffers that C works on without the GIL: each call takes one, so that threads can share
-        # this object.
+        """Whether the memory belongs to this process: only then can pages be moved."""
+        # Buffers that C uses without the GIL.  Each call takes one, so that threads can share this
+        # object.
         self._messages: list[native.MessageArray] = []
         self._operations: list[native.OperationArray] = []
         self.on_close: list[Callable[[], None]] = []
-        """Called before the descriptor is closed: whoever serves it lets go of it then."""
+        """Called before the descriptor is closed, so that a daemon stops serving it."""
         self.copies = Copies()
-        """What is being copied in the place of a move."""
+        """Exact copies that are under way."""
 
     def __repr__(self) -> str:
         whose = "this process" if self.same_process else "another process"
         return f"<Userfaultfd fd={self._fd} of {whose}, {'|'.join(self.features.names)}>"
 
-    # -- where it comes from -------------------------------------------------------------------
+    # -- opening and handing over --------------------------------------------------------------
 
     @classmethod
     def open(
@@ -89,18 +89,18 @@ class Userfaultfd:
     ) -> Self:
         """Open a userfaultfd for this process and negotiate `features`.
 
-        ``how`` is the system call, /dev/userfaultfd, or the first of the two that works.  With
-        `user_mode_only`, system calls that touch a missing page fail with EFAULT.
+        `how` is "syscall", "device" (/dev/userfaultfd), or "auto": the first of these that works.
+        With `user_mode_only`, system calls that touch a missing page fail with EFAULT.
 
-        Raises `PermissionRefused` with the line that mends it, `FeatureMissing` with the features
-        that this kernel lacks, `OpenRefused` for anything else.
+        Raises `PermissionRefused` with the command that helps, `FeatureMissing` with the features
+        that this kernel lacks, and `OpenRefused` for other errors.
         """
         fd = open_descriptor(user_mode_only=user_mode_only, how=how)
         try:
             number, granted, _ = native.handshake(fd, int(features))
             if number < 0:
                 explain_handshake(-number, features)
-            # The kernel reports all that it has; what counts is what was asked for.
+            # The kernel reports all features that it has, not only those requested.
             return cls(fd, Features(granted) & features, same_process=True)
         except BaseException:
             os.close(fd)
@@ -108,10 +108,10 @@ class Userfaultfd:
 
     @classmethod
     def adopt(cls, fd: int, *, same_process: bool = False) -> Self:
-        """Take over the descriptor `fd`, whose handshake has been done.
+        """Take over descriptor `fd`, whose handshake has been done.
 
-        Raises `ClosedDescriptor`, `NotAUserfaultfd`, or `BlockingDescriptor`; the descriptor is
-        then still the caller's.
+        Raises `ClosedDescriptor`, `NotAUserfaultfd` or `BlockingDescriptor`; the caller then still
+        owns the descriptor.
         """
         check_descriptor(fd)
         return cls(fd, features_of(fd), same_process=same_process)
@@ -121,8 +121,8 @@ class Userfaultfd:
         """Receive a userfaultfd by SCM_RIGHTS, and the bytes of the message that carried it.
 
         The message is one read from the socket, of at most `max_message` bytes.  Raises EOFError
-        at the end of the stream, `InvalidDescriptor` for anything but exactly one userfaultfd
-        (whatever came is closed), and OSError from the socket (BlockingIOError included).
+        at the end of the stream, `InvalidDescriptor` for anything but exactly one userfaultfd (all
+        received descriptors are closed), and OSError from the socket, including BlockingIOError.
         """
         fd, message = receive_descriptor(sock, max_message)
         try:
@@ -133,9 +133,9 @@ class Userfaultfd:
 
     @classmethod
     def from_process(cls, pid: int, fd: int) -> Self:
-        """Duplicate descriptor `fd` of process `pid` by pidfd_getfd(2).
+        """Duplicate descriptor `fd` of process `pid` with pidfd_getfd(2).
 
-        Raises `OpenRefused` (ESRCH: no such process, EBADF: no such descriptor there, EPERM: no
+        Raises `OpenRefused` (ESRCH: no such process, EBADF: no such descriptor in it, EPERM: no
         right to trace it), and what `adopt` raises.
         """
         pidfd = native.pidfd_open(pid)
@@ -155,7 +155,7 @@ class Userfaultfd:
             raise
 
     def send(self, sock: socket.socket, message: bytes) -> None:
-        """Hand a duplicate over by SCM_RIGHTS, with `message` (not empty); ours stays open."""
+        """Send a duplicate by SCM_RIGHTS, with `message`, which must not be empty (ValueError)."""
         if not message:
             raise ValueError("descriptors travel with at least one byte of message")
         sent = socket.send_fds(sock, [message], [self.fileno()])
@@ -176,10 +176,10 @@ class Userfaultfd:
         return self._fd < 0
 
     def close(self) -> None:
-        """Close the descriptor; again is nothing.
+        """Close the descriptor.  Closing it again does nothing.
 
-        When this was the last one anywhere, the kernel answers waiting and later faults with
-        zeros: unmap or complete the memory first.
+        If this was the last descriptor in any process, the kernel resolves waiting and later faults
+        with zeros: unmap or fill the memory first.
         """
         while self.on_close:
             self.on_close.pop()()
@@ -203,10 +203,10 @@ class Userfaultfd:
     def register(
         self, start: int, length: int, mode: RegisterMode = RegisterMode.MISSING
     ) -> IoctlSet:
-        """Watch a range of bytes, and return what it answers to.
+        """UFFDIO_REGISTER: report faults of a range; returns the ioctls that the range supports.
 
-        Raises `InvalidRange`, `RangeBusy` (another userfaultfd watches it), `FeatureMissing` for
-        modes that this kernel lacks, `RegistrationRefused` for what else the kernel dislikes.
+        Raises `InvalidRange`, `RangeBusy` (registered with another userfaultfd), `FeatureMissing`
+        for modes that this kernel lacks, and `RegistrationRefused` for other errors.
         """
         check_range(start, length, PAGE_SIZE, "the range to register")
         if mode & RegisterMode.RWP and not self.features & Features.RWP:
@@ -217,8 +217,8 @@ class Userfaultfd:
         return IoctlSet(ioctls)
 
     def unregister(self, start: int, length: int) -> None:
-        """Stop watching a range.  Whoever waits in it is woken; pages missing there read as zeros
-        from now on."""
+        """UFFDIO_UNREGISTER: wake the threads that wait in the range.  Its missing pages read as
+        zeros from now on.  Raises `InvalidRange`, `RegistrationRefused`."""
         check_range(start, length, PAGE_SIZE, "the range to unregister")
         number = native.unregister(self.fileno(), start, length)
         if number < 0:
@@ -229,9 +229,8 @@ class Userfaultfd:
     def execute(
         self, operations: Sequence[Operation], carry_out: CarryOut | None = None
     ) -> list[Result]:
-        """Carry out operations in one C call without the GIL; raises nothing but
-        `ClosedDescriptor`: each result says how far it came.  One that fails does not keep the
-        next from being tried.  `carry_out` does it in the place of the plain call."""
+        """Carry out operations in one C call without the GIL, each even if one before it fails.
+        `carry_out` replaces the plain call.  Raises only `ClosedDescriptor`."""
         fd = self.fileno()
         count = len(operations)
         array = native.take_spare(self._operations, partial(native.OperationArray, _OPERATIONS))
@@ -272,9 +271,9 @@ class Userfaultfd:
     ) -> Result:
         """UFFDIO_COPY from an address or a bytes-like object of this process to `dst`.
 
-        `length` (bytes) defaults to that of the object.  Pages found present are stepped over,
-        woken, and counted; `page_size` (bytes) is how far to step, and so must be the memory's
-        own: that of its huge pages for hugetlb.  Raises `OperationError`.
+        `length` defaults to that of the object.  Pages that are there are skipped and counted, and
+        their waiting threads are woken; `page_size` must be that of the memory (for hugetlb, of its
+        huge pages).  Raises `OperationError`, `InvalidRange`, ValueError.
         """
         mode = (COPY_WRITE_PROTECT if write_protect else 0) | (0 if wake else DONTWAKE)
         if isinstance(src, int):
@@ -294,7 +293,7 @@ class Userfaultfd:
             pinned.release()
 
     def zeropage(self, start: int, length: int, *, wake: bool = True) -> Result:
-        """UFFDIO_ZEROPAGE.  Raises `OperationError`; EINVAL for hugetlb."""
+        """UFFDIO_ZEROPAGE: fill with zeros.  Raises `OperationError`; EINVAL for hugetlb."""
         mode = 0 if wake else DONTWAKE
         return self._carry_out(Operation(Code.ZEROPAGE, start, length, 0, mode, PAGE_SIZE))
 
@@ -307,10 +306,10 @@ class Userfaultfd:
         allow_source_holes: bool = False,
         wake: bool = True,
     ) -> Result:
-        """UFFDIO_MOVE: strictly, atomically, and never a copy.
+        """UFFDIO_MOVE (Linux 6.8): move pages atomically; never a copy.
 
-        Raises `PageNotExclusive` (EBUSY), `PlacementRefused` when the memory is another
-        process's, and `OperationError` with the bytes that did move in its ``result``.
+        Raises `PageNotExclusive` (EBUSY), `PlacementRefused` for memory of another process, and
+        `OperationError`; its ``result`` has the bytes that did move.
         """
         if not self.same_process:
             raise errors.PlacementRefused(
@@ -331,7 +330,7 @@ class Userfaultfd:
         wake: bool = True,
         page_size: int = PAGE_SIZE,
     ) -> Result:
-        """UFFDIO_CONTINUE: map what the page cache holds.  Raises `OperationError`."""
+        """UFFDIO_CONTINUE: map pages of the page cache.  Raises `OperationError`."""
         mode = (CONTINUE_WRITE_PROTECT if write_protect else 0) | (0 if wake else DONTWAKE)
         return self._carry_out(Operation(Code.CONTINUE, start, length, 0, mode, page_size))
 
@@ -346,35 +345,35 @@ class Userfaultfd:
         self, start: int, length: int, *, protect: bool = True, wake: bool = True
     ) -> Result:
         """UFFDIO_WRITEPROTECT: protect, or unprotect and wake.  Raises `OperationError`; after
-        ENOENT, parts may have changed."""
+        ENOENT, parts of the range may have changed."""
         mode = WRITEPROTECT_PROTECT if protect else 0
-        # The kernel takes DONTWAKE only when unprotecting; protecting wakes nobody.
+        # The kernel accepts DONTWAKE only to unprotect; protecting wakes no thread.
         if not protect and not wake:
             mode |= WRITEPROTECT_DONTWAKE
         return self._carry_out(Operation(Code.WRITEPROTECT, start, length, 0, mode))
 
     def wake(self, start: int, length: int) -> Result:
-        """UFFDIO_WAKE: let whoever waits in the range try again.  Raises `OperationError`."""
+        """UFFDIO_WAKE: wake the threads that wait in the range.  Raises `OperationError`."""
         return self._carry_out(Operation(Code.WAKE, start, length))
 
     def rwprotect(self, start: int, length: int) -> Result:
-        """UFFDIO_RWPROTECT of Linux 7.3, which is known by name only: always refused."""
+        """UFFDIO_RWPROTECT of Linux 7.3, not implemented: always raises `FeatureMissing`."""
         del start, length
         raise errors.FeatureMissing("RWPROTECT", "RWP (Linux 7.3)", Features.RWP)
 
     def set_mode(self, mode: int) -> None:
-        """UFFDIO_SET_MODE of Linux 7.3, which is known by name only: always refused."""
+        """UFFDIO_SET_MODE of Linux 7.3, not implemented: always raises `FeatureMissing`."""
         del mode
         raise errors.FeatureMissing("SET_MODE", "RWP (Linux 7.3)", Features.RWP)
 
     # -- messages ------------------------------------------------------------------------------
 
     def read_events(self, rereads: int = 0) -> list[Event]:
-        """Read all that is pending; [] when that is nothing, after `rereads` further tries.
+        """Read all pending messages; [] if there are none after `rereads` further tries.
 
-        Fork events carry descriptors that are the caller's from now on.  Reads on until the
-        kernel has nothing left, since it hands out faults before events that happened earlier.
-        Raises OSError (EBADF, EINVAL: no handshake).
+        The caller owns the descriptors in fork events.  It reads until nothing is left, because the
+        kernel returns faults before earlier events.  Raises `ClosedDescriptor`, and `OpenRefused`
+        (EINVAL: no handshake).
         """
         fd = self.fileno()
         array = native.take_spare(self._messages, partial(native.MessageArray, _MESSAGES))

@@ -1,4 +1,4 @@
-"""What has been served: counters while it runs, and a snapshot for whoever asks."""
+"""Counters of what was served, and snapshots of them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Counters:
     events: Counter[str] = field(default_factory=Counter[str])
     bytes_done: Counter[Outcome] = field(default_factory=Counter[Outcome])
     joined: int = 0
-    """Messages about a page that was awaited already."""
+    """Messages about a page that already had an open fault."""
     latencies: list[int] = field(default_factory=lambda: [0] * BUCKETS)
-    """How many faults were answered in under 2**n nanoseconds and no less than half that."""
+    """Bucket n: faults resolved in less than 2**n nanoseconds, and at least half of that."""
 
     def resolved(self, kind: FaultKind, outcome: Outcome, latency: int) -> None:
         """Book one fault that has left, `latency` nanoseconds after it was read."""
@@ -62,36 +62,38 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A snapshot."""
+    """A snapshot of the counters, returned by `Daemon.statistics`."""
 
     faults: dict[tuple[FaultKind, Outcome], int]
-    """How often faults of each kind had each outcome.  DEFERRED and HELD count how often faults
-    came to wait so; all others are endings."""
+    """How many faults of each kind had each outcome.  DEFERRED and HELD, which are not final, count
+    how often faults were deferred and held."""
     failures: dict[str, int]
-    """How often each error kept a fault from being answered as its policy wanted."""
+    """How often faults failed, by the name of the error; `HookRaised` counts hooks that raised."""
     events: dict[str, int]
-    """Events by name, and ``unknown``."""
+    """Events by name: fork, remap, remove, unmap, unknown."""
     bytes_done: dict[Outcome, int]
-    """Bytes by what was done, background fills included."""
+    """Bytes by outcome, including background fills."""
     open_faults: list[OpenFault]
-    """Who waits now: thread, address, age, and for what.  The oldest first."""
+    """The faults that are open now, the oldest first."""
     joined: int
-    """Messages about a page that was awaited already."""
+    """Messages about a page that already had an open fault."""
     latencies: list[int]
-    """Bucket n: faults answered in under 2**n nanoseconds, and no less than half that."""
+    """Bucket n: faults resolved in less than 2**n nanoseconds, and at least half of that."""
 
     @property
     def resolved(self) -> int:
-        """Faults that have ended."""
+        """How many faults have ended."""
         return sum(count for (_, outcome), count in self.faults.items() if outcome.final)
 
     def latency(self, fraction: float) -> float:
-        """The time in seconds within which `fraction` (0 to 1) of the faults were answered, as the
-        upper end of its bucket; 0.0 when there were none."""
+        """The time in seconds within which `fraction` (0 to 1) of the faults were resolved.
+
+        It is the upper end of a bucket; 0.0 if there were no faults.
+        """
         return latency_quantile(self.latencies, fraction)
 
     def as_dict(self) -> dict[str, object]:
-        """The same as plain values that ``json.dumps`` takes."""
+        """The same as plain values, for ``json.dumps``."""
         faults: dict[str, dict[str, int]] = {}
         for (kind, outcome), count in sorted(
             self.faults.items(), key=lambda item: (item[0][0].value, item[0][1].value)
