@@ -21,7 +21,7 @@ from benchmarks.rows import Row, compare, script
 from benchmarks.turns import TurnFailed, placements
 from benchmarks.yardsticks import call, library, pinned
 from uffdaemon import Features, Memory, PageCategory, Staging, Userfaultfd, scan_pages
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 LENGTH = 256 << 20
 PIECE = 4 * HUGE_PAGE_SIZE

@@ -18,7 +18,7 @@ from benchmarks.rows import Row, compare, script
 from benchmarks.turns import PAGE, TurnFailed, placements
 from benchmarks.yardsticks import another_thread_running, move_each, pinned
 from uffdaemon import Features, Memory, PageCategory, Userfaultfd, move, move_many, scan_pages
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 SIXTEEN = 16 * PAGE
 UNITS = {

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+from typing import Final
+
 from uffdaemon.errors import InvalidRange
 
-PAGE_SIZE = 4096
+PAGE_SIZE: Final = mmap.PAGESIZE
+"""Bytes of the kernel's smallest page: 4 KiB, and on arm64 16 or 64 KiB as well; sysconf(3)."""
+
+HUGE_PAGE_SIZE: Final = PAGE_SIZE * PAGE_SIZE // 8
+"""Bytes of a transparent huge page, and of hugetlb memory unless it says otherwise: a page table
+full of entries of 8 bytes.  2 MiB where pages have 4 KiB; 32 and 512 MiB with the larger ones."""
 
 
 def check_page_size(page_size: int) -> None:

@@ -15,6 +15,7 @@ import trio
 
 from uffdaemon import native
 from uffdaemon.errors import SourceTooShort
+from uffdaemon.ranges import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -97,7 +98,7 @@ class FileSource:
             if offset % mmap.ALLOCATIONGRANULARITY:
                 raise ValueError(f"offset {offset} is no multiple of {mmap.ALLOCATIONGRANULARITY}")
             self._data_size = used
-            tail = -used % mmap.PAGESIZE if zero_tail else 0
+            tail = -used % PAGE_SIZE if zero_tail else 0
             self.size = used + tail
             if how == "map" and used:
                 self._map = mmap.mmap(self._fd, used, prot=mmap.PROT_READ, offset=offset)

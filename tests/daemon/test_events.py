@@ -13,7 +13,7 @@ from tests.daemon.client import Client, Inside, faults_pending, region_of
 from tests.support.daemons import both_sleeps, the_open_fault
 from tests.support.kernel_tests import kernel_test
 from tests.support.notes import Asked, Gate, Notes, Recorder
-from tests.support.page_contents import PAGE, content
+from tests.support.page_contents import HUGE, PAGE, content
 from uffdaemon import (
     Advice,
     AsyncSource,
@@ -91,7 +91,7 @@ async def test_a_discarded_page_is_zeros_at_once(lowered: bool, native_sleep: bo
 async def test_the_neighbours_of_a_discarded_page_keep_their_content(kind: MemoryType) -> None:
     client = Client()
     uffd = await client.uffd(REMOVE)
-    size = (2 << 20) if kind.huge else PAGE
+    size = HUGE if kind.huge else PAGE
     data = content(6, size)
     memory = await client.guarded(len(data), kind)
     async with open_daemon() as daemon:

@@ -238,7 +238,7 @@ import trio
 from uffdaemon import Memory, open_daemon
 
 async def main():
-    with Memory.map(4096) as memory:
+    with Memory.map(PAGE) as memory:
         async with open_daemon() as daemon:
             region = daemon.guard(memory, sys.argv[1], placement="external")
             server = daemon.external[region]
@@ -270,7 +270,7 @@ import trio
 from uffdaemon import Features, Memory, open_daemon
 
 async def main():
-    with Memory.map(4096) as memory:
+    with Memory.map(PAGE) as memory:
         async with open_daemon() as daemon:
             region = daemon.guard(
                 memory, sys.argv[1], placement="external", features=Features.EVENT_FORK
@@ -311,7 +311,7 @@ def test_modules_are_found_where_the_owner_finds_them(tmp_path: Path) -> None:
     """Also beside a program that is no file."""
     Path(tmp_path, "beside.py").write_text(
         "from uffdaemon import BytesSource, CopyFrom\n"
-        "policy = CopyFrom(BytesSource(b'besides!'.ljust(4096)))\n"
+        f"policy = CopyFrom(BytesSource(b'besides!'.ljust({PAGE})))\n"
     )
     command = [sys.executable, "-c", OWNER, "beside:policy", "touch"]
     found = subprocess.run(command, stdout=subprocess.PIPE, cwd=tmp_path, check=True)

@@ -19,6 +19,7 @@ from tests.demo.harness import WORKER, demo
 from tests.support.paths import ROOT
 from tests.support.requirements import require
 from uffdaemon.demo.command import QUERIES
+from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.uapi.features import Features
 
 pytestmark = pytest.mark.kernel
@@ -41,7 +42,7 @@ def test_what_a_machine_reads(tmp_path: Path) -> None:
         report: dict[str, Any] = json.loads(running.report())
     assert report["ok"] is True
     pages = report["image_pages"]
-    assert report["image_bytes"] == pages * 4096 >= 8 << 20
+    assert report["image_bytes"] == pages * PAGE_SIZE >= 8 << 20
 
     rows = {(row["mode"], row["temperature"]): row for row in report["rows"]}
     temperatures = {"cold", "warm"} if report["cache"]["cold"] else {"warm"}
@@ -62,7 +63,7 @@ def test_what_a_machine_reads(tmp_path: Path) -> None:
             assert 1 <= row["faults"]["copied"] <= row["all_answers_pages"]
             assert row["all_answers_pages"] <= 16 * sum(row["faults"].values())
             assert row["first_answer_pages"] <= row["all_answers_pages"] < pages / 2
-            assert row["first_answer_bytes"] == row["first_answer_pages"] * 4096
+            assert row["first_answer_bytes"] == row["first_answer_pages"] * PAGE_SIZE
 
     fill, proof = report["fill"], report["proof"]
     assert fill["bytes"] == report["image_bytes"]

@@ -12,7 +12,8 @@ import pytest
 
 from uffdaemon.demo import image as module
 from uffdaemon.demo.errors import DemoError, FullDisk
-from uffdaemon.demo.image import PAGE_SIZE, build_image, find_sources, open_image
+from uffdaemon.demo.image import build_image, find_sources, open_image
+from uffdaemon.ranges import PAGE_SIZE
 
 
 @pytest.fixture(scope="module")

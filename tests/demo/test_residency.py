@@ -10,8 +10,9 @@ import pytest
 
 from uffdaemon.demo import residency
 from uffdaemon.demo.residency import cached_pages, drop_from_cache, present_pages
+from uffdaemon.ranges import PAGE_SIZE
 
-PAGE = mmap.PAGESIZE
+PAGE = PAGE_SIZE
 
 
 def test_a_file_that_was_just_written_is_cached(

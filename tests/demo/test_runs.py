@@ -25,8 +25,9 @@ from uffdaemon.demo.image import build_image
 from uffdaemon.demo.process import start_worker
 from uffdaemon.demo.protocol import LIMIT, decode, short_name
 from uffdaemon.demo.runs import Setting, check_cold, eager_run, fill_and_verify, lazy_run
+from uffdaemon.ranges import PAGE_SIZE
 
-PAGE = 4096
+PAGE = PAGE_SIZE
 
 
 class Watcher:

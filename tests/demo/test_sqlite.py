@@ -12,6 +12,7 @@ import pytest
 
 from uffdaemon.demo.errors import DemoError
 from uffdaemon.demo.sqlite import MemoryDatabase, Value, sqlite_version
+from uffdaemon.ranges import PAGE_SIZE
 
 ROWS: list[tuple[Value, ...]] = [
     (1, "plain", 1.5, None),
@@ -114,7 +115,7 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_size_that_is_too_small_is_noticed(address: int, content: bytes) -> None:
     with (
-        MemoryDatabase(address, len(content) - 4096) as database,
+        MemoryDatabase(address, len(content) - PAGE_SIZE) as database,
         pytest.raises(DemoError, match="malformed"),
     ):
         database.query("SELECT * FROM things")

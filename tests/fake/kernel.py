@@ -27,10 +27,11 @@ from uffdaemon import (
     Userfaultfd,
 )
 from uffdaemon.model.region import HOLD, RETRY, AfterRemove, FailureAction
+from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.uapi.events import PageFault, message
 from uffdaemon.uapi.outcomes import result_of
 
-PAGE = 4096
+PAGE = PAGE_SIZE
 START = 0x2000_0000_0000
 """Where nothing is mapped: far below what the kernel hands out, from the top down.  The library
 does look what is there, and memory that happened to be would change what is due."""

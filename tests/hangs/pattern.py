@@ -18,8 +18,9 @@ import numpy as np
 
 from tests.support.page_contents import content
 from uffdaemon import Memory, MemoryType
+from uffdaemon.ranges import PAGE_SIZE
 
-PAGE = 4096
+PAGE = PAGE_SIZE
 _WRITABLE = 0x200  # PyBUF_WRITE of Include/cpython/object.h
 
 _view_of_memory = ctypes.pythonapi.PyMemoryView_FromMemory

@@ -25,6 +25,7 @@ from uffdaemon import (
     UnmapEvent,
     Userfaultfd,
 )
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.events import PageFault, UnknownEvent
 
 ALL = tuple(MemoryType)
@@ -78,7 +79,7 @@ def conformance(name: str, features: Features = NO_FEATURES) -> Callable[[Body],
 def map_area(kind: MemoryType, pages: int = 0) -> Memory:
     """Memory of a few pages; huge ones are fewer."""
     count = pages or (8 if kind.huge else 128)
-    return Memory.map(count * (2 << 20 if kind.huge else 4096), kind)
+    return Memory.map(count * (HUGE_PAGE_SIZE if kind.huge else PAGE_SIZE), kind)
 
 
 def page_offsets(memory: Memory) -> range:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.page_contents import PAGE
 from uffdaemon import Cause, Fallback, Moved, Outcome
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 IN_HUGE = HUGE_PAGE_SIZE // PAGE
 SHARED = ("shared", "shared swap")

@@ -34,7 +34,7 @@ from uffdaemon import (
     can_move,
     move,
 )
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

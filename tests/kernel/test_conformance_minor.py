@@ -30,7 +30,7 @@ from uffdaemon import (
     scan_pages,
 )
 from uffdaemon.errors import MemoryRefused
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
     from uffdaemon.uapi.events import PageFault

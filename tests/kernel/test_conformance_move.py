@@ -10,7 +10,7 @@ from tests.kernel.conformance import Handler, conformance, content, content_of, 
 from tests.support.calls import in_thread
 from tests.support.page_contents import PAGE
 from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
     from uffdaemon.uapi.events import PageFault

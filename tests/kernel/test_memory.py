@@ -18,7 +18,7 @@ from tests.support.messages import next_events, next_fault
 from tests.support.page_contents import PAGE
 from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.errors import InvalidRange, MemoryRefused
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 from uffdaemon.uapi.events import PageFault
 
 

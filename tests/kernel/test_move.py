@@ -35,7 +35,7 @@ from uffdaemon import (
     Userfaultfd,
     scan_pages,
 )
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -43,9 +43,9 @@ from uffdaemon import (
     native,
     scan_pages,
 )
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 from uffdaemon.moves import calls
 from uffdaemon.moves import driver as mover
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

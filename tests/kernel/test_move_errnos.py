@@ -31,7 +31,7 @@ from uffdaemon import (
     Userfaultfd,
     scan_pages,
 )
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 from uffdaemon.uapi.outcomes import MOVE_ALLOW_SOURCE_HOLES, status_of
 
 if TYPE_CHECKING:

@@ -32,9 +32,9 @@ from uffdaemon import (
     move,
     scan_pages,
 )
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 from uffdaemon.moves import calls, ladder
 from uffdaemon.moves import driver as mover
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 FORKED = PROTECTED | Features.EVENT_FORK
 REMOVED = PROTECTED | Features.EVENT_REMOVE

@@ -36,8 +36,8 @@ from uffdaemon import (
     move_many,
     scan_pages,
 )
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 from uffdaemon.kernel.page_probe import look
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 BOTH = RegisterMode.MISSING | RegisterMode.WP
 WP = Features.MOVE | Features.PAGEFAULT_FLAG_WP | Features.WP_HUGETLBFS_SHMEM

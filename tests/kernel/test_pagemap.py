@@ -24,7 +24,7 @@ from uffdaemon import (
     scan_pages,
 )
 from uffdaemon.errors import InvalidRange, MemoryRefused
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 WP_ASYNC = Features.PAGEFAULT_FLAG_WP | Features.WP_ASYNC | Features.WP_HUGETLBFS_SHMEM
 

@@ -12,6 +12,7 @@ from tests.support.messages import next_fault
 from tests.support.page_contents import PAGE
 from uffdaemon import Features, IoctlSet, Memory, MemoryType, RegisterMode, Userfaultfd
 from uffdaemon.errors import InvalidRange, RangeBusy, RegistrationRefused
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 
 @kernel_test()
@@ -60,7 +61,7 @@ def test_a_range_of_another_userfaultfd_is_busy() -> None:
 
 @kernel_test()
 def test_a_part_of_a_huge_page_cannot_be_watched(huge_pages: None) -> None:
-    with Userfaultfd.open() as uffd, Memory.map(2 << 20, MemoryType.HUGETLB) as memory:
+    with Userfaultfd.open() as uffd, Memory.map(HUGE_PAGE_SIZE, MemoryType.HUGETLB) as memory:
         with pytest.raises(RegistrationRefused, match="not aligned to its huge pages") as caught:
             uffd.register(memory.start, PAGE)
         assert caught.value.errno == errno.EINVAL

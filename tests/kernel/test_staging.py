@@ -29,8 +29,8 @@ from uffdaemon import (
     errors,
     scan_pages,
 )
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
 from uffdaemon.kernel.page_probe import look
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

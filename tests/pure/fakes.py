@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from uffdaemon.errors import SourceTooShort
 from uffdaemon.model.region import Fault, Policy, Region
 from uffdaemon.policy import ZeroPage
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.events import FaultKind
 
 if TYPE_CHECKING:
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
     from uffdaemon.native.ports import Port
 
-PAGE = 4096
-HUGE = 2 << 20
+PAGE, HUGE = PAGE_SIZE, HUGE_PAGE_SIZE
 START = 0x7F00_0000_0000
 
 MISSING, MINOR, WP, UNKNOWN = FaultKind.MISSING, FaultKind.MINOR, FaultKind.WP, FaultKind.UNKNOWN

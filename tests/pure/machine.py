@@ -6,7 +6,7 @@ import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from uffdaemon.moves.ladder import HUGE, Ladder
+from uffdaemon.moves.ladder import Ladder
 from uffdaemon.moves.requests import (
     COPY,
     PROTECT,
@@ -19,6 +19,7 @@ from uffdaemon.moves.requests import (
     Unshare,
     Wait,
 )
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, result_of
 from uffdaemon.uapi.page_facts import PageFacts
 
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from uffdaemon.moves.requests import Terms
     from uffdaemon.uapi.moved import Moved
 
-PAGE = 4096
-SRC = 8 * HUGE
-DST = 64 * HUGE
+PAGE = PAGE_SIZE
+SRC = 8 * HUGE_PAGE_SIZE
+DST = 64 * HUGE_PAGE_SIZE
 
 EXCLUSIVE = PageFacts(there=True, exclusive=True, present=True)
 LOOKS: dict[str, PageFacts] = {

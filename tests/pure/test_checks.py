@@ -11,6 +11,7 @@ from uffdaemon import actions
 from uffdaemon.model.batch import target
 from uffdaemon.model.region import Region, Retry
 from uffdaemon.policy import CopyFrom, MoveOrCopy, StrictMove, ZeroPage
+from uffdaemon.ranges import PAGE_SIZE
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from uffdaemon.policy import CopyFrom, MoveOrCopy, StrictMove, ZeroPage
 )
 def test_a_region_checks_what_it_is_made_of(options: dict[str, Any], kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        Region(0x10000, 4096, **{"policy": ZeroPage(), **options})
+        Region(0x10000, PAGE_SIZE, **{"policy": ZeroPage(), **options})
 
 
 @pytest.mark.parametrize(

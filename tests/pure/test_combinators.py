@@ -177,7 +177,7 @@ def test_windows_end_with_the_region_whatever_ranges_lie_beyond() -> None:
 
 
 def test_ranges_within_pages_still_give_windows_of_pages() -> None:
-    policy = FirstOf(ByRange([(0, 5000, held)]), FaultAround(ZeroPage(), 4))
+    policy = FirstOf(ByRange([(0, PAGE + 904, held)]), FaultAround(ZeroPage(), 4))
     assert policy(a_fault(REGION, 1)) == Hold("held")
     assert extent_at(policy, 2) == Span(2 * PAGE, 2 * PAGE)
     whole = ByRange([(100, 3 * PAGE, FaultAround(ZeroPage(), 16))])
@@ -227,10 +227,10 @@ def test_no_ranges_answer_nothing() -> None:
     [
         ([(0, 0)], "0x0, 0 bytes"),
         ([(0, -1)], "0x0, -1 bytes"),
-        ([(-PAGE, PAGE)], "-0x1000, 4096 bytes"),
-        ([(0, 2 * PAGE), (PAGE, PAGE)], "0x1000, 4096 bytes"),
-        ([(PAGE, PAGE), (0, 2 * PAGE)], "0x1000, 4096 bytes"),
-        ([(0, PAGE), (0, PAGE)], "0x0, 4096 bytes"),
+        ([(-PAGE, PAGE)], f"-{PAGE:#x}, {PAGE} bytes"),
+        ([(0, 2 * PAGE), (PAGE, PAGE)], f"{PAGE:#x}, {PAGE} bytes"),
+        ([(PAGE, PAGE), (0, 2 * PAGE)], f"{PAGE:#x}, {PAGE} bytes"),
+        ([(0, PAGE), (0, PAGE)], f"0x0, {PAGE} bytes"),
     ],
 )
 def test_bad_ranges_are_named(ranges: list[tuple[int, int]], offender: str) -> None:
@@ -283,7 +283,7 @@ def test_names_say_what_is_inside() -> None:
     assert policy_name(ByKind(missing=nobody, write_protect=Unprotect())) == (
         "ByKind(missing=nobody, write_protect=Unprotect())"
     )
-    assert policy_name(ByRange([(PAGE, PAGE, nobody)])) == "ByRange(0x1000+0x1000: nobody)"
+    assert policy_name(ByRange([(PAGE, PAGE, nobody)])) == f"ByRange({PAGE:#x}+{PAGE:#x}: nobody)"
     assert policy_name(FaultAround(nobody, 16)) == "FaultAround(nobody, 16)"
 
 

@@ -8,12 +8,14 @@ import pytest
 
 from tests.pure.machine import DST, PAGE, SRC, Machine
 from uffdaemon.actions import Fallback
-from uffdaemon.moves.ladder import ATTEMPTS, HUGE
+from uffdaemon.moves.ladder import ATTEMPTS
 from uffdaemon.moves.requests import CopyOver, Issue, Look, Terms, Unshare, Wait
+from uffdaemon.ranges import HUGE_PAGE_SIZE
 from uffdaemon.uapi.moved import Cause, Run
 from uffdaemon.uapi.outcomes import Code, Outcome
 from uffdaemon.uapi.page_facts import PageFacts
 
+HUGE_PAGE = HUGE_PAGE_SIZE // PAGE  # pages
 STRICT = Terms()
 CLIMB = Terms(Fallback())
 PATIENT = Terms(Fallback(patience=60.0))
@@ -80,10 +82,11 @@ def test_the_ladder_unshares_and_moves(state: str, cause: Cause) -> None:
 
 
 def test_pages_shared_alike_are_unshared_together() -> None:
-    machine = Machine(["shared"] * 700)
-    assert fates(machine, CLIMB) == [(700, Outcome.UNSHARED_AND_MOVED, Cause.SHARED, 0)]
+    pages = HUGE_PAGE + 188
+    machine = Machine(["shared"] * pages)
+    assert fates(machine, CLIMB) == [(pages, Outcome.UNSHARED_AND_MOVED, Cause.SHARED, 0)]
     unshared = [ask for ask in machine.log if isinstance(ask, Unshare)]
-    assert [ask.length // PAGE for ask in unshared] == [512, 188]
+    assert [ask.length // PAGE for ask in unshared] == [HUGE_PAGE, 188]
 
 
 def test_a_run_of_shared_pages_ends_where_something_else_begins() -> None:
@@ -144,14 +147,15 @@ def test_what_is_shared_again_and_again_is_copied_exactly() -> None:
 def test_the_more_is_shared_anew_the_less_is_unshared_in_one_go() -> None:
     class Forking(Machine):
         def _unshare(self, first: int, count: int) -> None:
-            if count <= 64:
+            if count <= some:
                 super()._unshare(first, count)
 
-    machine = Forking(["shared"] * 1024)
-    assert fates(machine, CLIMB) == [(1024, Outcome.UNSHARED_AND_MOVED, Cause.SHARED, 0)]
+    some = HUGE_PAGE // 8
+    machine = Forking(["shared"] * 2 * HUGE_PAGE)
+    assert fates(machine, CLIMB) == [(2 * HUGE_PAGE, Outcome.UNSHARED_AND_MOVED, Cause.SHARED, 0)]
     lengths = [ask.length // PAGE for ask in machine.log if isinstance(ask, Unshare)]
-    assert lengths[:6] == [512, 256, 128, 64, 128, 64]
-    assert sum(lengths) < 5 * 1024
+    assert lengths[:6] == [8 * some, 4 * some, 2 * some, some, 2 * some, some]
+    assert sum(lengths) < 5 * 2 * HUGE_PAGE
     assert machine.waited == 0
 
 
@@ -206,12 +210,12 @@ def test_a_huge_page_is_unshared_and_waited_for_as_a_whole() -> None:
             if isinstance(ask, Look):
                 ask.pages = [page._replace(huge=True) for page in ask.pages]
 
-    machine = Huge(["pinned"] * 512, pin_ends_after=3)
-    assert fates(machine, PATIENT) == [(512, Outcome.WAITED_AND_MOVED, Cause.PINNED, 0)]
-    assert {ask.length for ask in machine.log if isinstance(ask, Unshare)} == {HUGE}
+    machine = Huge(["pinned"] * HUGE_PAGE, pin_ends_after=3)
+    assert fates(machine, PATIENT) == [(HUGE_PAGE, Outcome.WAITED_AND_MOVED, Cause.PINNED, 0)]
+    assert {ask.length for ask in machine.log if isinstance(ask, Unshare)} == {HUGE_PAGE_SIZE}
 
     # With a hole in what looked huge before: only the page itself.
-    machine = Huge(["pinned", *["hole"] * 511], pin_ends_after=3)
+    machine = Huge(["pinned", *["hole"] * (HUGE_PAGE - 1)], pin_ends_after=3)
     assert fates(machine, PATIENT)[0] == (1, Outcome.WAITED_AND_MOVED, Cause.PINNED, 0)
     assert {ask.length for ask in machine.log if isinstance(ask, Unshare)} == {PAGE}
 

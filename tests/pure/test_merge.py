@@ -147,7 +147,7 @@ def test_a_burst_on_neighbours_is_one_operation(order: list[int], action: Fill |
     assert [fault.page for fault in step.faults] == list(range(PAGES))
 
 
-@given(st.lists(st.integers(1, 300), min_size=2, max_size=12))
+@given(st.lists(st.integers(1, MAX_MERGED // PAGE * 3 // 5), min_size=2, max_size=12))
 def test_what_is_merged_has_a_limit(sizes: list[int]) -> None:
     pages = sum(sizes)
     region = a_region(pages=pages)

@@ -50,11 +50,11 @@ SOURCE = FakeSource(16 * PAGE)
         (CopyFrom(SOURCE), {MISSING: actions.Copy(SOURCE)}),
         (CopyFrom(SOURCE, 8, write_protect=True), {MISSING: actions.Copy(SOURCE, 8, 1, True)}),
         (StrictMove(0x5000), {MISSING: actions.Move(0x5000)}),
-        (StrictMove(a_region(start=0x6000)), {MISSING: actions.Move(0x6000, length=16 * PAGE)}),
+        (StrictMove(a_region(start=0x60000)), {MISSING: actions.Move(0x60000, length=16 * PAGE)}),
         (MoveOrCopy(0x5000), {MISSING: actions.Move(0x5000, fallback=Fallback())}),
         (
-            MoveOrCopy(a_region(start=0x6000), Fallback(copy_pinned=True)),
-            {MISSING: actions.Move(0x6000, fallback=Fallback(copy_pinned=True), length=16 * PAGE)},
+            MoveOrCopy(a_region(start=0x60000), Fallback(copy_pinned=True)),
+            {MISSING: actions.Move(0x60000, fallback=Fallback(copy_pinned=True), length=16 * PAGE)},
         ),
         (Continue(), {MINOR: actions.Continue()}),
         (Continue(write_protect=True), {MINOR: actions.Continue(write_protect=True)}),
@@ -83,7 +83,7 @@ def test_one_action_serves_all_faults_of_a_source() -> None:
     assert policy(a_fault(REGION, 1)) is policy(a_fault(REGION, 2))
     assert policy == CopyFrom(SOURCE)
     assert policy != CopyFrom(SOURCE, 4096)
-    assert repr(policy) == "CopyFrom(source=FakeSource(0x10000), offset=0, write_protect=False)"
+    assert repr(policy) == f"CopyFrom(source={SOURCE}, offset=0, write_protect=False)"
 
 
 @pytest.mark.parametrize(

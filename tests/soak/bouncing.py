@@ -33,10 +33,10 @@ from uffdaemon import (
     scan_pages,
 )
 from uffdaemon.errors import AlreadyMoved
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.events import PageFault
 
-PAGE = 4096
+PAGE = PAGE_SIZE
 DISTURBANCES = ("fork", "ksm", "direct", "ring", "pageout", "split")
 EXACT_CANNOT = ("direct", "ring")
 """A copy, however exact, loses what I/O has not delivered yet; only MOVE can tell a pin."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-PAGE = 4096
-HUGE = 2 << 20
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
+
+PAGE, HUGE = PAGE_SIZE, HUGE_PAGE_SIZE
 
 
 def content(pages: int, page_size: int = PAGE, seed: int = 0) -> bytes:

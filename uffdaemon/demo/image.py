@@ -2,7 +2,7 @@
 
 The text is the source code of Python's standard library, in passages of forty lines, repeated
 until the image is large enough.  The index is SQLite's FTS5.  The file is the memory image: its
-pages of 4096 bytes become the pages of the restored memory.
+pages, as large as the kernel's, become the pages of the restored memory.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from uffdaemon.demo.errors import DemoError, FullDisk
+from uffdaemon.ranges import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["PAGE_SIZE", "Image", "build_image", "find_sources", "open_image"]
+__all__ = ["Image", "build_image", "find_sources", "open_image"]
 
-PAGE_SIZE: Final = 4096
 PASSAGE_LINES: Final = 40
 _OPCODES_PER_CALL: Final = 100_000  # of SQLite's virtual machine, between calls of `progress`
 _PASSAGES_PER_CALL: Final = 256  # inserted between calls of `progress`: a few milliseconds

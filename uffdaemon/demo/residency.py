@@ -8,12 +8,13 @@ import os
 from ctypes import c_char, c_int, c_size_t, c_ubyte, c_void_p
 from typing import TYPE_CHECKING, Final
 
+from uffdaemon.ranges import PAGE_SIZE
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["cached_pages", "drop_from_cache", "present_pages"]
 
-_PAGE: Final = mmap.PAGESIZE
 _WINDOW: Final = 1 << 30  # bytes of a file that one mincore() covers
 _ENTRY: Final = 8  # bytes of /proc/PID/pagemap for one page
 _PRESENT: Final = 0x80  # bit 63, in the entry's last byte
@@ -48,7 +49,7 @@ def cached_pages(path: Path) -> int:
             # ctypes needs a writable buffer, hence a private mapping.  It is never touched:
             # mincore() looks at the page cache behind it.
             with mmap.mmap(file.fileno(), length, flags=mmap.MAP_PRIVATE, offset=offset) as mapping:
-                found = (c_ubyte * -(-length // _PAGE))()
+                found = (c_ubyte * -(-length // PAGE_SIZE))()
                 first = c_char.from_buffer(mapping)
                 status = int(mincore(ctypes.addressof(first), length, found))
                 del first  # the mapping cannot be closed while it is exported
@@ -63,8 +64,8 @@ def present_pages(start: int, length: int) -> int:
     """The number of pages of this range that are in RAM, by /proc/self/pagemap (proc(5))."""
     count = 0
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        end = (start + length) // _PAGE * _ENTRY
-        position = start // _PAGE * _ENTRY
+        end = (start + length) // PAGE_SIZE * _ENTRY
+        position = start // PAGE_SIZE * _ENTRY
         while position < end:
             entries = os.pread(pagemap.fileno(), min(end - position, 1 << 20), position)
             if not entries:

@@ -29,6 +29,7 @@ from uffdaemon.demo.errors import DemoError
 from uffdaemon.demo.protocol import LIMIT, Json, Message, ProtocolError, decode, encode, short_name
 from uffdaemon.demo.residency import present_pages
 from uffdaemon.demo.sqlite import MemoryDatabase
+from uffdaemon.ranges import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _CHUNK: Final = 1 << 20
-_PAGE: Final = mmap.PAGESIZE
 _SEARCH: Final = """
 SELECT passages.path || ':' || passages.line, snippet(search, 0, '[', ']', '…', 12)
 FROM search JOIN passages ON passages.id = search.rowid
@@ -197,8 +197,8 @@ def _verify(image: _MemoryImage, path: str) -> dict[str, Json]:
             expected = os.pread(file.fileno(), length, offset)
             if data == expected:
                 continue
-            pages = range(0, length, _PAGE)
-            differing += sum(data[p : p + _PAGE] != expected[p : p + _PAGE] for p in pages)
+            pages = range(0, length, PAGE_SIZE)
+            differing += sum(data[p : p + PAGE_SIZE] != expected[p : p + PAGE_SIZE] for p in pages)
     return {"sha256": digest.hexdigest(), "differing_pages": differing}
 
 

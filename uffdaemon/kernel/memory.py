@@ -7,7 +7,6 @@ answer.  `read`, `write` and `touch` release it; they block the calling thread a
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 from enum import Enum, IntEnum
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from uffdaemon import errors, native
 from uffdaemon.kernel.own_memory import disown, own
-from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from uffdaemon.kernel.userfaultfd import Userfaultfd
-
-HUGE_PAGE_SIZE = 2 << 20
-"""Bytes: the huge page of hugetlb and of transparent huge pages, on x86-64 and arm64."""
 
 
 class MemoryType(Enum):
@@ -368,7 +364,3 @@ def _huge_page_advice(wanted: int, page_size: int) -> str:
     except (OSError, ValueError):
         return ""
     return f"as root: echo {total + max(wanted - free, 1)} > {pool}/nr_hugepages"
-
-
-if mmap.PAGESIZE != PAGE_SIZE:
-    raise ImportError(f"uffdaemon knows pages of {PAGE_SIZE} bytes only, not {mmap.PAGESIZE}")

@@ -34,13 +34,11 @@ from uffdaemon.moves.requests import (
     Unshare,
     Wait,
 )
-from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.moved import Cause, Moved, Run, joined
 from uffdaemon.uapi.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, Operation, Outcome, Result
 from uffdaemon.uapi.page_facts import PageFacts, why_busy
 
-HUGE: Final = 2 << 20
-"""Bytes of a transparent huge page, which is moved as a whole or split."""
 ATTEMPTS: Final = 16
 """How often a page is made our own before that is left to time: each fork shares it anew."""
 ALONE: Final = 6
@@ -48,7 +46,7 @@ ALONE: Final = 6
 between two steps."""
 EVENT_PATIENCE: Final = 1.0
 """Seconds to wait for somebody to read the userfaultfd, without a fallback."""
-LONGEST: Final = 16 << 20
+LONGEST: Final = max(16 << 20, HUGE_PAGE_SIZE)
 """Bytes in one ioctl, so that nobody waits for a huge one."""
 _MOMENT: Final = 0.0002
 _FIRST_PAUSE: Final = 0.0005
@@ -71,7 +69,7 @@ class Ladder:
         self._runs: list[Run] = []
         self._waited = 0.0
         self._pause = _FIRST_PAUSE
-        self._reach = HUGE
+        self._reach = HUGE_PAGE_SIZE
         """How much is made our own in one go."""
         self._plain_until = 0
         """Up to where copies go without write-protection, since that is not to be had there."""
@@ -186,7 +184,7 @@ class Ladder:
 
     def _busy(self) -> _Steps:
         """The page here is not exclusively ours."""
-        pages = yield from self._look(min(self._end - self._at, HUGE))
+        pages = yield from self._look(min(self._end - self._at, HUGE_PAGE_SIZE))
         cause = why_busy(pages[0])
         length = self._alike(pages, cause)
         if not length:
@@ -217,7 +215,7 @@ class Ladder:
                 yield from self._event(length)
                 return
             if result.done or result.error != errno.EBUSY:
-                self._reach = min(2 * self._reach, HUGE)
+                self._reach = min(2 * self._reach, HUGE_PAGE_SIZE)
                 return  # whatever else there is to say is said when it is asked for again
             pages = yield from self._look(length)
             if not pages[0].there:
@@ -248,9 +246,10 @@ class Ladder:
         """How many bytes of `pages` from the first on are busy for the same reason, as far as can
         be seen.  Holes are never among them: populating one would make a page of zeros."""
         first = pages[0]
-        aligned = not (self._dst + self._at) % HUGE and not (self._src + self._at) % HUGE
-        if first.huge and aligned and len(pages) * PAGE_SIZE == HUGE:
-            return HUGE if all(page.there for page in pages) else PAGE_SIZE
+        skews = (self._dst + self._at) % HUGE_PAGE_SIZE, (self._src + self._at) % HUGE_PAGE_SIZE
+        aligned = skews == (0, 0)
+        if first.huge and aligned and len(pages) * PAGE_SIZE == HUGE_PAGE_SIZE:
+            return HUGE_PAGE_SIZE if all(page.there for page in pages) else PAGE_SIZE
         if not first.present or cause is None:
             return PAGE_SIZE if first.there else 0
         count = 1
@@ -314,7 +313,7 @@ class Ladder:
 
     def _nothing(self) -> _Steps:
         """ENOENT: a hole, or nothing is registered there at all."""
-        pages = yield from self._look(min(self._end - self._at, HUGE))
+        pages = yield from self._look(min(self._end - self._at, HUGE_PAGE_SIZE))
         holes = next((n for n, page in enumerate(pages) if page.there), len(pages))
         if holes:
             free = yield from self._free(holes)

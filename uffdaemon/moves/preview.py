@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from uffdaemon.kernel.page_probe import divide, look, mappings, registered
 from uffdaemon.moves.calls import check_move
 from uffdaemon.moves.driver import terms_of
-from uffdaemon.moves.ladder import HUGE
-from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.moved import Cause, Run, joined
 from uffdaemon.uapi.outcomes import Outcome
 from uffdaemon.uapi.page_facts import PageFacts, why_busy
@@ -47,9 +46,10 @@ def _runs(uffd: Userfaultfd, dst: int, src: int, length: int, terms: Terms) -> I
     at = 0
     for part in divide(dst, src, length) if uffd.same_process else [length]:
         cause = terms.impossible or _unfit(uffd, dst + at, src + at)
-        for start in range(at, at + part, HUGE):
-            size = min(HUGE, at + part - start)
-            targets = look(dst + start, size) if uffd.same_process else [_EMPTY] * (size >> 12)
+        for start in range(at, at + part, HUGE_PAGE_SIZE):
+            size = min(HUGE_PAGE_SIZE, at + part - start)
+            unseen = [_EMPTY] * (size // PAGE_SIZE)
+            targets = look(dst + start, size) if uffd.same_process else unseen
             for number, (page, target) in enumerate(
                 zip(look(src + start, size), targets, strict=True)
             ):

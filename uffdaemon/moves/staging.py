@@ -10,10 +10,10 @@ import os
 from typing import TYPE_CHECKING
 
 from uffdaemon import errors, native
-from uffdaemon.kernel.memory import HUGE_PAGE_SIZE, Advice, Memory
+from uffdaemon.kernel.memory import Advice, Memory
 from uffdaemon.moves.calls import move, move_at_once
 from uffdaemon.moves.refusals import refusal
-from uffdaemon.ranges import PAGE_SIZE, check_range
+from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE, check_range
 from uffdaemon.uapi.moved import Cause, Moved, Run, joined
 from uffdaemon.uapi.outcomes import Outcome
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uffdaemon.actions import Fallback
     from uffdaemon.kernel.userfaultfd import Userfaultfd
 
-_PIECE = 4 * HUGE_PAGE_SIZE
+_PIECE = max(8 << 20, HUGE_PAGE_SIZE)
 
 
 class Staging:
@@ -32,9 +32,9 @@ class Staging:
     pages were moved away.
 
     With `transparent_huge` it is made of huge pages where the kernel has them.  Writing a byte then
-    makes 2 MiB of zeros around it: whatever has not been decoded yet would arrive as zeros, not as
-    a `SourceHole`.  With `dont_fork` children do not get it: a page that a child shares could not
-    be moved.  Raises `InvalidRange`, `MemoryRefused`.
+    makes a huge page of zeros around it (2 MiB on x86-64): whatever has not been decoded yet would
+    arrive as zeros, not as a `SourceHole`.  With `dont_fork` children do not get it: a page that a
+    child shares could not be moved.  Raises `InvalidRange`, `MemoryRefused`.
     """
 
     def __init__(

@@ -5,6 +5,7 @@
 
 #include <sched.h>
 #include <time.h>
+#include <unistd.h>
 
 #define PATIENCE_NS 20000000
 
@@ -21,6 +22,16 @@ uint64_t uffdaemon_now(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t uffdaemon_page_size(void)
+{
+    return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+uint64_t uffdaemon_page_of(uint64_t address)
+{
+    return address & ~(uffdaemon_page_size() - 1);
 }
 
 void uffdaemon_spin_lock(_Atomic uint32_t *lock)

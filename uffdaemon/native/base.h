@@ -10,6 +10,11 @@
 /* CLOCK_MONOTONIC, nanoseconds. */
 uint64_t uffdaemon_now(void);
 
+/* Bytes of the kernel's smallest page: 4 KiB, on arm64 16 or 64 KiB as well.  Safe in signal handlers. */
+#define UFFDAEMON_LARGEST_PAGE (64u << 10)
+uint64_t uffdaemon_page_size(void);
+uint64_t uffdaemon_page_of(uint64_t address); /* where the page starts that `address` is in */
+
 /* Spin locks, which signal handlers take too: held for a few instructions, and never over a system
  * call or an access to served memory. */
 void uffdaemon_spin_lock(_Atomic uint32_t *lock);

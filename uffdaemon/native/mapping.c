@@ -8,12 +8,14 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include "base.h"
+
 /* Maps `length` bytes at an address that is a multiple of `alignment` (bytes, a power of two).
  * fd -1 is anonymous memory.  The caller owns the range until it unmaps it. */
 int uffdaemon_map(int fd, uint64_t length, unsigned kind, uint64_t alignment, uint64_t *start)
 {
     int flags = kind & UFFDAEMON_MAP_SHARED ? MAP_SHARED : MAP_PRIVATE;
-    uint64_t slack = alignment > 4096 ? alignment : 0;
+    uint64_t slack = alignment > uffdaemon_page_size() ? alignment : 0;
     char *reserved, *aligned, *mapped;
 
     if (length == 0)

@@ -14,12 +14,12 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "base.h"
 #include "operations.h"
 
 #define MADV_DONTNEED_LOCKED_ 24 /* MADV_DONTNEED_LOCKED, Linux 5.18 */
 #define LONGEST (16u << 20)      /* bytes in one ioctl, so that nobody waits for a huge one */
-#define PAGE_SIZE_ 4096u
-#define PATIENCE 100000 /* rounds of 100 µs for events that are in flight: 10 s */
+#define PATIENCE 100000          /* rounds of 100 µs for events that are in flight: 10 s */
 
 /* How many (dst, src, length) triples from `first` on are one range, and that range's length. */
 static size_t join(const uint64_t *moves, size_t first, size_t count, uint64_t *length)
@@ -54,10 +54,12 @@ static int inside(const uint64_t *moves, size_t count, uint64_t low, uint64_t hi
 /* Whether all triples are made of whole pages, and of at least one. */
 static int fit(const uint64_t *moves, size_t count)
 {
+    uint64_t in_page = uffdaemon_page_size() - 1;
+
     for (size_t index = 0; index < count; index++) {
         const uint64_t *move = moves + 3 * index;
 
-        if (((move[0] | move[1] | move[2]) & (PAGE_SIZE_ - 1)) || move[2] == 0)
+        if (((move[0] | move[1] | move[2]) & in_page) || move[2] == 0)
             return 0;
     }
     return 1;

@@ -14,7 +14,9 @@
 #include <errno.h>
 #include <sys/ioctl.h>
 
-static const unsigned char zero_page[4096] __attribute__((aligned(4096)));
+#include "base.h"
+
+static unsigned char zero_page[UFFDAEMON_LARGEST_PAGE]; /* never written */
 
 static int copy(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mode, int64_t *done)
 {
@@ -88,13 +90,13 @@ static int zero_marker(int fd, const struct uffdaemon_operation *operation, uint
     int64_t done;
     uint64_t mode = UFFDIO_COPY_MODE_WP;
 
-    if (operation->code != _UFFDIO_ZEROPAGE || operation->page_size != sizeof(zero_page))
+    if (operation->code != _UFFDIO_ZEROPAGE || operation->page_size != uffdaemon_page_size())
         return EEXIST;
     if (operation->mode & UFFDIO_ZEROPAGE_MODE_DONTWAKE)
         mode |= UFFDIO_COPY_MODE_DONTWAKE;
     /* A range that was never registered for write-protection answers EINVAL, and has no markers. */
-    return copy(fd, dst, (uint64_t)(uintptr_t)zero_page, sizeof(zero_page), mode, &done) ? EEXIST
-                                                                                         : 0;
+    return copy(fd, dst, (uint64_t)(uintptr_t)zero_page, operation->page_size, mode, &done) ? EEXIST
+                                                                                            : 0;
 }
 
 /* Notes in the records of those who wait for it that a page had been there before. */

@@ -62,9 +62,12 @@ static int write_access(const void *context)
 
 /* Whether the page is poisoned.  Kernels without CONFIG_MEMORY_FAILURE say the same of it as of one
  * that is missing, and it would be answered for ever. */
-static int poisoned(uint64_t page)
+static int poisoned(uint64_t address)
 {
-    return madvise((void *)(uintptr_t)page, 4096, MADV_POPULATE_READ_) && errno == EHWPOISON;
+    uint64_t page = uffdaemon_page_of(address);
+
+    return madvise((void *)(uintptr_t)page, uffdaemon_page_size(), MADV_POPULATE_READ_) &&
+           errno == EHWPOISON;
 }
 
 /* What this thread has just discarded or moved is an event that may have been read only. */
@@ -128,7 +131,7 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
                           const unsigned *ticket)
 {
     struct uffdaemon_record record = {.latency = uffdaemon_now()};
-    struct uffdaemon_waiter waiter = {.page = address & ~UINT64_C(4095)};
+    struct uffdaemon_waiter waiter = {.page = 0};
     int python;
 
     record.message.event = UFFD_EVENT_PAGEFAULT;
@@ -138,7 +141,7 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
     python = answer(port, &record);
     if (python == 2)
         return 1;
-    if (python < 0 || ((python || record.present) && poisoned(waiter.page)))
+    if (python < 0 || ((python || record.present) && poisoned(address)))
         return 0;
     if (!python && !atomic_load_explicit(&port->record_all, memory_order_relaxed) && !record.error)
         return 1;
@@ -153,6 +156,7 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
         sched_yield();
         return 1;
     }
+    waiter.page = uffdaemon_page_of(address);
     /* Listed before Python can know of it, so that no answer is missed. */
     uffdaemon_wait_queue_add(&port->waiting, &waiter);
     uffdaemon_queue_push(&port->queue, &record, record.latency);

@@ -14,13 +14,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base.h"
 #include "operations.h"
 #include "text.h"
 #include "waitqueue.h"
 
 #define STACK_NS 2000000000 /* the longest wait for a stack, on a machine that is busy */
 #define LOOK_NS 1000000
-#define HUGE_PAGE (2u << 20)
+#define LARGEST_HUGE_PAGE (UINT64_C(16) << 30) /* arm64 with pages of 64 KiB */
 
 /* What is in the way, as a line ends. */
 static const char *const reasons[] = {
@@ -70,14 +71,12 @@ static void say_child(const struct uffdaemon_watch *watch, uint64_t age)
 /* Has the page poisoned; its thread gets SIGBUS. */
 static void poison(const struct uffdaemon_watch *watch, uint64_t address)
 {
-    static const uint64_t sizes[] = {4096, HUGE_PAGE, 1u << 30};
-
-    for (size_t index = 0; index < sizeof(sizes) / sizeof(sizes[0]); index++) {
+    for (uint64_t size = uffdaemon_page_size(); size <= LARGEST_HUGE_PAGE; size *= 2) {
         struct uffdaemon_operation operation = {
             .code = _UFFDIO_POISON,
-            .dst = address & ~(sizes[index] - 1),
-            .length = sizes[index],
-            .page_size = sizes[index],
+            .dst = address & ~(size - 1),
+            .length = size,
+            .page_size = size,
         };
 
         uffdaemon_execute(watch->fd, &operation, 1);

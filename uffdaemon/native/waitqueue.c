@@ -28,7 +28,7 @@ static long futex(_Atomic uint32_t *word, int operation, uint32_t value,
 static int in_memory(uint64_t page)
 {
     unsigned char there = 0;
-    return mincore((void *)(uintptr_t)page, 4096, &there) == 0 && (there & 1);
+    return mincore((void *)(uintptr_t)page, uffdaemon_page_size(), &there) == 0 && (there & 1);
 }
 
 /* To be called before Python can know of the fault, so that no wake-up is missed. */
@@ -87,7 +87,7 @@ void uffdaemon_wait_queue_wake(struct uffdaemon_wait_queue *queue, uint64_t star
         for (struct uffdaemon_waiter *waiter =
                  atomic_load_explicit(&queue->first, memory_order_relaxed);
              waiter && count < WOKEN; waiter = waiter->next)
-            if (waiter->page >= (start & ~UINT64_C(4095)) && waiter->page - start < length &&
+            if (waiter->page - start < length &&
                 !atomic_exchange_explicit(&waiter->woken, 1, memory_order_release))
                 woken[count++] = &waiter->woken;
         uffdaemon_spin_unlock(&queue->lock);

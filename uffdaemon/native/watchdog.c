@@ -88,8 +88,8 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
         if (messages[index].event != UFFD_EVENT_PAGEFAULT && watch->port)
             uffdaemon_queue_push(&watch->port->queue, &record, now);
         else if (messages[index].event == UFFD_EVENT_PAGEFAULT && watch->port)
-            uffdaemon_watch_wake(watch, messages[index].arg.pagefault.address & ~UINT64_C(4095),
-                                 4096);
+            uffdaemon_watch_wake(watch, uffdaemon_page_of(messages[index].arg.pagefault.address),
+                                 uffdaemon_page_size());
     }
     watch->unread_since = 0;
     watch->quiet = watch->port != NULL;
