@@ -167,18 +167,18 @@ async def test_what_children_discard_comes_back_as_zeros() -> None:
             assert os.read(reading, 4096) == b"y" * 8 * len(pages)
 
 
-# -- policies that cannot be had ---------------------------------------------------------------
+# -- policies that cannot be loaded -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
-        ("no colon", "named 'package.module:object'"),
-        ("package.module:", "named 'package.module:object'"),
-        ("package..module:name", "named 'package.module:object'"),
-        ("package:name(1)", "named 'package.module:object'"),
-        ("7up:drink", "named 'package.module:object'"),
-        ("__main__:policy", "run it once more"),
+        ("no colon", "name of an external policy is 'package.module:object'"),
+        ("package.module:", "name of an external policy is 'package.module:object'"),
+        ("package..module:name", "name of an external policy is 'package.module:object'"),
+        ("package:name(1)", "name of an external policy is 'package.module:object'"),
+        ("7up:drink", "name of an external policy is 'package.module:object'"),
+        ("__main__:policy", "run it again"),
         ("no_such_package.module:policy", "no module named 'no_such_package'"),
         (actions.Zero, "imported by another process"),
     ],
@@ -196,7 +196,9 @@ async def test_what_cannot_travel_is_refused_at_once() -> None:
     name = POLICIES + "copied"
     with Memory.map(PAGE) as memory:
         async with open_daemon() as daemon:
-            with pytest.raises(errors.PlacementRefused, match="cannot be asked by another one"):
+            with pytest.raises(
+                errors.PlacementRefused, match="cannot call a function of this process"
+            ):
                 daemon.guard(
                     memory,
                     name,
@@ -217,8 +219,8 @@ async def test_what_cannot_travel_is_refused_at_once() -> None:
         ("tests.no_such_module:policy", "ModuleNotFoundError: No module named"),
         (POLICIES + "absent", "AttributeError: .* has no attribute 'absent'"),
         (POLICIES + "number", "TypeError: a policy is a callable that takes a fault, not 7"),
-        (POLICIES + "Shop", r"with '\(\)' at its end, it is called to make one"),
-        (POLICIES + "number()", "TypeError: 7 cannot be called"),
+        (POLICIES + "Shop", r"add '\(\)' to its name to have it called"),
+        (POLICIES + "number()", "TypeError: the name ends with .*, but 7 is not callable"),
         (POLICIES + "make_nonsense()", "TypeError: a policy is a callable"),
         (POLICIES + "make_trouble()", "LookupError: the image is not there"),
         (POLICIES + "leave()", "SystemExit: enough"),
@@ -242,7 +244,7 @@ async def test_what_the_worker_cannot_load_is_said_here(policy: str, reason: str
             await server.refresh()
             [held] = daemon.open_faults()
             assert "PolicyNotLoaded" in held.reason
-            [line] = [line for line in logs if line["event"] == "external policy refused"]
+            [line] = [line for line in logs if line["event"] == "external policy not loaded"]
             assert (line["policy"], line["log_level"]) == (policy, "error")
             daemon.remove_region(region, missing="release")
             await trio.to_thread.run_sync(reader.join)

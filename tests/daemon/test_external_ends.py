@@ -328,7 +328,7 @@ def test_a_hang_is_never_without_a_line() -> None:
         while not said or b"no such page" not in said[-1]:
             said.append(owner.stderr.readline())
             assert said[-1], said
-        assert b"the process whose memory it is does not listen" in said[0]
+        assert b"owner is not reading its reports" in said[0]
         owner.kill()
         # And nobody holds its standard error any longer.
         owner.stderr.read()

@@ -118,13 +118,13 @@ async def test_nothing_is_held_that_plain_accesses_may_touch(way: Way) -> None:
         async with open_daemon() as daemon:
             region = _guard(daemon, way, memory)
             buffer = region.buffer()
-            with pytest.raises(errors.PlacementRefused, match=r"buffers of .* are alive"):
+            with pytest.raises(errors.PlacementRefused, match=r"buffers of .* exist"):
                 daemon.remove_region(region, missing="hold")
             assert bytes(buffer) == _DATA
             buffer.release()
             daemon.remove_region(region, missing="hold")
-            assert region.why_unsafe() == "it is served no more"
-            with pytest.raises(errors.PlacementRefused, match="served no more"):
+            assert region.why_unsafe() == "it is no longer served"
+            with pytest.raises(errors.PlacementRefused, match="no longer served"):
                 region.buffer()
 
 
@@ -226,7 +226,7 @@ async def test_who_answers_is_decided_when_memory_is_guarded_first() -> None:
             async with open_daemon() as daemon:
                 _guard(daemon, first, memory)  # type: ignore[arg-type]  # of a tuple of literals
             async with open_daemon() as daemon:
-                with pytest.raises(errors.PlacementRefused, match="guarded for the first time"):
+                with pytest.raises(errors.PlacementRefused, match="was first guarded"):
                     _guard(daemon, then, memory)  # type: ignore[arg-type]  # of a tuple of literals
 
 
@@ -237,7 +237,7 @@ async def test_what_belongs_to_another_placement_is_refused_at_once() -> None:
     with Memory.map(len(_DATA)) as memory:
         async with open_daemon() as daemon:
             for placement in ("native", "in_process"):
-                with pytest.raises(errors.PlacementRefused, match="is a name"):
+                with pytest.raises(errors.PlacementRefused, match="is the name of a policy"):
                     daemon.guard(memory, named, placement=placement)
             with pytest.raises(errors.PlacementRefused, match="placement='in_process'"):
                 daemon.guard(memory, policy, resolver="loop")

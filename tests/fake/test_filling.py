@@ -228,7 +228,7 @@ async def test_a_descriptor_that_is_closed_ends_the_fill(uffd: FakeUserfaultfd) 
     gate = Gate(DATA)
     async with open_daemon() as daemon:
         guarded = daemon.add_region(uffd, region(CopyFrom(AsyncSource(gate.fetch, len(DATA)))))
-        with pytest.RaisesGroup(pytest.RaisesExc(errors.DaemonClosed, match="not served")):
+        with pytest.RaisesGroup(pytest.RaisesExc(errors.DaemonClosed, match="no longer served")):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(daemon.fill, guarded)
                 await gate.times(1)

@@ -149,8 +149,8 @@ async def test_no_plain_access_where_only_python_answers(what: str) -> None:
         refused: list[tuple[Policy, PlacementName, str]] = [
             (CopyFrom(BytesSource(data)), "in_process", "in_process"),
             (python, "in_process", "in_process"),
-            (python, "native", "no rule that C can carry out"),
-            (partly, "native", "no rule that C can carry out"),
+            (python, "native", "cannot be lowered to a rule"),
+            (partly, "native", "cannot be lowered to a rule"),
         ]
         for policy, placement, reason in refused:
             region = daemon.guard(Memory.map(len(data)), policy, placement=placement)

@@ -1,4 +1,4 @@
-"""The daemon: any number of userfaultfds and their regions, in one trio program."""
+"""The daemon that applications call: it serves any number of userfaultfds in one trio program."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from uffdaemon.placement import Shutdown
     from uffdaemon.uapi.moved import Moved
 
-_ENDED = "whoever answered its faults has ended"
+_ENDED = "the process that resolved its faults has ended"
 
 
 class Daemon:
@@ -101,12 +101,12 @@ class Daemon:
         check_moves(uffd, region.policy)
         servers = self._servers
         server = servers.own.get(uffd) or servers.start(uffd, Resolver(resolver), region.label)
-        server.catch_up()  # where the region lies, another one may have been unmapped
+        server.catch_up()  # an UNMAP event that frees this range may be pending
         handler = server.handler
         handler.regions.add(region)
         try:
             if server.post.native:
-                # Before the kernel watches: from then on, whoever touches it may hold the GIL.
+                # Before it is registered: after that, a thread may fault with the GIL held.
                 server.rules.publish()
             if register is not None:
                 uffd.register(region.start, region.length, register)
@@ -115,11 +115,11 @@ class Daemon:
             server.rules.soon()
             raise
         if not server.post.native:
-            server.rules.soon()  # many at a time
+            server.rules.soon()  # one update for many regions
         for other in servers.own.values():
             if other is not server:
                 other.rules.region_added()
-        # Whoever waits there already, for nobody, may ask again.
+        # Wake threads that wait there already: they fault again.
         waiting = handler.ledger.inside(region.start, region.end)
         for fault in waiting:
             handler.resolve(fault, Outcome.WOKEN)
@@ -184,19 +184,19 @@ class Daemon:
             resolver = Resolver.LOOP
         elif placement is Placement.EXTERNAL and resolver is Resolver.IN_THREAD:
             raise errors.PlacementRefused(
-                "placement='external' answers in another process, resolver='in-thread' in the "
-                "faulting thread: it is one of the two"
+                "placement='external' resolves faults in another process, and "
+                "resolver='in-thread' in the faulting thread: choose one"
             )
         elif placement is Placement.NATIVE and resolver is Resolver.LOOP:
             raise errors.PlacementRefused(
-                "resolver='loop' is not native: the loop's thread answers with "
-                "placement='in_process'"
+                "resolver='loop' is not native: use placement='in_process' to have the trio loop "
+                "resolve faults"
             )
         external = placement is Placement.EXTERNAL
         if isinstance(policy, str) and not external:
             raise errors.PlacementRefused(
-                f"{policy!r:.100} is a name, which another process imports with "
-                "placement='external'; for this one, hand over the policy itself"
+                f"{policy!r:.100} is the name of a policy, for placement='external'; pass the "
+                "policy itself to use it in this process"
             )
         region = GuardedRegion(
             memory.start,
@@ -220,12 +220,12 @@ class Daemon:
             return region
         self.add_region(uffd, region, register=register, resolver=resolver)
         if again:
-            # Whoever waits there since another daemon has ended asks again.
+            # Threads may have waited there since another daemon ended: they fault again.
             uffd.execute([Operation(Code.WAKE, region.start, region.length)])
         server = self._servers.own[uffd]
         region.why_unsafe = lambda: why_unsafe(server, region, register)
         if region.why_unsafe():
-            # This runs in the loop's thread, which must not wait for itself.
+            # This is the loop's thread, which would wait for itself.
             memory.refuse_in_thread(threading.get_ident(), region.pages)
             server.on_end.append(memory.allow_in_thread)
         self._memories[region] = memory
@@ -371,27 +371,27 @@ class Daemon:
         """Print `dump` to standard error at each of these signals, until cancelled."""
         with trio.open_signal_receiver(*signals) as received:
             async for _ in received:
-                print(self.dump(), file=sys.stderr, flush=True)  # noqa: T201  # asked for
+                print(self.dump(), file=sys.stderr, flush=True)  # noqa: T201  # requested by the signal
 
-    # -- inside --------------------------------------------------------------------------------
+    # -- for open_daemon -----------------------------------------------------------------------
 
     async def start(self, *, native_sleep: bool) -> None:
-        """Called by `open_daemon`, once."""
+        """Start serving; called once, by `open_daemon`."""
         await self._servers.open(native_sleep=native_sleep)
         if self._log_interval is not None:
-            self._nursery.start_soon(self._log_now_and_then, self._log_interval)
+            self._nursery.start_soon(self._log_regularly, self._log_interval)
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:
-        """Called by `open_daemon` when its block ends."""
+        """Stop serving; called by `open_daemon` at the end of its block."""
         self.orphans = await self._servers.shut_down(how, patience)
         if self._log_interval is not None:
-            self._log_aggregates()
+            self._log_statistics()
 
-    def _log_aggregates(self) -> None:
+    def _log_statistics(self) -> None:
         figures = self.statistics().as_dict()
         self._log.info("served", **{name: figure for name, figure in figures.items() if figure})
 
-    async def _log_now_and_then(self, interval: float) -> None:
+    async def _log_regularly(self, interval: float) -> None:
         while True:
             await trio.sleep(interval)
-            self._log_aggregates()
+            self._log_statistics()

@@ -70,7 +70,7 @@ async def open_daemon(
     faults in C while trio sleeps; turn it off in guest mode.  The statistics are logged every
     `log_interval` seconds and at the end, if it is not None; failures are always logged.
     """
-    on_shutdown = Shutdown(on_shutdown)  # or the word for it
+    on_shutdown = Shutdown(on_shutdown)  # or its value
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         options = Options(hooks, on_fork, watchdog, rereads, fetch_limit)
@@ -79,7 +79,7 @@ async def open_daemon(
         try:
             yield daemon
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
-            failure = error  # raised again, but not as a group of one
+            failure = error  # raised again below, not in a group
         finally:
             with trio.CancelScope(shield=True):
                 await daemon.shut_down(on_shutdown, shutdown_timeout)

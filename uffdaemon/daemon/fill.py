@@ -1,7 +1,7 @@
-"""Filling a region in the background, while demand faults go first.
+"""Fills the missing pages of a region in the background.
 
-Pages that are there, and pages that their owner discarded, are left alone.  Between any two pieces
-the event loop has its turn.
+Demand faults go first: trio's other tasks run between any two pieces.  Pages that are present, and
+pages that their owner has discarded, are left alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _MAX_DELAY = 0.02
 
 
 def copy_of(policy: Policy) -> Copy:
-    """What a background fill copies for a region with this policy.  Raises `UsageError`."""
+    """The `Copy` from which a region with this policy can be filled.
+
+    Raises `PlacementRefused` if the policy has no single source for the whole region.
+    """
     while isinstance(policy, FaultAround | ByKind):
         inner = policy.policy if isinstance(policy, FaultAround) else policy.policies[_MISSING]
         if inner is None:
@@ -43,7 +46,7 @@ def copy_of(policy: Policy) -> Copy:
     if isinstance(policy, CopyFrom):
         return Copy(policy.source, policy.offset, write_protect=policy.write_protect)
     raise errors.PlacementRefused(
-        f"{policy!r} does not say where a whole region comes from: pass the source to fill"
+        f"{policy!r} has no source for the whole region: pass the source to fill"
     )
 
 
@@ -65,9 +68,9 @@ class Fill:
         self._progress = progress
 
     async def run(self) -> int:
-        """Fill until nothing is missing; returns the bytes that this fill brought.
+        """Fill until no page is missing.  Returns the number of bytes that this fill has copied.
 
-        Raises `SourceError`, `OperationError`; `DaemonClosed` when the client is gone or the
+        Raises `SourceError` and `OperationError`, and `DaemonClosed` if the client is gone or the
         daemon ends.
         """
         done = 0
@@ -82,8 +85,10 @@ class Fill:
         return done
 
     def _next(self, page: int) -> tuple[int, int] | None:
-        """The next pages to fill, (from, to), at or after `page`.  Where they are is asked each
-        time: their owner may move or unmap them meanwhile."""
+        """The next pages to fill, (first, end), at or after `page`.
+
+        The segments are looked up each time, since the owner may move or unmap them meanwhile.
+        """
         pages = self._region.pages
         parts = sorted(map(_pages_of, self._server.handler.regions.segments(self._region)))
         for first, end in parts:
@@ -98,7 +103,7 @@ class Fill:
             self._progress(self._region.pages.filled() * page_size, self._region.length)
 
     async def _piece(self, page: int, limit: int) -> int:
-        """Fill from `page` to the first page that needs nothing; returns the bytes."""
+        """Fill from `page` to the first page that is not missing; returns the bytes copied."""
         region, copy = self._region, self._copy
         _, end = region.pages.fillable(page, page, limit)
         offset, length = page * region.page_size, (end - page) * region.page_size
@@ -111,7 +116,7 @@ class Fill:
             )
         delay = _FIRST_DELAY
         while True:
-            # Whatever was waited for: pages may have come, been discarded or moved meanwhile.
+            # During the wait, pages may have been filled, discarded or moved.
             self._server.take()
             part = self._next(page)
             if part is None or part[0] >= end:
@@ -125,10 +130,10 @@ class Fill:
             delay = min(delay * 2, _MAX_DELAY)
 
     def _issue(self, copy: Copy, first: int, end: int) -> int | None:
-        """One operation; the bytes it brought, or None: an event is in flight."""
+        """Issue one operation; returns the bytes copied, or None if an event is pending."""
         handler = self._server.handler
         if self._server.ended.is_set() or handler.client_gone:
-            raise errors.DaemonClosed(f"{self._region.label} is not served any more")
+            raise errors.DaemonClosed(f"{self._region.label} is no longer served")
         region = next(
             segment.region
             for segment in handler.regions.segments(self._region)
@@ -138,7 +143,7 @@ class Fill:
         length = (end - first) * region.page_size
         address = copy.source.address(copy.offset + offset, length)
         if address is None:
-            raise errors.SourceFailed(f"{copy.source!r} moved its bytes out of memory")
+            raise errors.SourceFailed(f"{copy.source!r} no longer has its bytes in memory")
         step = operation(copy, region, region.start + offset, length, address)
         [result] = handler.execute([step])
         handler.book(region, result)
@@ -153,13 +158,13 @@ class Fill:
 
 
 def _pages_of(segment: Segment) -> tuple[int, int]:
-    """Which pages of its region a segment has, from and to."""
+    """The pages of its region that a segment has, (first, end)."""
     size = segment.region.page_size
     return segment.offset // size, (segment.end - segment.region.start) // size
 
 
 def poison_absent(handler: Handler, region: Region, start: int, end: int) -> None:
-    """Poison what was never filled between two addresses.  Raises `OperationError`."""
+    """Poison the missing pages between two addresses.  Raises `OperationError`."""
     size = region.page_size
     at = (start - region.start) // size
     limit = (end - region.start) // size

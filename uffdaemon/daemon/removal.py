@@ -1,4 +1,4 @@
-"""Serving a region no more: what becomes of the pages that it lacks."""
+"""Removes a region from its server, and deals with the pages that are missing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def remove(server: Server, region: Region, missing: Missing | None) -> None:
-    """Take the region from its server; `Daemon.remove_region` says what is raised."""
+    """Stop serving the region: see `Daemon.remove_region`."""
     pages = region.pages
     if missing == "hold":
         refuse_to_hold(region)
     absent = pages.pages - pages.filled()
     if absent and missing is None:
         raise errors.RegionIncomplete(
-            f"{region.label} lacks {absent} of {pages.pages} pages: say missing='hold', "
+            f"{region.label} lacks {absent} of {pages.pages} pages: pass missing='hold', "
             "'poison' or 'release'"
         )
     handler = server.handler
@@ -30,16 +30,16 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
     if absent and missing == "poison":
         for segment in segments:
             poison_absent(handler, segment.region, segment.start, segment.end)
-    watched = absent > 0 and missing == "hold"
-    if not watched:
-        # Before the rules go: a thread that holds the GIL may touch it at any time, and would wait.
+    stays_registered = absent > 0 and missing == "hold"
+    if not stays_registered:
+        # Before the rules go: without them, a thread that faults with the GIL held would hang.
         for segment in segments:
             handler.uffd.unregister(segment.start, segment.end - segment.start)
     handler.regions.remove(region)
     server.rules.forget(segments)
     server.rules.update()
     for segment in segments:
-        if not watched:
+        if not stays_registered:
             server.woken(segment.start, segment.end)
         else:
             for fault in handler.ledger.inside(segment.start, segment.end):

@@ -1,4 +1,4 @@
-"""Whether a thread that holds the GIL may touch a region, and if not, why."""
+"""Decides whether a thread that holds the GIL may touch a region, and gives the reason if not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uffdaemon.model.region import Policy
 
 
-_TRIO: Final = "answered by the trio loop of this very process"
+_TRIO: Final = "resolved by the trio loop of this process"
 
 
 def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
@@ -29,17 +29,17 @@ def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
     if server.ended.is_set():
         return "the daemon that guarded it has ended"
     if not server.handler.regions.segments(region):
-        return "it is served no more"
+        return "it is no longer served"
     if server.handler.hooks.before:
-        return f"a `before` hook wants to be asked about every fault, so that all are {_TRIO}"
+        return f"a `before` hook is called for every fault, so all faults are {_TRIO}"
     if register & RegisterMode.WP:
-        return "writes to protected pages (RegisterMode.WP) are always the trio loop's"
+        return f"faults of write-protected pages (RegisterMode.WP) are {_TRIO}"
     for mode, kind in KINDS.items():
         gap = server.rules.gap(region, kind) if register & mode else None
         if gap is not None:
             return (
-                f"at offset {gap:#x} its policy is no rule that C can carry out, or takes its "
-                f"bytes from memory that is guarded itself, so that {kind.value} faults are {_TRIO}"
+                f"at offset {gap:#x} its policy cannot be lowered to a rule, or copies from memory "
+                f"that is guarded itself, so {kind.value} faults are {_TRIO}"
             )
     return ""
 
@@ -48,7 +48,7 @@ def check_moves(uffd: Userfaultfd, policy: Policy) -> None:
     """Raise `PlacementRefused` for a policy that moves pages of another process."""
     if moves(policy) and not uffd.same_process:
         raise errors.PlacementRefused(
-            f"policy {policy_name(policy)} moves pages, and this userfaultfd is another "
-            "process's: the kernel moves pages only from inside of the process whose memory "
-            "it is.  Serve it in that process, or copy."
+            f"policy {policy_name(policy)} moves pages, and this userfaultfd belongs to another "
+            "process: the kernel moves pages only from inside of the process that owns them.  "
+            "Serve it in that process, or copy."
         )

@@ -1,4 +1,4 @@
-"""The servers of a daemon: one for each userfaultfd, one for each region that a worker serves."""
+"""The servers of a daemon: one for each userfaultfd, and one for each external region."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from uffdaemon.uapi.features import RegisterMode
 
 ForkDecision: TypeAlias = Literal["adopt", "close"]
-"""What is done with a child's userfaultfd: serve it with the parent's regions, or close it, after
-which pages missing in the child read as zeros."""
+"""What to do with the userfaultfd of a forked child: "adopt" serves it with the parent's regions,
+"close" closes it, after which missing pages of the child read as zeros."""
 
 
 class Options(NamedTuple):
-    """What `open_daemon` was told about serving."""
+    """The options of `open_daemon` that concern servers."""
 
     hooks: Sequence[Hooks]
     on_fork: ForkDecision | Callable[[ForkEvent], ForkDecision]
@@ -47,7 +47,7 @@ class Options(NamedTuple):
 
 
 class Servers:
-    """Starts servers, and keeps count of them until the daemon ends."""
+    """Starts servers and keeps them until the daemon ends."""
 
     def __init__(self, nursery: trio.Nursery, options: Options) -> None:
         self._nursery = nursery
@@ -57,12 +57,12 @@ class Servers:
         self._past = Counters()
         self.log = structlog.stdlib.get_logger("uffdaemon")
         self.own: dict[Userfaultfd, Server] = {}
-        """What is served here."""
+        """The userfaultfds that this process serves."""
         self.external: dict[Region, ExternalServer] = {}
-        """What a worker of its own serves."""
+        """The regions that worker processes serve."""
         self.closing = False
 
-    # -- which ---------------------------------------------------------------------------------
+    # -- lookup --------------------------------------------------------------------------------
 
     def of(self, region: Region) -> Server:
         """The server of a region.  Raises `NotServed`."""
@@ -71,8 +71,8 @@ class Servers:
                 return server
         if region in self.external:
             raise errors.NotServed(
-                f"region {region.label} is served by a process of its own, which alone knows its "
-                "pages and where they come from; region.prefault() has it bring them"
+                f"region {region.label} is served by a worker process, and only the worker knows "
+                "its pages and their source; use region.prefault() to fill it"
             )
         raise errors.NotServed(f"region {region.label} is not served here")
 
@@ -84,12 +84,12 @@ class Servers:
         return server
 
     def open_faults(self, now: int) -> list[OpenFault]:
-        """The faults that are open at the time `now`, in no order."""
+        """The faults that are open at the time `now`, in no particular order."""
         found = [entry for s in self.own.values() for entry in s.handler.ledger.open_faults(now)]
         return found + [entry for s in self.external.values() for entry in s.open_faults()]
 
     def count(self) -> Counters:
-        """What all have counted, those that have ended as well."""
+        """The counters of all servers, including those that have ended."""
         total = Counters()
         total.add(self._past)
         for server in self.own.values():
@@ -98,7 +98,7 @@ class Servers:
             external.add_counters(total)
         return total
 
-    # -- their lives ---------------------------------------------------------------------------
+    # -- start and end of a server -------------------------------------------------------------
 
     def start(
         self,
@@ -109,7 +109,7 @@ class Servers:
         *,
         owns_fd: bool = False,
     ) -> Server:
-        """Serve a userfaultfd from now on.  Raises `AlreadyServed` and OSError."""
+        """Start serving a userfaultfd.  Raises `AlreadyServed` and OSError."""
         options = self._options
         log = self.log.bind(userfaultfd=uffd.fileno())
         handler = Handler(uffd, options.hooks, log, regions)
@@ -130,7 +130,7 @@ class Servers:
     def start_external(
         self, uffd: Userfaultfd, region: Region, register: RegisterMode
     ) -> ExternalServer:
-        """Have a worker serve a region.  Raises what `ExternalServer.start` does."""
+        """Start serving a region by a worker.  Raises what `ExternalServer.start` raises."""
         hooks, on_fork, watchdog, rereads, fetch_limit = self._options
         options = ExternalOptions(rereads, fetch_limit, on_fork)
         server = ExternalServer(
@@ -155,16 +155,16 @@ class Servers:
             server.add_counters(self._past)
 
     def forget(self, server: Server) -> None:
-        """It has ended: what it has counted stays."""
+        """Remove a server that has ended, and keep its counters."""
         if self.own.pop(server.uffd, None) is not None:
             server.add_counters(self._past)
 
     def _forked(self, parent: Server, event: ForkEvent, regions: RegionTable) -> None:
-        """A child has come into being; its descriptor is ours."""
+        """Adopt or close the userfaultfd of a forked child, which this process owns."""
         decide = self._options.on_fork
         try:
             decision = decide if isinstance(decide, str) else decide(event)
-        except Exception as error:  # noqa: BLE001  # a child must not be lost over it
+        except Exception as error:  # noqa: BLE001  # serve the child all the same
             parent.handler.hooks.raised(decide, error)
             decision = "adopt"
         if decision == "close" or self.closing:
@@ -176,15 +176,15 @@ class Servers:
         server.rules.soon()
 
     def _reap(self) -> None:
-        """Let go of children that have ended, of which nothing tells."""
+        """Close the userfaultfds of children that have exited: the kernel does not report it."""
         for server in list(self.own.values()):
             if server.owns_fd and not is_alive(server.handler):
                 server.handler.lose_client()
 
-    # -- the daemon's life ---------------------------------------------------------------------
+    # -- start and end of the daemon -----------------------------------------------------------
 
     async def open(self, *, native_sleep: bool) -> None:
-        """Be ready to serve; called once."""
+        """Get ready to serve; called once."""
         if native_sleep:
             self._sleeper = await Sleeper.join(self._wake)
 
@@ -193,8 +193,10 @@ class Servers:
             server.wake_if_read()
 
     async def shut_down(self, how: Shutdown, patience: float) -> list[Userfaultfd]:
-        """End all of them within `patience` seconds; returns the descriptors of children that live
-        and lack pages, which stay open."""
+        """End all servers within `patience` seconds.
+
+        Returns the descriptors of forked children that live and lack pages, which stay open.
+        """
         self.closing = True
         try:
             async with trio.open_nursery() as nursery:
@@ -213,16 +215,16 @@ class Servers:
 
 
 async def end_with_process(server: Server, pidfd: int) -> None:
-    """Have `server` end once the process of `pidfd` has; closes the descriptor."""
+    """End `server` when the process of `pidfd` exits; closes the descriptor."""
     try:
         async with trio.open_nursery() as nursery:
 
-            async def died() -> None:
+            async def end_at_exit() -> None:
                 await trio.lowlevel.wait_readable(pidfd)
                 server.handler.lose_client()
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(died)
+            nursery.start_soon(end_at_exit)
             await server.ended.wait()
             nursery.cancel_scope.cancel()
     finally:

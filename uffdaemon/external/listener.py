@@ -1,4 +1,4 @@
-"""What the owner of guarded memory hears of the worker that answers for it, and makes of it."""
+"""Receives the reports of a worker in the owner's process: logs, hooks, statistics."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Region
 
-_TURN: Final = 50  # packets between two checkpoints
+_PACKETS_PER_CHECKPOINT: Final = 50
 _EVENT_NAMES: Final[dict[type, str]] = {
     ForkEvent: "fork",
     RemapEvent: "remap",
@@ -42,9 +42,9 @@ _EVENT_NAMES: Final[dict[type, str]] = {
 
 
 class Listener:
-    """Hears a supervisor and its workers, one after the other, and keeps what they said.
+    """Receives the reports of a supervisor and its workers, and keeps the latest state.
 
-    `send` gives a packet to the worker, if there is one, without waiting.
+    `send` sends a packet to the worker, if there is one, without waiting.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Listener:
         send: Callable[[bytes], None],
     ) -> None:
         self.worker: int | None = None
-        """The process id of the worker that answers; None: there is none at the moment."""
+        """The process id of the worker; None while there is none."""
         self.ended = False
-        """Set by the owner when nobody will say anything any more."""
-        self.said_end = False
-        """Whether the worker has done what it was to do at its end."""
+        """Set by the owner when no more reports will come."""
+        self.worker_ended = False
+        """Whether the worker has dealt with its open faults, as `end` asked."""
         self._region = region
         self._policy = policy
         self._log = log
@@ -72,36 +72,37 @@ class Listener:
         self._open: Packet | None = None
         self._ready = False
         self._refusal: errors.PolicyNotLoaded | None = None
-        self._asked = self._answered = 0
+        self._requested = self._counted = 0
+        """Numbers of the last request for statistics, and of the last one with a reply."""
         self._end: bytes | None = None
-        self._news = trio.Event()
+        self._changed = trio.Event()
 
-    async def hear(self, sock: socket.socket) -> None:
-        """Take what is said, until nobody is left who could say anything."""
-        taken = 0
+    async def receive(self, sock: socket.socket) -> None:
+        """Receive reports until the supervisor and its worker have closed the socket."""
+        received = 0
         while True:
             try:
                 data = sock.recv(LIMIT)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(sock)
                 continue
-            except ConnectionResetError:  # said once, when they left with something unread
+            except ConnectionResetError:  # returned once if they exited with unread packets
                 continue
             if not data:
                 return
             try:
-                self._take(data)
+                self._handle(data)
             except ValueError as error:
-                self._log.warning("external policy reports nonsense", error=str(error))
-            taken += 1
-            if taken % _TURN == 0:
+                self._log.warning("malformed report of an external policy", error=str(error))
+            received += 1
+            if received % _PACKETS_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
 
-    def _take(self, data: bytes) -> None:
-        told = unpack_binary(data, self._region)
-        if told is not None:
-            for each in told:
-                self._call(each)
+    def _handle(self, data: bytes) -> None:
+        reports = unpack_binary(data, self._region)
+        if reports is not None:
+            for report in reports:
+                self._call_hooks(report)
             return
         packet = Packet.decode(data)
         kind = packet.text("kind")
@@ -112,11 +113,11 @@ class Listener:
                 fault = unpack_fault(packet, self._region)
                 self.calls.failed(fault, unpack_failure(packet))
             case "log":
-                self._repeat(packet)
+                self._log_line(packet)
             case "dropped":
-                self._log.warning("reports of endings dropped", count=packet.integer("count"))
+                self._log.warning("reports dropped", count=packet.integer("count"))
             case "ended":
-                self.said_end = True
+                self.worker_ended = True
             case "died":
                 self.worker, self._open = None, None
                 status, again_in = packet.text("text"), packet.real("again_in")
@@ -124,30 +125,30 @@ class Listener:
             case "given up":
                 self._refuse(f"was given up: {packet.text('text')}")
             case _:
-                self._begin(kind, packet)
-        self.tell()
+                self._worker_started(kind, packet)
+        self.notify()
 
     @property
     def refusal(self) -> str:
-        """Why the policy answers nothing; "": it does, or is not known not to."""
+        """Why the policy was not loaded; "" if it was, or if that is not known yet."""
         return "" if self._refusal is None else str(self._refusal)
 
-    def _call(self, told: Resolved | Event) -> None:
-        if isinstance(told, Resolved):
-            self.calls.after(told)
-        elif type(told) in _EVENT_NAMES:
-            self.calls.event(_EVENT_NAMES[type(told)], told)
+    def _call_hooks(self, report: Resolved | Event) -> None:
+        if isinstance(report, Resolved):
+            self.calls.after(report)
+        elif type(report) in _EVENT_NAMES:
+            self.calls.event(_EVENT_NAMES[type(report)], report)
 
-    def _begin(self, kind: str, packet: Packet) -> None:
-        """A worker serves, with its policy or without."""
+    def _worker_started(self, kind: str, packet: Packet) -> None:
+        """A worker serves faults, with its policy ("ready") or without ("refused")."""
         self.worker = packet.integer("pid")
         if kind == "refused":
             self._refuse(packet.text("text").removeprefix(f"policy {self._policy} "))
         else:
             self._ready = True
-        # What its predecessor was asked may have died with it.
-        if self._answered < self._asked:
-            self._send(encode("ask", {"number": self._asked}))
+        # Requests to its predecessor may be lost.
+        if self._counted < self._requested:
+            self._send(encode("count", {"number": self._requested}))
         if self._end is not None:
             self._send(self._end)
 
@@ -155,10 +156,10 @@ class Listener:
         known, self._refusal = self._refusal, errors.PolicyNotLoaded(self._policy, text)
         self._ready = False
         if known is None or str(known) != str(self._refusal):
-            self._log.error("external policy refused", error=text)
+            self._log.error("external policy not loaded", error=text)
 
-    def _repeat(self, packet: Packet) -> None:
-        """Log what the worker has logged."""
+    def _log_line(self, packet: Packet) -> None:
+        """Log a line of the worker."""
         log = getattr(self._log, packet.text("level"), self._log.warning)
         log(packet.text("event"), **{**packet.packet("fields").fields, "worker": self.worker})
 
@@ -168,43 +169,43 @@ class Listener:
         self._current_pid = packet.integer("pid")
         self._current = unpack_counters(packet)
         self._open = packet
-        self._answered = max(self._answered, packet.integer("answers"))
+        self._counted = max(self._counted, packet.integer("number"))
 
-    def tell(self) -> None:
-        """Something has changed."""
-        self._news.set()
-        self._news = trio.Event()
+    def notify(self) -> None:
+        """Wake the tasks that wait for a change of state."""
+        self._changed.set()
+        self._changed = trio.Event()
 
-    # -- asking --------------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
 
     async def ready(self) -> None:
         """See `ExternalServer.ready`."""
         while not self._ready:
             if self._refusal is not None:
                 raise self._refusal
-            await self._more()
+            await self._wait_for_change()
 
     async def refresh(self) -> None:
         """See `ExternalServer.refresh`."""
-        self._asked += 1
-        number = self._asked
-        self._send(encode("ask", {"number": number}))
-        while self._answered < number:
-            await self._more()
+        self._requested += 1
+        number = self._requested
+        self._send(encode("count", {"number": number}))
+        while self._counted < number:
+            await self._wait_for_change()
 
-    async def end(self, how: str, patience: float) -> None:
-        """Have the worker deal with its open faults, for `patience` seconds, and wait for that."""
-        self._end = encode("end", {"how": how, "patience": patience})
+    async def end(self, how: str, seconds: float) -> None:
+        """Tell the worker to end its open faults within `seconds`, and wait until it has."""
+        self._end = encode("end", {"how": how, "timeout": seconds})
         self._send(self._end)
-        while not self.said_end and not self.ended:
-            await self._news.wait()
+        while not self.worker_ended and not self.ended:
+            await self._changed.wait()
 
-    async def _more(self) -> None:
+    async def _wait_for_change(self) -> None:
         if self.ended:
-            raise errors.DaemonClosed(f"{self._region.label} is served no more")
-        await self._news.wait()
+            raise errors.DaemonClosed(f"{self._region.label} is no longer served")
+        await self._changed.wait()
 
-    # -- looking -------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------
 
     def add_counters(self, total: Counters) -> None:
         """See `ExternalServer.add_counters`."""

@@ -1,10 +1,10 @@
-"""Policies that answer from a process of their own, started and looked after by the library.
+"""Serves a region by an external policy, in the process that owns the memory.
 
-The process whose memory it is (the owner) keeps its userfaultfd open, and starts a supervisor
-(`uffdaemon.external.supervisor`), which starts the worker (`uffdaemon.worker.main`) that imports
-the policy and resolves faults.  None of that needs the owner's interpreter, which may be stopped
-by a thread that waits for a page with the GIL held.  Here, the owner listens to its worker, and
-replaces a supervisor that died.
+The owner keeps the userfaultfd open and starts a supervisor (`uffdaemon.external.supervisor`).  The
+supervisor starts the worker (`uffdaemon.worker.main`), which imports the policy and resolves
+faults.  Neither needs the owner's interpreter, which a thread that waits for a page with the GIL
+held may have stopped.  Here the owner receives the worker's reports, and restarts a supervisor that
+died.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import uffdaemon.external.supervisor
 from uffdaemon import errors
 from uffdaemon.engine.observers import AsyncHooks
 from uffdaemon.external.listener import Listener
-from uffdaemon.external.plan import DEFAULTS, FAREWELL, ExternalOptions, ExternalPolicy, plan_of
+from uffdaemon.external.plan import DEFAULTS, EXIT_TIMEOUT, ExternalOptions, ExternalPolicy, plan_of
 from uffdaemon.guard.guarded_region import GuardedRegion
 from uffdaemon.guard.requirements import leave_behind, refuse_to_hold
 from uffdaemon.kernel.page_scan import PageCategory, scan_pages
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 
 _FIRST_DELAY: Final = 0.1
 _MAX_DELAY: Final = 5.0
-_STEADY: Final = 10.0
+_STABLE: Final = 10.0
 
 
 class _Supervisor(NamedTuple):
-    """A process, and the connection with it and its worker."""
+    """A supervisor process, and the socket to it and its worker."""
 
     process: subprocess.Popen[bytes]
     pidfd: int
@@ -79,7 +79,7 @@ class ExternalServer:
         watchdog: Watchdog | None = None,
     ) -> None:
         if not isinstance(region.policy, ExternalPolicy):
-            raise TypeError(f"the region's policy is to be external, and is {region.policy!r:.100}")
+            raise TypeError(f"the region's policy is not external: {region.policy!r:.100}")
         self.uffd = uffd
         self.region = region
         self.policy = region.policy.name
@@ -88,7 +88,7 @@ class ExternalServer:
         self._log = log
         self._listener = Listener(region, self.policy, hooks, log, self._send)
         self._watchdog = watchdog
-        """Looks after the region when nobody serves it any more."""
+        """Takes over when the region is no longer served."""
         self._poisoning = False
         self._removed_region = False
         self._plan = _memory_file("uffdaemon plan", plan_of(region, self.policy, hooks, options))
@@ -100,11 +100,11 @@ class ExternalServer:
     # -- the processes -------------------------------------------------------------------------
 
     def start(self, register: RegisterMode | None) -> None:
-        """Start the processes, then register the range (None: that has been done).
+        """Start the processes, then register the range (None: it is registered already).
 
-        In this order, since whoever touches the memory may stop this interpreter.  Raises OSError
-        when no process can be started, and what `Userfaultfd.register` raises; nothing is left
-        then.
+        In this order, because a thread that touches the memory may stop this interpreter.  Raises
+        OSError if no process can be started, and what `Userfaultfd.register` raises; the processes
+        have ended then.
         """
         try:
             self._supervisor = self._spawn()
@@ -130,7 +130,7 @@ class ExternalServer:
                     self.region.pages.book.fileno(),
                 )
                 process = subprocess.Popen(
-                    # -I and -S: nothing that others have put into its way.
+                    # -I and -S: no environment variables, no site-packages.
                     [
                         sys.executable,
                         "-I",
@@ -140,7 +140,7 @@ class ExternalServer:
                     ],
                     stdin=subprocess.DEVNULL,
                     pass_fds=fds,
-                    process_group=0,  # Ctrl-C is for the owner to answer
+                    process_group=0,  # Ctrl-C is for the owner only
                 )
         except BaseException:
             ours.close()
@@ -150,60 +150,64 @@ class ExternalServer:
 
     def _send(self, packet: bytes) -> None:
         if self._supervisor is not None:
-            with suppress(OSError):  # nobody reads; whoever comes next is told anew
+            with suppress(OSError):  # sent again when the next worker starts
                 self._supervisor.sock.send(packet, socket.MSG_DONTWAIT)
 
     def _kill(self, supervisor: _Supervisor) -> None:
-        """The supervisor, and its worker, which is in its process group.  It has not been reaped:
-        the number still is its own."""
+        """Kill the supervisor and its worker, which is in its process group.
+
+        The supervisor has not been reaped, so the number cannot belong to another process.
+        """
         with suppress(ProcessLookupError):
             os.killpg(supervisor.process.pid, signal.SIGKILL)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen, and look after the supervisor, until `stop` or `shut_down`; shielded from
-        cancellation."""
+        """Receive reports and restart the supervisor, until `stop` or `shut_down`.
+
+        Shielded from cancellation.
+        """
         try:
             with trio.CancelScope(shield=True):
                 async with AsyncHooks.open(self._listener.calls) as hooks:
                     self._begun.set()
                     task_status.started()
-                    await self._supervise()
-                    await hooks.finish(FAREWELL)
+                    await self._run_supervisors()
+                    await hooks.finish(EXIT_TIMEOUT)
         finally:
             self._close()
             self._abandon()
             self.ended.set()
             self._listener.ended = True
             self._listener.worker = None
-            self._listener.tell()
+            self._listener.notify()
 
     def _abandon(self) -> None:
-        """The memory may be touched on, while nobody answers."""
+        """Prepare for faults of threads that touch the memory when it is no longer served."""
         region = self.region
         if self._removed_region or self.uffd.closed:
             return
         leave_behind(self.uffd, Segment(region.start, region.end, region))
         if self._watchdog is None:
             return
-        # A thread with a buffer may hold the GIL while it waits: then no successor can come.
+        # A thread with a buffer may hold the GIL while it waits, so no other daemon could start.
         exported = isinstance(region, GuardedRegion) and region.memory.exported
         then = "poison" if self._poisoning or exported else self._watchdog.then
         abandon(self.uffd, region.label, [(region.start, region.end)], self._watchdog, then)
 
     @property
     def refusal(self) -> str:
-        """Why nobody answers, as far as that is known by now; "": somebody does."""
-        return "it is served no more" if self._removed_region else self._listener.refusal
+        """Why faults are not resolved, or "" if they are, or if that is not known yet."""
+        return "it is no longer served" if self._removed_region else self._listener.refusal
 
-    async def _supervise(self) -> None:
+    async def _run_supervisors(self) -> None:
         deaths = 0
         while True:
             begun = trio.current_time()
-            status = await self._attend()
+            status = await self._run_supervisor()
             self._listener.worker = None
             if self._leaving.is_set():
                 return
-            deaths = 1 if trio.current_time() - begun > _STEADY else deaths + 1
+            deaths = 1 if trio.current_time() - begun > _STABLE else deaths + 1
             delay = 0.0 if deaths == 1 else min(_FIRST_DELAY * 2.0 ** (deaths - 2), _MAX_DELAY)
             self._log.error("external supervisor died", status=status, again_in=delay)
             with trio.move_on_after(delay):
@@ -211,35 +215,38 @@ class ExternalServer:
             if self._leaving.is_set():
                 return
 
-    async def _attend(self) -> str:
-        """Listen to a supervisor and its worker, until both are gone; how the first one ended."""
+    async def _run_supervisor(self) -> str:
+        """Receive the reports of a supervisor and its worker until both have exited.
+
+        Returns how the supervisor ended.
+        """
         if self._supervisor is None:
             try:
                 self._supervisor = self._spawn()
             except OSError as error:
                 return f"cannot be started: {error}"
         supervisor = self._supervisor
-        heard = trio.Event()
+        closed = trio.Event()
 
-        async def hear() -> None:
-            await self._listener.hear(supervisor.sock)
-            heard.set()
+        async def receive() -> None:
+            await self._listener.receive(supervisor.sock)
+            closed.set()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(hear)
+            nursery.start_soon(receive)
             await trio.lowlevel.wait_readable(supervisor.pidfd)
-            # A worker that has lost its supervisor answers still.  It has to make room.
+            # Its worker may still be running.  It must exit before the next one starts.
             _shut_down(supervisor.sock)
-            with trio.move_on_after(FAREWELL):
-                await heard.wait()
-            if not heard.is_set():
+            with trio.move_on_after(EXIT_TIMEOUT):
+                await closed.wait()
+            if not closed.is_set():
                 self._kill(supervisor)
             nursery.cancel_scope.cancel()
         status = supervisor.process.wait()
-        self._let_go(supervisor)
+        self._close_supervisor(supervisor)
         return f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}"
 
-    def _let_go(self, supervisor: _Supervisor) -> None:
+    def _close_supervisor(self, supervisor: _Supervisor) -> None:
         self._supervisor = None
         for each in (supervisor.pidfd, supervisor.sock):
             if trio.lowlevel.in_trio_run():
@@ -249,7 +256,7 @@ class ExternalServer:
 
     def _close(self) -> None:
         if self._supervisor is not None:
-            self._let_go(self._supervisor)
+            self._close_supervisor(self._supervisor)
         if self._plan >= 0:
             os.close(self._plan)
             self._plan = -1
@@ -257,10 +264,10 @@ class ExternalServer:
         if self.stop in self.uffd.on_close:
             self.uffd.on_close.remove(self.stop)
 
-    # -- the end -------------------------------------------------------------------------------
+    # -- shutdown ------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Have the processes end, and faults wait, at once; from any thread."""
+        """End the processes at once; open faults stay open.  Can be called from any thread."""
         if not trio.lowlevel.in_trio_run():
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self.stop)
@@ -270,7 +277,7 @@ class ExternalServer:
             _shut_down(self._supervisor.sock)
 
     def remove(self, missing: Missing | None) -> None:
-        """Have the region served no more, as `Daemon.remove_region` says, which raises the same."""
+        """Stop serving the region: see `Daemon.remove_region`."""
         if missing == "hold":
             refuse_to_hold(self.region)
         start, page_size = self.region.start, self.region.page_size
@@ -278,7 +285,7 @@ class ExternalServer:
         if absent and missing is None:
             count = sum(length for _, length in absent) // page_size
             raise errors.RegionIncomplete(
-                f"{self.region.label} lacks {count} of {self.region.pages.pages} pages: say "
+                f"{self.region.label} lacks {count} of {self.region.pages.pages} pages: pass "
                 "missing='hold', 'poison' or 'release'"
             )
         if missing == "poison":
@@ -290,7 +297,7 @@ class ExternalServer:
         self.stop()
 
     def _absent(self) -> Iterator[tuple[int, int]]:
-        """What is neither there, as the kernel says, nor was discarded: (start, length)."""
+        """Ranges (start, length) of pages that are neither present nor discarded."""
         region = self.region
         size = region.page_size
         known = PageMap(region.pages.pages)
@@ -305,15 +312,18 @@ class ExternalServer:
             _, end = known.fillable(at, at, known.pages)
             yield region.start + at * size, (end - at) * size
 
-    async def shut_down(self, how: Shutdown, patience: float) -> None:
-        """End within `patience` seconds and a few more, doing about open faults what `how` says."""
+    async def shut_down(self, how: Shutdown, seconds: float) -> None:
+        """Deal with open faults as `how` says for up to `seconds`, then end the processes.
+
+        Takes a few seconds more if a process does not exit by itself.
+        """
         await self._begun.wait()
         self._poisoning = how is Shutdown.POISON
         if self.worker is not None or how is not Shutdown.HOLD:
-            with trio.move_on_after(patience + FAREWELL):
-                await self._listener.end(how.value, patience)
+            with trio.move_on_after(seconds + EXIT_TIMEOUT):
+                await self._listener.end(how.value, seconds)
         self.stop()
-        with trio.move_on_after(2 * FAREWELL):
+        with trio.move_on_after(2 * EXIT_TIMEOUT):
             await self.ended.wait()
         if self._supervisor is not None:
             self._kill(self._supervisor)
@@ -321,7 +331,7 @@ class ExternalServer:
         for entry in self.open_faults():
             self._log.warning("thread left waiting", fault=str(entry))
 
-    # -- looking -------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------
 
     async def ready(self) -> None:
         """Wait until the worker resolves faults.
@@ -335,22 +345,25 @@ class ExternalServer:
         await self._listener.refresh()
 
     def add_counters(self, total: Counters) -> None:
-        """Add what workers have counted, as far as they have said so: a second ago, at most, or a
-        tenth of one under load.  What one counted after that and before it was killed is lost."""
+        """Add the counts that the workers have sent.
+
+        A worker sends its counts at least once a second, ten times a second under load.  What it
+        counts between the last of them and its death is lost.
+        """
         self._listener.add_counters(total)
 
     def open_faults(self) -> list[OpenFault]:
-        """The oldest of those that wait, as the worker said last."""
+        """The oldest open faults, as last sent by the worker."""
         return self._listener.open_faults()
 
     @property
     def worker(self) -> int | None:
-        """The process id of the worker that answers; None: there is none at the moment."""
+        """The process id of the worker; None while there is none."""
         return self._listener.worker
 
     @property
     def supervisor(self) -> int | None:
-        """The process id of the supervisor; None: there is none at the moment."""
+        """The process id of the supervisor; None while there is none."""
         return None if self._supervisor is None else self._supervisor.process.pid
 
 
@@ -361,6 +374,6 @@ def _memory_file(name: str, content: bytes) -> int:
 
 
 def _shut_down(sock: socket.socket) -> None:
-    """Have those at the other end leave; what they say until then can still be heard."""
+    """Tell the processes at the other end to exit.  Their last reports can still be received."""
     with suppress(OSError):
         sock.shutdown(socket.SHUT_WR)

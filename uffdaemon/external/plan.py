@@ -1,4 +1,4 @@
-"""The plan of an external policy: what a worker is to serve, and how, as a file that it reads."""
+"""The plan of an external policy: a file that tells each worker what to serve, and how."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _BOOT: Final = (
     "import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); "
     "from uffdaemon.worker.main import main; main()"
 )
-FAREWELL: Final = 2.0
-"""Seconds that a worker has for leaving, once it is told to, before it is killed."""
+EXIT_TIMEOUT: Final = 2.0
+"""Seconds that a worker has to exit before it is killed."""
 
 # -- the policy's name -------------------------------------------------------------------------
 
@@ -40,8 +40,8 @@ _NAME: Final = re.compile(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)(\(\))?")
 class PolicyPath:
     """Where a policy is imported from: ``package.module:object``.
 
-    The object is the policy itself; with ``()`` at the end it is called, without arguments, to make
-    the policy.
+    The object is the policy itself.  With ``()`` at the end it is called, without arguments, and
+    returns the policy.
     """
 
     module: str
@@ -50,25 +50,25 @@ class PolicyPath:
 
     @classmethod
     def parse(cls, text: object) -> PolicyPath:
-        """Raises `PlacementRefused` for what is no such path, or lies in ``__main__``."""
+        """Parse a path.  Raises `PlacementRefused` if it is not one, or is in ``__main__``."""
         if not isinstance(text, str):
             raise errors.PlacementRefused(
-                "an external policy is imported by another process: name it, as in "
-                f"'package.module:object', instead of handing over {text!r:.100}"
+                "an external policy is imported by another process: pass its name, as in "
+                f"'package.module:object', instead of {text!r:.100}"
             )
         match = _NAME.fullmatch(text)
         if match is None or not all(
             word.isidentifier() for part in match.group(1, 2) for word in part.split(".")
         ):
             raise errors.PlacementRefused(
-                f"an external policy is named 'package.module:object', or with '()' at the end if "
-                f"the object is to be called to make it, not {text!r:.100}"
+                "the name of an external policy is 'package.module:object', with '()' at the end "
+                f"if the object is to be called to make it, not {text!r:.100}"
             )
         module, attribute, called = match.groups()
         if module == "__main__":
             raise errors.PlacementRefused(
-                f"{text!r}: the program itself is not imported by another process, which would run "
-                "it once more; put the policy into a module"
+                f"{text!r}: another process cannot import the program itself, which would run it "
+                "again; put the policy into a module"
             )
         return cls(module, attribute, called is not None)
 
@@ -77,7 +77,10 @@ class PolicyPath:
 
 
 def pack_region(region: Region) -> dict[str, Json]:
-    """A region without its policy.  Raises `PlacementRefused` where something cannot travel."""
+    """A region without its policy.
+
+    Raises `PlacementRefused` if `on_failure` is a callable.
+    """
     declared = region.on_failure
     if isinstance(declared, Hold):
         on_failure: list[Json] = ["hold", declared.reason]
@@ -86,8 +89,8 @@ def pack_region(region: Region) -> dict[str, Json]:
         on_failure = ["poison", list(extent) if isinstance(extent, Span) else extent]
     else:
         raise errors.PlacementRefused(
-            "on_failure of an external policy is Hold() or Poison(): a callable of this process "
-            "cannot be asked by another one, which must never wait for it"
+            "on_failure of an external policy is Hold() or Poison(): the worker cannot call a "
+            "function of this process, since it must never wait for it"
         )
     retry = region.retry
     return {
@@ -125,16 +128,16 @@ def unpack_region(packet: Packet, policy: Policy) -> Region:
 
 
 class ExternalPolicy:
-    """The name of a policy that another process imports, as ``package.module:object``; in the
-    owner's process it stands for the policy, and nobody asks it.
+    """The name of a policy that a worker imports, as ``package.module:object``.
 
-    The object is the policy itself; with ``()`` at the end of the name it is called, without
-    arguments, to make the policy.  Raises `PlacementRefused` as far as that can be found out
-    without importing it: it is no such name, lies in ``__main__``, or there is no such package.
+    In the owner's process it takes the place of the policy, and is never called.  The object is the
+    policy itself; with ``()`` at the end of the name it is called, without arguments, and returns
+    the policy.  Raises `PlacementRefused` if the name is malformed or in ``__main__``, or if there
+    is no such package; the policy is not imported here.
     """
 
     keeps_pages_in_file: Final = True
-    """What is known of its region's pages is in a memory file, which workers map."""
+    """The page book of its region is in a memory file, which the workers map."""
 
     def __init__(self, name: object) -> None:
         path = PolicyPath.parse(name)
@@ -153,52 +156,53 @@ class ExternalPolicy:
         return self.name
 
     def __call__(self, fault: Fault) -> None:
-        """Never the one who knows."""
+        """Never called: the worker has the policy."""
         del fault
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalOptions:
-    """How the worker serves; the first three are those of `open_daemon`."""
+    """How the worker serves.  The first three are options of `open_daemon`."""
 
     rereads: int = 100
     fetch_limit: int = 16
     on_fork: object = "adopt"
     restarts: int = 10
-    """How many workers in a row may die young before the policy is given up: from then on, faults
-    fail with that reason."""
+    """How many workers in a row may die early.  After that the policy is given up: workers do not
+    load it any more, and every fault fails."""
 
 
 DEFAULTS: Final = ExternalOptions()
 
 
 def plan_of(region: Region, policy: str, hooks: Sequence[Hooks], options: ExternalOptions) -> bytes:
-    """The plan for the workers of a region.  Raises `PlacementRefused` where something cannot
-    travel."""
+    """The plan for the workers of a region.
+
+    Raises `PlacementRefused` if it would need a callable of this process in the worker.
+    """
     if any(each.before is not None for each in hooks):
         raise errors.PlacementRefused(
-            "a before hook of this process cannot be asked by an external policy's, which must "
-            "never wait for it; after, failed and the hooks of events are told afterwards"
+            "an external policy has no before hooks: the worker cannot call a function of this "
+            "process, since it must never wait for it; after, failed and event hooks are called "
+            "afterwards"
         )
     if options.on_fork not in ("adopt", "close"):
         raise errors.PlacementRefused(
-            "on_fork of an external policy is 'adopt' or 'close': a callable of this process "
-            "cannot be asked by another one"
+            "on_fork of an external policy is 'adopt' or 'close': the worker cannot call a "
+            "function of this process"
         )
     if not sys.executable:
-        raise errors.PlacementRefused(
-            "there is no Python interpreter to start: sys.executable is empty"
-        )
+        raise errors.PlacementRefused("no Python interpreter to start: sys.executable is empty")
     warnings = [f"-W{option}" for option in sys.warnoptions]
     optimized = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
     flags = ["-P", "-X", "faulthandler", *warnings, *optimized]
-    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100  # of any text
+    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100  # an entry can be any string
     path.append(str(Path(uffdaemon.external.supervisor.__file__).parents[2]))
     events = (hook for each in hooks for hook in (each.fork, each.remap, each.remove, each.unmap))
     plan: dict[str, Json] = {
         "policy": policy,
         "command": [sys.executable, *flags, "-c", _BOOT, json.dumps(path)],
-        "patience": FAREWELL,
+        "exit_timeout": EXIT_TIMEOUT,
         "restarts": options.restarts,
         "region": pack_region(region),
         "options": {
@@ -206,8 +210,8 @@ def plan_of(region: Region, policy: str, hooks: Sequence[Hooks], options: Extern
             "fetch_limit": options.fetch_limit,
             "on_fork": str(options.on_fork),
         },
-        "told": {
-            "endings": any(each.after is not None for each in hooks),
+        "reports": {
+            "resolved": any(each.after is not None for each in hooks),
             "failures": any(each.failed is not None for each in hooks),
             "events": any(hook is not None for hook in events),
         },

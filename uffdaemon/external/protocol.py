@@ -1,23 +1,23 @@
-"""What the owner of guarded memory and the worker that answers for it say to each other.
+"""The messages between the owner of guarded memory and the worker that resolves its faults.
 
-A packet is one message of a Unix socket of type SOCK_SEQPACKET.  The owner never waits for the
+Each message is one packet of a Unix socket of type SOCK_SEQPACKET.  The owner never waits for the
 worker, nor the worker for the owner.
 
     worker, supervisor                        owner
                                      <-       the plan: a file, read by each worker when it starts
     {"kind": "ready", "pid"}         ->
-    {"kind": "refused", "text"}      ->       the policy cannot be had; each fault fails
+    {"kind": "refused", "text"}      ->       the policy cannot be loaded; each fault fails
     {"kind": "log", ...}             ->
     {"kind": "failed", ...}          ->       for ``failed`` hooks
-    {"kind": "statistics", ...}      ->       all that this worker has counted so far
-    {"kind": "dropped", "count"}     ->       so many endings and events could not be told
-    endings, events (binary)         ->       for ``after`` hooks and those of events
-    {"kind": "died", "text", ...}    ->       the supervisor speaks
-    {"kind": "given up", "text"}     ->       the same
-                                     <-       {"kind": "ask", "number"}: statistics, now
-                                     <-       {"kind": "end", "how", "patience"}
+    {"kind": "statistics", ...}      ->       the totals of this worker
+    {"kind": "dropped", "count"}     ->       so many of the next line were dropped
+    resolved faults, events (binary) ->       for ``after`` hooks and hooks of events
+    {"kind": "died", "text", ...}    ->       from the supervisor
+    {"kind": "given up", "text"}     ->       from the supervisor
+                                     <-       {"kind": "count", "number"}: send statistics now
+                                     <-       {"kind": "end", "how", "timeout"}
     {"kind": "ended"}                ->
-                                     <-       the socket is shut down: leave
+                                     <-       the owner shuts the socket down: exit
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
 
 LIMIT: Final = 1 << 16
-"""The longest packet, in bytes."""
+"""The maximum length of a packet, in bytes."""
 MAX_OPEN: Final = 100
-"""How many open faults travel: the oldest, and fewer if they have much to say."""
-_TEXT: Final = 4000  # characters of one text: a packet has several
+"""How many open faults a packet has, the oldest; fewer if their texts are long."""
+_TEXT: Final = 4000  # characters of one text; a packet can have several
 
-_ENDING: Final = struct.Struct("=QQQQQIBBB")
-_ENDINGS: Final = b"E"
-_EVENTS: Final = b"V"
-MAX_ENDINGS: Final = (LIMIT - 1) // _ENDING.size
+_RESOLVED: Final = struct.Struct("=QQQQQIBBB")
+_RESOLVED_TAG: Final = b"E"
+_EVENTS_TAG: Final = b"V"
+MAX_RESOLVED: Final = (LIMIT - 1) // _RESOLVED.size
 MAX_EVENTS: Final = (LIMIT - 1) // events.MESSAGE.size
-_REMADE: Final = frozenset(
+_FROM_TEXT: Final = frozenset(
     ("PolicyRaised", "PolicyAnswerInvalid", "PolicyTooSlow", "NoAnswer", "PolicyNotLoaded")
 )
-"""Errors of policies that are made of the policy's name and a text."""
+"""Errors of policies that are constructed from the policy's name and a text."""
 _KINDS: Final = tuple(FaultKind)
 _OUTCOMES: Final = tuple(Outcome)
 
@@ -66,29 +66,26 @@ _OUTCOMES: Final = tuple(Outcome)
 
 
 class Packet:
-    """A packet in JSON, or a part of one; its fields are checked when they are asked for.
-
-    Asking for one that is missing, or of another type, raises ValueError.
-    """
+    """A JSON object.  Reading a field that is missing, or has another type, raises ValueError."""
 
     def __init__(self, fields: Mapping[str, Json]) -> None:
         self.fields = fields
 
     @classmethod
     def decode(cls, data: bytes) -> Packet:
-        """Raises ValueError for bytes that are no such packet."""
+        """Decode a packet.  Raises ValueError if it is not a JSON object."""
         value: Json = json.loads(data)
         if not isinstance(value, dict):
-            raise ValueError(f"no packet: {data[:60]!r}")  # noqa: TRY004  # as json says it
+            raise ValueError(f"not a packet: {data[:60]!r}")  # noqa: TRY004  # as json raises
         return cls(value)
 
     def _wrong(self, name: str) -> ValueError:
         return ValueError(
-            f"field {name!r} is not what it should be: {self.fields.get(name)!r:.100}"
+            f"field {name!r} is missing or has the wrong type: {self.fields.get(name)!r:.100}"
         )
 
     def text(self, name: str) -> str:
-        """A text."""
+        """A string."""
         value = self.fields.get(name)
         if not isinstance(value, str):
             raise self._wrong(name)
@@ -102,7 +99,7 @@ class Packet:
         return value
 
     def integer(self, name: str) -> int:
-        """A whole number."""
+        """An integer."""
         value = self.fields.get(name)
         if not isinstance(value, int):
             raise self._wrong(name)
@@ -123,7 +120,7 @@ class Packet:
         return found
 
     def integers(self, name: str) -> list[int]:
-        """A list of whole numbers."""
+        """A list of integers."""
         found = [value for value in self.items(name) if isinstance(value, int)]
         if len(found) != len(self.items(name)):
             raise self._wrong(name)
@@ -145,12 +142,12 @@ class Packet:
 
 
 def encode(kind: str, fields: Mapping[str, Json] | None = None) -> bytes:
-    """The packet in JSON."""
+    """Encode a packet."""
     return json.dumps({"kind": kind, **(fields or {})}, ensure_ascii=False).encode(errors="replace")
 
 
 def short(value: object) -> str:
-    """Text that fits into a packet beside others."""
+    """The text, shortened so that a packet can have several."""
     return shorten(str(value), _TEXT)
 
 
@@ -158,7 +155,7 @@ def short(value: object) -> str:
 
 
 def pack_fault(fault: Fault) -> dict[str, Json]:
-    """A fault, but for its region."""
+    """A fault without its region."""
     return {
         "address": fault.address,
         "fault": fault.kind.value,
@@ -183,7 +180,7 @@ def unpack_fault(packet: Packet, region: Region) -> Fault:
 
 
 def pack_failure(fault: Fault, error: Exception) -> dict[str, Json]:
-    """What ``failed`` hooks are told."""
+    """The arguments of a ``failed`` hook."""
     return {
         **pack_fault(fault),
         "text": short(error),
@@ -193,20 +190,20 @@ def pack_failure(fault: Fault, error: Exception) -> dict[str, Json]:
 
 
 def unpack_failure(packet: Packet) -> Exception:
-    """The error, of its own type where that takes no more than its text; `WorkerFailure` else."""
+    """The error, of its own type if that can be made from its text, or else a `WorkerFailure`."""
     name, policy, text = packet.text("type"), packet.text("policy"), packet.text("text")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, errors.SourceError):
         return kind(text)
-    if isinstance(kind, type) and issubclass(kind, errors.PolicyError) and name in _REMADE:
+    if isinstance(kind, type) and issubclass(kind, errors.PolicyError) and name in _FROM_TEXT:
         return kind(policy, text.removeprefix(f"policy {policy} "))
     return errors.WorkerFailure(policy, name, text)
 
 
-def pack_endings(endings: Iterable[Resolved]) -> bytes:
-    """At most `MAX_ENDINGS` of them."""
-    return _ENDINGS + b"".join(
-        _ENDING.pack(
+def pack_resolved(resolved: Iterable[Resolved]) -> bytes:
+    """Pack at most `MAX_RESOLVED` faults with their outcomes."""
+    return _RESOLVED_TAG + b"".join(
+        _RESOLVED.pack(
             fault.address,
             fault.exact_address,
             fault.read_at,
@@ -217,26 +214,25 @@ def pack_endings(endings: Iterable[Resolved]) -> bytes:
             _OUTCOMES.index(outcome),
             fault.write,
         )
-        for fault, outcome, latency, done in endings
+        for fault, outcome, latency, done in resolved
     )
 
 
-def pack_events(happened: Iterable[Event]) -> bytes:
-    """At most `MAX_EVENTS` of them.  The descriptors of children stay where they are."""
-    return _EVENTS + b"".join(
-        events.message(ForkEvent(0) if isinstance(event, ForkEvent) else event)
-        for event in happened
+def pack_events(batch: Iterable[Event]) -> bytes:
+    """Pack at most `MAX_EVENTS` events.  The descriptors of children are not sent."""
+    return _EVENTS_TAG + b"".join(
+        events.message(ForkEvent(0) if isinstance(event, ForkEvent) else event) for event in batch
     )
 
 
 def unpack_binary(data: bytes, region: Region) -> list[Resolved] | list[Event] | None:
-    """What `pack_endings` or `pack_events` packed; None: it is something else."""
-    if data[:1] == _EVENTS:
+    """Unpack the result of `pack_resolved` or `pack_events`; None for any other packet."""
+    if data[:1] == _EVENTS_TAG:
         return [
             event._replace(fd=-1) if isinstance(event, ForkEvent) else event
             for event in events.parse(data[1:])
         ]
-    if data[:1] != _ENDINGS:
+    if data[:1] != _RESOLVED_TAG:
         return None
     return [
         Resolved(
@@ -246,7 +242,7 @@ def unpack_binary(data: bytes, region: Region) -> list[Resolved] | list[Event] |
             done,
         )
         for address, exact, read_at, latency, done, thread, kind, outcome, write in (
-            _ENDING.iter_unpack(data[1:])
+            _RESOLVED.iter_unpack(data[1:])
         )
     ]
 
@@ -255,7 +251,7 @@ def unpack_binary(data: bytes, region: Region) -> list[Resolved] | list[Event] |
 
 
 def pack_statistics(statistics: Statistics, most: int = MAX_OPEN) -> dict[str, Json]:
-    """All counts, and `most` of the open faults, the oldest."""
+    """All counts, and the `most` oldest open faults."""
     return {
         "outcomes": [
             {"fault": kind.value, "outcome": outcome.value, "count": count}
@@ -295,8 +291,10 @@ def unpack_counters(packet: Packet) -> Counters:
 
 
 def unpack_open_faults(packet: Packet, region: Region, now: int) -> list[OpenFault]:
-    """The open faults of `pack_statistics`, as old as they are at `now`, in nanoseconds of
-    ``time.perf_counter_ns``, which is the same clock in all processes."""
+    """The open faults of `pack_statistics`, with their ages at the time `now`.
+
+    Times are ``time.perf_counter_ns``, which is the same clock in all processes.
+    """
     found: list[OpenFault] = []
     for entry in packet.packets("open"):
         fault = unpack_fault(entry, region)

@@ -1,4 +1,4 @@
-"""Guarded memory as a buffer or an array, and accesses without the GIL."""
+"""The guarded region: access to its memory as a buffer or an array, and without the GIL."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class GuardedRegion(Region):
         if reason:
             raise errors.PlacementRefused(
                 f"no buffer of {self.label}: {reason}.  A thread that holds the GIL while it waits "
-                "would wait for ever.  Use read_into, write_from, touch and prefault, or another "
+                "would wait forever.  Use read_into, write_from, touch and prefault, or another "
                 "placement"
             )
         view = self.memory.export()
@@ -57,7 +57,7 @@ class GuardedRegion(Region):
         By default the array has one dimension and as many elements as fit.  Raises what `buffer`
         and numpy raise.
         """
-        import numpy as np  # noqa: PLC0415  # for those who have it
+        import numpy as np  # noqa: PLC0415  # optional
 
         kind = np.dtype(dtype)
         count = self.length // kind.itemsize

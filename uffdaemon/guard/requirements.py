@@ -1,4 +1,4 @@
-"""Guarding memory of this process: the userfaultfd that a placement needs, and its limits."""
+"""What a placement requires of guarded memory: its userfaultfd, and what it cannot do."""
 
 from __future__ import annotations
 
@@ -31,28 +31,29 @@ def prepare(
     register: RegisterMode,
     resolver: Resolver,
 ) -> Userfaultfd:
-    """Open the userfaultfd of `memory` as its placement needs it, unless it has one.
+    """Open the userfaultfd that `memory` needs for this resolver, unless it has one.
 
     Raises `PlacementRefused`, and what `Userfaultfd.open` raises.
     """
     in_thread = resolver is Resolver.IN_THREAD
     if in_thread and register not in KINDS:
         raise errors.PlacementRefused(
-            f"registered for {register!r}, the kind of a fault would not be known: the kernel "
-            "sends nothing but SIGBUS to a thread that answers itself.  Use resolver='thread'"
+            f"resolver='in-thread' cannot serve {register!r}: SIGBUS does not tell the kind of a "
+            "fault.  Use resolver='thread'"
         )
     if memory.userfaultfd is None:
         memory.userfaultfd = _open(features, user_mode_only, resolver)
     opened = memory.userfaultfd.features
     if in_thread is not bool(opened & Features.SIGBUS):
         raise errors.PlacementRefused(
-            "whether faulting threads answer themselves (resolver='in-thread') is decided when "
-            "memory is guarded for the first time: the userfaultfd that it has is "
-            + ("not " if in_thread else "")
-            + "made for that"
+            "this memory was first guarded with"
+            + ("out" if in_thread else "")
+            + " resolver='in-thread', which cannot be changed: its userfaultfd was opened with"
+            + ("out" if in_thread else "")
+            + " UFFD_FEATURE_SIGBUS"
         )
     if resolver is not Resolver.LOOP and not opened & Features.EVENT_FORK:
-        # A child that nobody guards would read zeros where data is due.
+        # In a child that is not guarded, missing pages would read as zeros.
         memory.advise(Advice.DONTFORK)
     elif memory.kept_from_children:
         memory.advise(Advice.DOFORK)
@@ -61,9 +62,9 @@ def prepare(
 
 
 def leave_behind(uffd: Userfaultfd, segment: Segment) -> None:
-    """Nobody reads the events of this part of a region any more: see that no fork waits for that.
+    """Prepare a segment whose events are no longer read, so that fork(2) does not block on them.
 
-    What is complete is watched no more; what is not, children do not get.
+    A complete region is unregistered; an incomplete one is advised DONTFORK.
     """
     region = segment.region
     if not isinstance(region, GuardedRegion) or not uffd.features & Features.EVENT_FORK:
@@ -88,7 +89,7 @@ def _open(
             raise errors.FeatureMissing("UFFDIO_API", "SIGBUS", Features.SIGBUS)
         features = (features & ~Features.EVENT_FORK) | Features.SIGBUS
     if resolver is not Resolver.LOOP:
-        # Where memory goes by mremap(2) without this event, the kernel stops guarding it.
+        # Without this event, mremap(2) unregisters the memory.
         features |= Features.EVENT_REMAP & supported
     wanted = [features]
     if resolver is Resolver.THREAD and supported & Features.EVENT_FORK:
@@ -104,10 +105,10 @@ def _open(
 
 
 def refuse_to_hold(region: Region) -> None:
-    """Raise `PlacementRefused` if threads may touch the region by a buffer: one that holds the GIL
-    while it waits could be answered by nobody."""
+    """Raise `PlacementRefused` if the region has a buffer: a thread that touches a held page of it
+    with the GIL held would wait forever."""
     if isinstance(region, GuardedRegion) and region.memory.exported:
         raise errors.PlacementRefused(
-            f"buffers of {region.label} are alive, and a thread that holds the GIL while it waits "
-            "would wait for ever: delete them first, or say missing='poison' or 'release'"
+            f"buffers of {region.label} exist, and a thread that waits with the GIL held would "
+            "wait forever: delete them first, or pass missing='poison' or 'release'"
         )

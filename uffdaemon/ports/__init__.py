@@ -1,4 +1,4 @@
-"""Who serves a userfaultfd: trio's sleep, a resolver thread, and the watchdog beside them.
+"""What serves a userfaultfd: trio's sleep or a resolver thread, and the watchdog beside them.
 
 Imports `native`, `kernel` and `placement`; knows no regions and no policies.
 """

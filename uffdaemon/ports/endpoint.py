@@ -1,7 +1,7 @@
-"""A port at its post: who serves it, and the watchdog beside it.
+"""The endpoint of one userfaultfd: its port, what serves the port, and the watchdog.
 
-The event loop serves it in its sleep, or from a task where that cannot be; or a resolver does, by a
-thread of its own or by those that fault.
+A port is served by the event loop in its sleep, or from a task if that is not possible; or by the
+resolver thread; or by the faulting threads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Staff(NamedTuple):
-    """Who there is to serve the userfaultfds of a daemon."""
+    """What a daemon has to serve its userfaultfds."""
 
     sleeper: Sleeper | None
     resolving: Resolving
@@ -32,12 +32,12 @@ class Staff(NamedTuple):
 
 
 class Post:
-    """Where one userfaultfd is served.  Raises `AlreadyServed` and OSError."""
+    """Serves one userfaultfd.  Raises `AlreadyServed` and OSError."""
 
     def __init__(self, uffd: Userfaultfd, resolver: Resolver, staff: Staff, name: str) -> None:
         self.resolver = resolver
         self.native = resolver is not Resolver.LOOP
-        """Whether it is not the event loop who serves."""
+        """Whether C serves it independently of the event loop."""
         self.port = Port(uffd.fileno(), staff.rereads, told=self.native)
         self._uffd = uffd
         self._fd = uffd.fileno()
@@ -48,7 +48,7 @@ class Post:
         self._watch: Watch | None = None
 
     def take_up(self) -> None:
-        """Have it served from now on."""
+        """Start serving."""
         resume(self._uffd)
         if self._sleeper is not None:
             self._sleeper.add(self._fd, self.port)
@@ -59,7 +59,7 @@ class Post:
             self._watch = watch(self._uffd, self.port, self._name, self._watchdog)
 
     def leave(self) -> None:
-        """Have it served no more; what is pending can be taken from the port, until `close`."""
+        """Stop serving.  Pending records can be dequeued from the port until `close`."""
         if self._watch is not None:
             self._watch.end()
         if self._sleeper is not None:
@@ -69,7 +69,7 @@ class Post:
             self._uffd.copies.before_release.remove(self.port.leave_events)
 
     def close(self) -> None:
-        """Nobody waits for it any more."""
+        """Close the port, and wake the tasks that wait for it."""
         if self.native:
             trio.lowlevel.notify_closing(self.port.notify)
         self.port.close()
@@ -77,21 +77,23 @@ class Post:
 
     @property
     def deaf(self) -> bool:
-        """Whether the event loop's sleep does not serve it any more."""
+        """Whether the event loop's sleep has failed, and no longer serves it."""
         return self._sleeper is not None and self._sleeper.failed
 
     @property
     def slept_over(self) -> bool:
-        """Whether it is served, and its records are told of, while its task just sleeps."""
+        """Whether the event loop's sleep serves it, so that its task only waits to be woken."""
         return self._sleeper is not None and not self._sleeper.failed
 
     async def wait(self) -> None:
-        """Until there may be something to take.  Raises `trio.ClosedResourceError`."""
+        """Wait until there may be a record.  Raises `trio.ClosedResourceError`."""
         await trio.lowlevel.wait_readable(self.port.notify if self.native else self._fd)
 
     def abandon(self, ranges: list[tuple[int, int]], then: Then | None) -> None:
-        """Nobody serves it any more, and its memory may be touched on: leave it to the watchdog,
-        which does as declared or `then`."""
+        """Leave the ranges to the watchdog: threads may touch them, but nothing serves them.
+
+        `then` overrides what the watchdog does about their faults.
+        """
         if self._watchdog is not None and self.resolver is not Resolver.IN_THREAD:
             watchdog = self._watchdog
             abandon(self._uffd, self._name, ranges, watchdog, then or watchdog.then)

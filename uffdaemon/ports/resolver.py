@@ -1,6 +1,6 @@
-"""The resolver of a daemon: a thread that answers by rules, and never needs the interpreter.
+"""The resolver thread of a daemon: it resolves faults by rules, without the interpreter.
 
-It is started with the first userfaultfd that wants it.  Where faulting threads answer themselves,
+It starts with the first userfaultfd that needs it.  If faulting threads resolve their own faults,
 it still reads the events.
 """
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Resolving:
-    """Starts and stops the thread, and gives it ports."""
+    """Starts and stops the thread, and assigns ports to it."""
 
     def __init__(self) -> None:
         self._thread: ResolverThread | None = None
 
     def add(self, port: Port, resolver: Resolver) -> None:
-        """Have a port served.  Raises OSError."""
+        """Start serving a port.  Raises OSError."""
         if self._thread is None:
             self._thread = ResolverThread()
         number = self._thread.add(port)
@@ -32,7 +32,7 @@ class Resolving:
             raise OSError(-number, f"serving a userfaultfd by {resolver.value}")
 
     def remove(self, port: Port, resolver: Resolver) -> None:
-        """Have it served no more."""
+        """Stop serving a port."""
         if self._thread is None:
             return
         if resolver is Resolver.IN_THREAD:
@@ -40,7 +40,7 @@ class Resolving:
         self._thread.remove(port)
 
     def close(self) -> None:
-        """End the thread; whatever it served has been taken from it."""
+        """Stop the thread.  All ports must have been removed."""
         if self._thread is not None:
             self._thread.stop()
             self._thread = None

@@ -1,14 +1,14 @@
-"""Serving userfaultfds in trio's sleep.
+"""Serves userfaultfds while trio sleeps.
 
-When nothing in the trio program is runnable, trio is about to sleep in epoll_wait(2).  At that
-moment (`trio.abc.Instrument.before_io_wait`) a `Sleeper` sleeps in its place, in C and without the
-GIL: it waits for the userfaultfds and for trio's own epoll descriptor together, and answers by
-rules whatever can be answered so.  It comes back as soon as trio has anything to do, so that trio
-stays the one who decides, while a fault costs what it costs in C.
+When no task is runnable, trio is about to sleep in epoll_wait(2).  At that moment
+(`trio.abc.Instrument.before_io_wait`) a `Sleeper` sleeps in its place, in C and without the GIL.
+It waits for the userfaultfds and for trio's own epoll descriptor together, and resolves faults by
+rules.  It returns as soon as trio has anything to do.  So trio schedules its tasks as ever, while a
+fault costs what it costs in C.
 
-Trio's epoll descriptor is found in a way that uses nothing private: it is the one whose fdinfo
-lists a descriptor that we are waiting for.  Where that fails, or under a guest loop, whose thread
-must not sleep here, `Sleeper.join` returns None, and the userfaultfds are served from tasks.
+No private interface is needed to find trio's epoll descriptor: it is the one whose fdinfo lists a
+descriptor that a task is waiting for.  If that fails, or under a guest loop, whose thread must not
+sleep here, `Sleeper.join` returns None, and tasks serve the userfaultfds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from uffdaemon.native.ports import Port
 
-_LONGEST: Final = 3600.0
+_MAX_TIMEOUT: Final = 3600.0
 
 
 class Sleeper(trio.abc.Instrument):
@@ -45,14 +45,14 @@ class Sleeper(trio.abc.Instrument):
         self._token = trio.lowlevel.current_trio_token()
         self._ports = 0
         self.failed = False
-        """Whether sleeping went wrong: then the userfaultfds must be served from tasks."""
+        """Whether sleeping has failed: then tasks must serve the userfaultfds."""
 
     @classmethod
     async def join(cls, wake: Callable[[], None]) -> Sleeper | None:
-        """The sleeper of the current trio run; `wake` is called in it when a port has records.
+        """The sleeper of the current trio run; it calls `wake` when a port has records.
 
-        There is one for all daemons of a run, since only one can sleep at a time.  None where
-        trio's descriptor cannot be found.
+        All daemons of a run share one, since only one can sleep at a time.  None if trio's
+        descriptor cannot be found.
         """
         epoll = await _find_loop_epoll()
         if epoll is None:
@@ -62,11 +62,11 @@ class Sleeper(trio.abc.Instrument):
             sleeper = cls(epoll)
             trio.lowlevel.add_instrument(sleeper)
             _sleeper.set(sleeper)
-        sleeper._users.append(wake)  # of the same class
+        sleeper._users.append(wake)  # an attribute of the same class
         return sleeper
 
     def leave(self, wake: Callable[[], None]) -> None:
-        """Undo `join`.  With the last one, trio sleeps by itself again."""
+        """Undo `join`.  After the last one, trio sleeps by itself again."""
         self._users.remove(wake)
         if not self._users:
             trio.lowlevel.remove_instrument(self)
@@ -83,17 +83,17 @@ class Sleeper(trio.abc.Instrument):
         self._ports += 1
 
     def remove(self, fd: int) -> None:
-        """Do not serve the userfaultfd any more; it must still be open."""
+        """Stop serving the userfaultfd, which must still be open."""
         self._waiter.remove(fd)
         self._ports -= 1
 
     def before_io_wait(self, timeout: float) -> None:
-        """Trio is about to sleep for at most `timeout` seconds."""
+        """Sleep in trio's place; trio is about to sleep for at most `timeout` seconds."""
         if not self._ports or self.failed:
             return
-        came = self._waiter.wait(int(min(timeout, _LONGEST) * 1e9))
+        came = self._waiter.wait(int(min(timeout, _MAX_TIMEOUT) * 1e9))
         self.failed = came < 0
-        # Trio goes on to sleep as long as it had planned, unless its own descriptor is ready.
+        # After this trio sleeps for `timeout`, unless its own descriptor is ready: wake it.
         if came not in (WAIT_TIME, WAIT_LOOP) or (came == WAIT_TIME and timeout > 0):
             self._token.run_sync_soon(self._wake, idempotent=True)
 
@@ -106,21 +106,22 @@ _sleeper: trio.lowlevel.RunVar[Sleeper | None] = trio.lowlevel.RunVar("uffdaemon
 
 
 async def _find_loop_epoll() -> int | None:
-    """The epoll descriptor on which trio waits: the one that watches what we wait for."""
+    """The epoll descriptor on which trio waits: the one that has a descriptor of a waiting task."""
     ours, theirs = socket.socketpair()
     found: int | None = None
     with ours, theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.lowlevel.wait_readable, ours)
-            # The task has run, and waits, after one pass of the scheduler.
+            # After these the task has run, and waits.
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
-            found = _epoll_that_watches(ours.fileno())
+            found = _epoll_with(ours.fileno())
             nursery.cancel_scope.cancel()
     return found
 
 
-def _epoll_that_watches(fd: int) -> int | None:
+def _epoll_with(fd: int) -> int | None:
+    """The epoll descriptor of this process that has `fd` in its interest list."""
     for entry in Path("/proc/self/fd").iterdir():
         try:
             if str(entry.readlink()) != "anon_inode:[eventpoll]":

@@ -1,7 +1,7 @@
-"""The watchdog of this process: who waits for Python, when Python cannot say so itself.
+"""The watchdog of this process: reports faults that Python does not dequeue or finish in time.
 
-Its thread is C's, since a Python thread that holds the GIL while it waits for a page stops all
-others.  It looks after what is served, and after what was left by a daemon that has ended.
+It is a C thread, because a thread that waits for a page with the GIL held stops all Python threads.
+It covers the userfaultfds that are served, and those that a daemon left when it ended.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 _NUMBERS: Final = {name: number for number, name in enumerate(get_args(Then))}
 STACKS: Final = signal.SIGRTMAX - 1
-"""The signal by which the watchdog has faulthandler write a waiting thread's Python stack."""
+"""The signal at which faulthandler writes the Python stack of a waiting thread."""
 
 _abandoned: Final[dict[Userfaultfd, Watch]] = {}
 
 
 def watch(uffd: Userfaultfd, port: Port, name: str, watchdog: Watchdog) -> Watch:
-    """Look after a port that is served in this process.  Raises OSError."""
+    """Start the watchdog for a port that this process serves.  Raises OSError."""
     return _watch(uffd, port, name, watchdog, watchdog.then)
 
 
 def abandon(
     uffd: Userfaultfd, name: str, ranges: list[tuple[int, int]], watchdog: Watchdog, then: Then
 ) -> None:
-    """Nobody serves it any more: look after it until `resume`, or until it is closed.
+    """Start the watchdog for a userfaultfd that is no longer served, until `resume` or its close.
 
-    Threads that wait in the ranges, (start, end), are woken: their faults have been read, and come
-    again, to be seen.
+    Threads that wait in the ranges, (start, end), are woken.  Their faults have been read before;
+    they fault again, and the watchdog sees them.
     """
     left = _abandoned[uffd] = _watch(uffd, None, name, watchdog, then)
     uffd.on_close.append(partial(resume, uffd))
@@ -46,7 +46,7 @@ def abandon(
 
 
 def resume(uffd: Userfaultfd) -> None:
-    """Somebody serves it again, or it is closed."""
+    """Undo `abandon`: it is served again, or closed."""
     left = _abandoned.pop(uffd, None)
     if left is not None:
         left.end()
@@ -56,7 +56,7 @@ def _watch(
     uffd: Userfaultfd, port: Port | None, name: str, watchdog: Watchdog, then: Then
 ) -> Watch:
     number = 0
-    # Without standard error there is nothing to write to.
+    # Fails if there is no standard error.
     with suppress(OSError, RuntimeError, ValueError):
         # When the interpreter ends, faulthandler restores the action that it found: a thread that
         # is still asked for its stack then must not end the process by the signal's default action.

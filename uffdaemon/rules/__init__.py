@@ -1,4 +1,4 @@
-"""Rules: what of a policy C can carry out by itself, written down and published.
+"""Rules: the part of a policy that C can carry out by itself, lowered and published.
 
 Imports `model`, `policy`, `kernel` and `native`; decides nothing about a fault.
 """

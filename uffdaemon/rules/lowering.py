@@ -1,9 +1,9 @@
-"""Lowering: what a policy says, written down as rules that C carries out without the interpreter.
+"""Lowers policies to rules, which C carries out without the interpreter.
 
-A policy that is a plain mapping of ranges becomes rules by itself.  Everything else (your own
-callables, sources that have to be fetched, write-protection) stays Python's: the faults of ranges
-without a rule are forwarded, and so are those for which a rule's operation is refused.  A lowered
-policy and the same policy asked in Python do the same; the second is only slower.
+A policy that maps ranges to actions can be lowered.  Callables of yours, sources that must be
+fetched, and write-protection faults stay in Python: C forwards faults that no rule covers, and
+faults for which the kernel refuses the rule's operation.  A lowered policy does the same as the
+policy called in Python, only faster.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ _PolicyT = TypeVar("_PolicyT")
 
 
 class Rule(NamedTuple):
-    """``struct uffdaemon_rule`` as far as a policy determines it; bytes from the region's start."""
+    """The fields of ``struct uffdaemon_rule`` that a policy determines.
+
+    Offsets are in bytes from the region's start.
+    """
 
     kind: FaultKind
     start: int
@@ -50,9 +53,9 @@ class Rule(NamedTuple):
     source: int = 0
     """The address of the data for `start`."""
     window: int = PAGE_SIZE
-    """How much to fill around a fault."""
+    """Bytes to fill around a fault."""
     foreign: bool = False
-    """MOVE: whether the source may be memory that this library has not mapped."""
+    """For MOVE: whether the source may be memory that this library has not mapped."""
 
     @property
     def flags(self) -> int:
@@ -66,9 +69,9 @@ class Rule(NamedTuple):
 
 
 def rules_of(region: Region) -> list[Rule]:
-    """The rules that stand for the region's policy.
+    """The rules for the region's policy; [] if nothing can be lowered.
 
-    [] when nothing can be lowered.  What no rule covers is to be asked in Python.
+    For faults that no rule covers, the policy is called in Python.
     """
     found: list[Rule] = []
     for kind in _KINDS:
@@ -77,8 +80,10 @@ def rules_of(region: Region) -> list[Rule]:
 
 
 def gap(region: Region, rules: list[Rule], kind: FaultKind) -> int | None:
-    """The first offset (bytes) in the region that none of its rules covers for faults of `kind`;
-    None: they cover all of it."""
+    """The first offset (bytes) in the region that no rule covers for faults of `kind`.
+
+    None if the rules cover the whole region.
+    """
     at = 0
     for rule in rules:
         if rule.kind is kind and rule.start <= at:
@@ -89,8 +94,11 @@ def gap(region: Region, rules: list[Rule], kind: FaultKind) -> int | None:
 def _lower(
     policy: Policy, region: Region, kind: FaultKind, start: int, end: int
 ) -> list[Rule] | None:
-    """Rules for one kind of fault in a part of the region; None: not known what the policy does,
-    so that nothing that would be asked after it may be lowered either."""
+    """Rules for one kind of fault in a part of the region.
+
+    None if it is not known what the policy does.  Then policies that come after it in a `FirstOf`
+    cannot be lowered either.
+    """
     if _is(policy, FaultAround):
         inner = _lower(policy.policy, region, kind, start, end)
         if inner is None:
@@ -123,7 +131,7 @@ def _lower_simple(
         rule = Rule(kind, start, end, Code.CONTINUE, mode, window=size)
         return _only(kind is FaultKind.MINOR, rule)
     if _is(policy, Unprotect):
-        return []  # it answers neither kind, so that what comes after it may be lowered
+        return []  # it returns None for both kinds, so the next policy may be lowered
     if _is(policy, Poison):
         return [Rule(kind, start, end, Code.POISON, window=size)]
     if _is(policy, CopyFrom):
@@ -138,20 +146,20 @@ def _lower_simple(
 
 
 def _is(policy: object, kind: type[_PolicyT]) -> TypeGuard[_PolicyT]:
-    """Whether it is this very type: a subclass may decide otherwise."""
+    """Whether it is exactly this type: a subclass may behave differently."""
     return type(policy) is kind
 
 
 def _lower_copy(
     policy: CopyFrom, kind: FaultKind, start: int, end: int, page_size: int
 ) -> list[Rule] | None:
-    # What the source does not hold in whole pages is Python's, which says what is wrong.
+    # Python handles pages that the source does not have completely, and reports the error.
     try:
         end = min(end, (policy.source.size - policy.offset) // page_size * page_size)
         if end <= start:
             return None
         address = policy.source.address(policy.offset + start, end - start)
-    except Exception:  # noqa: BLE001  # a source may raise anything; each fault will say so
+    except Exception:  # noqa: BLE001  # a source may raise anything; each fault will report it
         return None
     if type(address) is not int or not 0 < address <= ADDRESSES - (end - start):
         return None
@@ -184,7 +192,7 @@ def _lower_first(
         if rules is None:
             return None
         if rules:
-            # One that answers only a part leaves the rest to the next, which Python sorts out.
+            # Where these rules have gaps, Python calls the policies in turn.
             return rules
     return []
 

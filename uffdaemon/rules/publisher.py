@@ -1,4 +1,4 @@
-"""Having C's rules written anew whenever regions, policies or memory have changed."""
+"""Updates the rules in C whenever regions, policies or memory have changed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from uffdaemon.uapi.events import FaultKind
 
 _ROUNDS: Final = 100
-"""How often rules are written anew while events keep coming in."""
+"""How many times rules are rewritten while new events keep arriving."""
 
 
 class Publisher:
     """Keeps the rules of one userfaultfd up to date.
 
-    `wake` has its loop look again, which calls `update` where rules are `outdated`; `catch_up`
-    takes in everything that has been read by now.
+    `wake` wakes the loop, which calls `update` if rules are `outdated`.  `catch_up` handles every
+    record that has been read so far.
     """
 
     def __init__(
@@ -50,27 +50,27 @@ class Publisher:
         )
 
     def close(self) -> None:
-        """Nothing is served any more."""
+        """Withdraw the rules: the userfaultfd is no longer served."""
         self._rulebook.close()
 
     def soon(self) -> None:
-        """There are regions that have no rules yet: have them made, many at a time."""
+        """Schedule one update, for any number of changes."""
         self.outdated = True
         self._wake()
 
     def region_added(self) -> None:
-        """Somewhere in this daemon: perhaps where this one moves from, so that books are kept."""
+        """Schedule an update: the rules may copy or move from a region that was added elsewhere."""
         if self._rulebook.moves or self._native:
             self.soon()
 
     def update(self) -> None:
-        """Write the regions' policies down for C, as far as they can be."""
+        """Lower the regions' policies, and publish the rules to C."""
         self.outdated = not self._rulebook.update()
         if self.outdated:
-            self._wake()  # what came in between has to be taken first
+            self._wake()  # events have arrived meanwhile, and must be handled first
 
     def publish(self) -> None:
-        """The same at once: whoever asks for it may touch the memory next, in this very thread."""
+        """Update at once: the caller may touch the memory next, in this thread."""
         for _ in range(_ROUNDS):
             self._catch_up()
             self.update()
@@ -78,11 +78,11 @@ class Publisher:
                 return
 
     def gap(self, region: Region, kind: FaultKind) -> int | None:
-        """The first offset at which C does not answer faults of `kind` without Python."""
+        """The first offset at which no rule covers faults of `kind`; None if there is none."""
         return 0 if not self._native else self._rulebook.gap(region, kind)
 
     def forget(self, segments: list[Segment]) -> None:
-        """These regions are served no more."""
+        """Drop the rules of segments that are no longer served."""
         self._rulebook.forget(segments)
 
     def _from_any_thread(self) -> None:

@@ -1,10 +1,10 @@
-"""The worker of an external policy: a process that answers the faults of its owner's memory.
+"""The worker of an external policy: a process that resolves the faults of its owner's memory.
 
-Started by `uffdaemon.external.supervisor` with five descriptors: the userfaultfd, a socket to the
-owner, the plan (what to serve, and how), the page book, and a socket to the
-supervisor, which keeps what a successor has to know.  It imports the policy, serves, and reports;
-it never waits for its owner, whose interpreter may be stopped by the very access that is to be
-resolved.  It ends when the owner's socket does.
+`uffdaemon.external.supervisor` starts it with five descriptors: the userfaultfd, a socket to the
+owner, the plan (what to serve, and how), the page book, and a socket to the supervisor, which keeps
+the state for the next worker.  The worker imports the policy, resolves faults, and reports to the
+owner.  It never waits for the owner, since the access whose fault it resolves may have stopped the
+owner's interpreter.  It exits when the owner closes its socket.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from uffdaemon.placement import Shutdown
 from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.uapi.outcomes import Code, Operation, Status
 from uffdaemon.worker.reporter import Reporter
-from uffdaemon.worker.succession import Inheritance
+from uffdaemon.worker.saved_state import SavedState
 
 if TYPE_CHECKING:
     from uffdaemon.actions import Action
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 _LOW_PAGE: Final = 0x10000
 
 
-class _Refused:
-    """The policy that is asked in the place of one that cannot be had: every fault fails."""
+class _FailingPolicy:
+    """Takes the place of a policy that cannot be loaded: every fault fails with `error`."""
 
     def __init__(self, path: str, error: errors.UffdaemonError) -> None:
         self._path = path
@@ -58,28 +58,28 @@ class _Refused:
 
 
 def load(path: str) -> Policy:
-    """Import a policy, or make it.  Raises `PolicyNotLoaded`, whatever goes wrong."""
+    """Import a policy, and call it if its name ends with "()".  Raises only `PolicyNotLoaded`."""
     try:
         where = PolicyPath.parse(path)
         found: object = importlib.import_module(where.module)
-        for word in where.attribute.split("."):
-            found = getattr(found, word)
+        for name in where.attribute.split("."):
+            found = getattr(found, name)
         if where.called:
             if not callable(found):
-                raise TypeError(f"{found!r:.100} cannot be called, as '()' asks for")
+                raise TypeError(f"the name ends with '()', but {found!r:.100} is not callable")
             found = found()
         if not callable(found) or isinstance(found, type):
-            hint = "; with '()' at its end, it is called to make one" if callable(found) else ""
+            hint = "; add '()' to its name to have it called" if callable(found) else ""
             raise TypeError(f"a policy is a callable that takes a fault, not {found!r:.100}{hint}")
     except (Exception, SystemExit) as error:
-        what = f"cannot be had: {type(error).__name__}: {error}"
+        what = f"cannot be loaded: {type(error).__name__}: {error}"
         raise errors.PolicyNotLoaded(path, what) from error
     return cast("Policy", found)
 
 
 class _Worker:
     def __init__(
-        self, uffd: int, sock: socket.socket, plan: int, pages: int, estate: socket.socket
+        self, uffd: int, sock: socket.socket, plan: int, pages: int, state: socket.socket
     ) -> None:
         plan_bytes = os.pread(plan, os.fstat(plan).st_size, 0)
         self._plan = Packet.decode(plan_bytes)
@@ -87,18 +87,18 @@ class _Worker:
         self._sock = sock
         self._path = self._plan.text("policy")
         self._pages = pages
-        self._inheritance = Inheritance(estate)
+        self._state = SavedState(state)
         self._reporter = Reporter(sock, self._path)
         self._how = Shutdown.HOLD
-        self._patience = 0.0
-        self._leaving = False
-        self._refused: _Refused | None = None
+        self._shutdown_timeout = 0.0
+        self._shutting_down = False
+        self._failing: _FailingPolicy | None = None
 
     def main(self, given_up: str) -> None:
-        """Load the policy, and serve until the owner is gone."""
-        self._leave_with_owner()
+        """Load the policy, and serve until the owner closes its socket."""
+        self._exit_with_owner()
         policy = self._policy(given_up)
-        # Only now: the policy's module may have configured it for itself.
+        # After the import: the policy's module may have configured structlog for its own use.
         structlog.configure(
             processors=[structlog.processors.format_exc_info, self._reporter.log],
             wrapper_class=structlog.stdlib.BoundLogger,
@@ -112,62 +112,62 @@ class _Worker:
                 raise errors.PolicyNotLoaded(self._path, f"was given up: {given_up}")
             return load(self._path)
         except errors.PolicyNotLoaded as error:
-            return self._refuse(error)
+            return self._fail_all(error)
 
-    def _refuse(self, error: errors.UffdaemonError) -> Policy:
-        """Serve nevertheless: faults fail, and what is declared for that is done."""
-        self._refused = _Refused(self._path, error)
-        return self._refused
+    def _fail_all(self, error: errors.UffdaemonError) -> Policy:
+        """Serve without the policy: every fault fails, and `on_failure` applies."""
+        self._failing = _FailingPolicy(self._path, error)
+        return self._failing
 
     # -- serving -------------------------------------------------------------------------------
 
     async def _serve(self, policy: Policy) -> None:
         options = self._plan.packet("options")
-        told = self._plan.packet("told")
+        reports = self._plan.packet("reports").fields
         hooks = self._reporter.hooks(
-            endings=bool(told.fields.get("endings")),
-            failures=bool(told.fields.get("failures")),
-            happened=bool(told.fields.get("events")),
+            resolved=bool(reports.get("resolved")),
+            failures=bool(reports.get("failures")),
+            events=bool(reports.get("events")),
         )
         async with trio.open_nursery() as nursery:
             daemon = Daemon(
                 nursery,
                 Options(
-                    [hooks, self._inheritance.hooks],
+                    [hooks, self._state.hooks],
                     on_fork="close" if options.text("on_fork") == "close" else "adopt",
-                    watchdog=None,  # the memory is another process's
+                    watchdog=None,  # the memory belongs to another process
                     rereads=options.integer("rereads"),
                     fetch_limit=options.integer("fetch_limit"),
                 ),
                 log_interval=None,
             )
-            self._inheritance.daemon = daemon
+            self._state.daemon = daemon
             await daemon.start(native_sleep=True)
             self._add(daemon, policy)
-            if self._refused is None:
+            if self._failing is None:
                 self._reporter.ready()
             else:
-                self._reporter.refused(str(self._refused.error))
+                self._reporter.refused(str(self._failing.error))
             nursery.start_soon(self._reporter.run, daemon)
-            nursery.start_soon(self._watch, daemon)
-            await self._hear()
-            self._leaving = True
-            await daemon.shut_down(self._how, self._patience)
+            nursery.start_soon(self._check_served, daemon)
+            await self._handle_requests()
+            self._shutting_down = True
+            await daemon.shut_down(self._how, self._shutdown_timeout)
             self._reporter.finish(daemon)
-            await self._hear_the_end()
+            await self._wait_for_close()
             nursery.cancel_scope.cancel()
 
     def _add(self, daemon: Daemon, policy: Policy) -> None:
         region = self._region(policy)
-        served = self._inheritance.take(self._uffd, region)
+        served = self._state.load(self._uffd, region)
         try:
             self._resume(daemon, served)
         except errors.PlacementRefused as error:
             refused = errors.PolicyNotLoaded(self._path, f"cannot be external: {error}")
-            refusing = self._refuse(refused)
+            failing = self._fail_all(refused)
             for table in served.values():
                 for segment in table:
-                    segment.region.policy = refusing
+                    segment.region.policy = failing
             self._resume(daemon, served)
 
     def _resume(self, daemon: Daemon, served: dict[Userfaultfd, RegionTable]) -> None:
@@ -179,29 +179,29 @@ class _Worker:
         region.pages = PageMap(region.pages.pages, file=self._pages)
         return region
 
-    async def _watch(self, daemon: Daemon) -> None:
-        """A userfaultfd that cannot be read any more is for a successor to try; not one whose
-        process is gone, which may have left children."""
+    async def _check_served(self, daemon: Daemon) -> None:
+        """Fail if the userfaultfd is no longer served while its process lives: the next worker may
+        be able to read it.  If the process is gone, forked children may still need this one."""
         await daemon.wait_client_gone(self._uffd)
-        # Nothing is watched there, so that a living process answers ENOENT.
+        # The page is not registered: the ioctl fails with ENOENT if the process lives.
         [result] = self._uffd.execute([Operation(Code.ZEROPAGE, _LOW_PAGE, PAGE_SIZE)])
-        if not self._leaving and result.status is not Status.CLIENT_GONE:
-            raise RuntimeError("the userfaultfd is served no more")
+        if not self._shutting_down and result.status is not Status.CLIENT_GONE:
+            raise RuntimeError("the userfaultfd is no longer served")
 
     # -- the owner -----------------------------------------------------------------------------
 
-    async def _hear(self) -> None:
-        """What the owner asks for, until it asks to end, or is gone."""
+    async def _handle_requests(self) -> None:
+        """Handle the owner's requests until it sends "end" or closes the socket."""
         while data := await self._receive():
             packet = Packet.decode(data)
-            if packet.text("kind") == "ask":
-                self._reporter.ask(packet.integer("number"))
+            if packet.text("kind") == "count":
+                self._reporter.request(packet.integer("number"))
             else:
                 self._how = Shutdown(packet.text("how"))
-                self._patience = packet.real("patience")
+                self._shutdown_timeout = packet.real("timeout")
                 return
 
-    async def _hear_the_end(self) -> None:
+    async def _wait_for_close(self) -> None:
         while await self._receive():
             pass
 
@@ -212,35 +212,37 @@ class _Worker:
                 return self._sock.recv(LIMIT, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
-            except OSError:  # the owner closed with something unread
-                self._reporter.unheard()
+            except OSError:  # the owner closed the socket with unread packets
+                self._reporter.owner_exited()
                 return b""
 
-    def _leave_with_owner(self) -> None:
-        """End this process some time after the owner's end, whatever it is doing then: the
-        supervisor that would kill it may be gone as well."""
-        patience = self._plan.real("patience")
+    def _exit_with_owner(self) -> None:
+        """Exit this process `exit_timeout` seconds after the owner closes the socket.
+
+        The supervisor, which would kill it then, may be gone as well.
+        """
+        timeout = self._plan.real("exit_timeout")
 
         def wait() -> None:
             poll = select.poll()
             poll.register(self._sock, select.POLLRDHUP)
             poll.poll()
-            threading.Event().wait(patience)
+            threading.Event().wait(timeout)
             os._exit(0)
 
         threading.Thread(target=wait, name="owner gone", daemon=True).start()
 
 
 def main() -> None:
-    """Run with what the supervisor has passed: five descriptors, and why not to load the policy."""
+    """Run with the supervisor's arguments: five descriptors, and why the policy was given up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner
     *numbers, given_up = sys.argv[1:]
     fds = [int(number) for number in numbers]
     for fd in fds:
         os.set_inheritable(fd, False)  # noqa: FBT003  # the standard library's
-    uffd, sock, plan, pages, estate = fds
+    uffd, sock, plan, pages, state = fds
     sys.argv[1:] = []
-    worker = _Worker(uffd, socket.socket(fileno=sock), plan, pages, socket.socket(fileno=estate))
+    worker = _Worker(uffd, socket.socket(fileno=sock), plan, pages, socket.socket(fileno=state))
     worker.main(given_up)
 
 

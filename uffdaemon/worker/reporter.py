@@ -1,8 +1,9 @@
-"""What the worker of an external policy tells the owner of the memory, without ever waiting for it.
+"""The worker's reports to the owner of the memory, sent without ever waiting for it.
 
-The owner may read late, or never: its interpreter may be stopped by the very access that is to be
-answered.  So counts are sent as they stand, and the next ones say it all once more; endings and
-events are kept, up to a limit, and those beyond are counted; what must be known is printed.
+The owner may read late, or never: the access whose fault is to be resolved may have stopped its
+interpreter.  So statistics are sent as totals, and the next packet makes up for a lost one.
+Resolved faults and events are queued up to a limit; those beyond it are counted as dropped.  Log
+lines that the owner does not read in time are printed to standard error.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ import trio
 
 from uffdaemon.external.protocol import (
     LIMIT,
-    MAX_ENDINGS,
     MAX_EVENTS,
     MAX_OPEN,
+    MAX_RESOLVED,
     Json,
     encode,
-    pack_endings,
     pack_events,
     pack_failure,
+    pack_resolved,
     pack_statistics,
     short,
 )
-from uffdaemon.external.supervisor import Lines
+from uffdaemon.external.supervisor import OwnerLog
 from uffdaemon.hooks import Hooks
 
 if TYPE_CHECKING:
@@ -43,38 +44,39 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BATCH: Final = 0.01
-"""Seconds that endings are collected for."""
-_FRESH: Final = 0.1
-_SLOW: Final = 1.0
-"""Seconds between two looks at the counts: at least, and when nothing happens."""
-_KEPT: Final = 1 << 16
-"""How many endings, and how many events, wait for an owner who does not read."""
-_TOLD: Final = 1000
-"""How many failures and lines of the log do."""
+"""Seconds for which resolved faults are collected into one packet."""
+_MIN_INTERVAL: Final = 0.1
+_MAX_INTERVAL: Final = 1.0
+"""Seconds between two packets of statistics: under load, and when nothing happens."""
+_MAX_QUEUED: Final = 1 << 16
+"""How many resolved faults, and how many events, are queued while the owner does not read."""
+_MAX_PACKETS: Final = 1000
+"""How many failures and log lines are queued then."""
 
 
 class Reporter:
-    """Speaks for one worker; `name` is its policy's."""
+    """Sends the reports of one worker; `name` is that of its policy."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         self._sock = sock
         self._name = name
-        self._lines = Lines(sock)
-        self._wanted = trio.Event()
-        self._endings: deque[Resolved] = deque()
+        self._owner_log = OwnerLog(sock)
+        self._wake = trio.Event()
+        self._resolved: deque[Resolved] = deque()
         self._events: deque[Event] = deque()
         self._packets: deque[bytes] = deque()
         self._dropped = 0
-        self._asked = 0
+        self._requested = 0
+        """The number of the owner's last request for statistics; 0 if it has its reply."""
         self._counts: dict[str, Json] = {}
 
-    # -- what there is to tell -----------------------------------------------------------------
+    # -- collecting ----------------------------------------------------------------------------
 
-    def hooks(self, *, endings: bool, failures: bool, happened: bool) -> Hooks:
-        """Hooks that have the owner told of what its own hooks want to know."""
-        event = self._event if happened else None
+    def hooks(self, *, resolved: bool, failures: bool, events: bool) -> Hooks:
+        """Hooks that report to the owner what its own hooks ask for."""
+        event = self._event if events else None
         return Hooks(
-            after=self._after if endings else None,
+            after=self._after if resolved else None,
             failed=self._failed if failures else None,
             fork=event,
             remap=event,
@@ -83,115 +85,116 @@ class Reporter:
         )
 
     def _after(self, resolved: Resolved) -> None:
-        self._keep(self._endings, resolved)
+        self._queue(self._resolved, resolved)
 
     def _event(self, event: Event) -> None:
-        self._keep(self._events, event)
+        self._queue(self._events, event)
 
     def _failed(self, fault: Fault, error: Exception) -> None:
-        self._keep_packet(encode("failed", pack_failure(fault, error)))
-        self._wanted.set()
+        self._queue_packet(encode("failed", pack_failure(fault, error)))
+        self._wake.set()
 
-    def _keep(self, queue: deque[T], value: T) -> None:
-        if len(queue) < _KEPT:
+    def _queue(self, queue: deque[T], value: T) -> None:
+        if len(queue) < _MAX_QUEUED:
             queue.append(value)
         else:
             self._dropped += 1
-        self._wanted.set()
+        self._wake.set()
 
     def log(
         self, logger: object, method: str, line: MutableMapping[str, object]
     ) -> MutableMapping[str, object]:
-        """The processor of structlog that has the owner log a line of this process."""
+        """Send a log line to the owner: a processor of structlog."""
         del logger
         fields = {str(name): _plain(value) for name, value in line.items()}
         event = str(fields.pop("event", ""))
         packet = encode("log", {"level": method, "event": event, "fields": fields})
         words = "".join(f" {name}={value}" for name, value in fields.items())
-        self._say(packet, f"{event}{words}")
-        if trio.lowlevel.in_trio_run():  # else it is a thread of the policy's
-            self._wanted.set()
+        self._write_log(packet, f"{event}{words}")
+        if trio.lowlevel.in_trio_run():  # else this is a thread of the policy
+            self._wake.set()
         raise structlog.DropEvent
 
     def ready(self) -> None:
-        """Faults are being answered."""
+        """Report that faults are being resolved."""
         self._packets.append(encode("ready", {"pid": os.getpid()}))
 
     def refused(self, text: str) -> None:
-        """The policy cannot be had."""
-        self._say(encode("refused", {"pid": os.getpid(), "text": short(text)}), text)
+        """Report that the policy cannot be loaded."""
+        self._write_log(encode("refused", {"pid": os.getpid(), "text": short(text)}), text)
 
-    def _say(self, packet: bytes, text: str) -> None:
+    def _write_log(self, packet: bytes, text: str) -> None:
         line = f"uffdaemon: external policy {self._name}: {text}"
-        if not self._lines.say(packet, line):
-            self._keep_packet(packet)
+        if not self._owner_log.write(packet, line):
+            self._queue_packet(packet)
 
-    def _keep_packet(self, packet: bytes) -> None:
-        if len(self._packets) < _TOLD:
+    def _queue_packet(self, packet: bytes) -> None:
+        if len(self._packets) < _MAX_PACKETS:
             self._packets.append(packet)
 
-    def ask(self, number: int) -> None:
-        """The owner wants to know the counts; `number` is that of its question."""
-        self._asked = number
-        self._wanted.set()
+    def request(self, number: int) -> None:
+        """Send statistics soon: the owner has requested them, with this number."""
+        self._requested = number
+        self._wake.set()
 
-    # -- telling it ----------------------------------------------------------------------------
+    # -- sending -------------------------------------------------------------------------------
 
     async def run(self, daemon: Daemon) -> None:
-        """Tell it now and then, until cancelled."""
-        pause = _FRESH
+        """Send reports until cancelled."""
+        pause = _MIN_INTERVAL
         counted = 0.0
         while True:
             with trio.move_on_after(pause):
-                await self._wanted.wait()
-            self._wanted = trio.Event()
-            self._lines.check()
+                await self._wake.wait()
+            self._wake = trio.Event()
+            self._owner_log.check()
             self._flush()
             now = trio.current_time()
-            if self._asked or now >= counted + _FRESH:
+            if self._requested or now >= counted + _MIN_INTERVAL:
                 counted = now
-                pause = _FRESH if self._count(daemon) else min(2 * pause, _SLOW)
+                new = self._send_statistics(daemon)
+                pause = _MIN_INTERVAL if new else min(2 * pause, _MAX_INTERVAL)
             await trio.sleep(_BATCH)
 
     def finish(self, daemon: Daemon) -> None:
-        """Tell all that is left, and that this is all."""
+        """Send everything that is left, and "ended"."""
         self._flush()
         self._counts = {}
-        self._count(daemon)
+        self._send_statistics(daemon)
         self._send(encode("ended"))
 
-    def unheard(self) -> None:
-        """The owner has ended, and has not taken all that it was told."""
-        self._lines.show("has ended")
+    def owner_exited(self) -> None:
+        """Print the log lines that the owner did not read before it exited."""
+        self._owner_log.print_unread("has exited without reading its reports")
 
     def _flush(self) -> None:
         while self._packets and self._send(self._packets[0]):
             self._packets.popleft()
         _send_all(self._events, MAX_EVENTS, lambda some: self._send(pack_events(some)))
-        _send_all(self._endings, MAX_ENDINGS, lambda some: self._send(pack_endings(some)))
+        _send_all(self._resolved, MAX_RESOLVED, lambda some: self._send(pack_resolved(some)))
         if self._dropped and self._send(encode("dropped", {"count": self._dropped})):
             self._dropped = 0
 
-    def _count(self, daemon: Daemon) -> bool:
-        """Send the counts if there are new ones, or if they are asked for; whether there were."""
+    def _send_statistics(self, daemon: Daemon) -> bool:
+        """Send the statistics if they have changed or are requested.  Returns whether they have."""
         statistics, most = daemon.statistics(), MAX_OPEN
         counts = pack_statistics(statistics)
         new = counts != self._counts
-        if not new and not self._asked:
+        if not new and not self._requested:
             return False
-        fields = {"pid": os.getpid(), "answers": self._asked}
+        fields = {"pid": os.getpid(), "number": self._requested}
         while len(packet := encode("statistics", {**fields, **counts})) > LIMIT:
             most //= 2
             counts = pack_statistics(statistics, most)
         if self._send(packet):
             self._counts = counts
-            self._asked = 0
+            self._requested = 0
         return new
 
     def _send(self, packet: bytes) -> bool:
         try:
             self._sock.send(packet, socket.MSG_DONTWAIT)
-        except OSError:  # it is full, or the owner is gone
+        except OSError:  # the socket is full, or the owner is gone
             return False
         return True
 

@@ -1,9 +1,9 @@
-"""What one worker of an external policy leaves to the next one.
+"""The state that one worker of an external policy leaves to the next.
 
-A worker may be killed at any moment.  What its successor has to know is kept outside of it: the
-page book, in a memory file that is written in place; and with the supervisor, where the parts of
-the region lie since mremap(2) and munmap(2), and the userfaultfds of children, which would read
-zeros if their last descriptor were closed.
+A worker may be killed at any moment, so the state is kept outside of it.  The page book is in a
+memory file that the workers write in place.  The supervisor keeps where the segments of the region
+are after mremap(2) and munmap(2), and the userfaultfds of forked children, which would read zeros
+if their last descriptor were closed.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     from uffdaemon.uapi.events import Event
 
 
-class Inheritance:
-    """Takes over from predecessors, and keeps the supervisor informed of what has changed.
+class SavedState:
+    """Takes over the state of the last worker, and sends changes of it to the supervisor.
 
-    `daemon` is to be set before anything is served.
+    Set `daemon` before anything is served.
     """
 
     daemon: Daemon
     _pages: PageMap
-    """Those of the owner's region."""
+    """The pages of the owner's region."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._log = structlog.stdlib.get_logger("uffdaemon")
         self._numbers: dict[Userfaultfd, int] = {}
-        """What the supervisor knows each userfaultfd by; 0 is the owner's."""
+        """The supervisor's number for each userfaultfd; 0 is the owner's."""
         self._last = 0
         self._known: dict[int, list[list[int]]] = {}
         self.hooks = Hooks(fork=self._event, remap=self._event, unmap=self._event)
 
-    def take(self, uffd: Userfaultfd, region: Region) -> dict[Userfaultfd, RegionTable]:
-        """What is to be served: the region of `uffd`, where it lies by now, and children."""
+    def load(self, uffd: Userfaultfd, region: Region) -> dict[Userfaultfd, RegionTable]:
+        """What to serve: the region of `uffd`, with its current segments, and forked children."""
         table = RegionTable()
         table.add(region)
         served = {uffd: table}
@@ -87,12 +87,12 @@ class Inheritance:
             )
 
     def _event(self, event: Event) -> None:
-        """Tables change, and children are taken in, within this turn of the loop."""
+        """Send the change once this turn of the loop has applied it."""
         del event
-        trio.lowlevel.current_trio_token().run_sync_soon(self._leave, idempotent=True)
+        trio.lowlevel.current_trio_token().run_sync_soon(self._send_changes, idempotent=True)
 
-    def _leave(self) -> None:
-        """Have the supervisor keep what it does not know yet."""
+    def _send_changes(self) -> None:
+        """Send the supervisor what has changed since the last call."""
         served = self.daemon.served()
         for uffd in [uffd for uffd in self._numbers if uffd not in served]:
             number = self._numbers.pop(uffd)
@@ -110,10 +110,10 @@ class Inheritance:
             self._known[self._numbers[uffd]] = segments
 
     def _book_of(self, table: RegionTable) -> PageBook:
-        """A child's page book, which is in a file as its parent's is."""
+        """The page book of a child, which is in a memory file like its parent's."""
         for segment in table:
             return segment.region.pages.book
-        return self._pages.book  # it has no memory of ours: nobody is going to look
+        return self._pages.book  # the child has no segments: it is never read
 
     def _send(self, number: int, segments: list[list[int]] | None, *fds: int) -> None:
         message = json.dumps({"number": number, "segments": segments}).encode()
@@ -123,12 +123,12 @@ class Inheritance:
                 raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
             self._sock.sendmsg([message], [rights] if fds else [], socket.MSG_DONTWAIT)
         except OSError as error:
-            # It has been killed, say, or the parts are more than a message holds.
-            self._log.error("a successor will not know where memory lies", error=str(error))
+            # The supervisor was killed, or there are more segments than fit into a message.
+            self._log.error("state for the next worker not saved", error=str(error))
 
 
 def _moved(region: Region, start: int, pages: PageMap) -> Region:
-    """The same region, seen from another start."""
+    """The same region with another start."""
     moved = copy(region)
     moved.start, moved.pages = start, pages
     return moved
