@@ -3,12 +3,14 @@
 The first run records the working set.  The second fills it in advance and takes no faults.
 """
 
+import mmap
+
 import trio
 
 import uffdaemon
 from uffdaemon import BytesSource, CopyFrom, Hooks, Memory, Resolved
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 IMAGE = b"".join(f"page {number}".encode().ljust(PAGE, b" ") for number in range(1024))
 WORKING_SET = (3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987)
 

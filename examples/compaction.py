@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import mmap
 import os
 import random
 import shutil
@@ -64,7 +65,7 @@ from uffdaemon import (
 if TYPE_CHECKING:
     from typing import Self
 
-PAGE: Final = 4096
+PAGE: Final = mmap.PAGESIZE
 PIECE: Final = 16
 """Pages moved for one fault: enough to amortise the fixed cost of a move."""
 BATCH: Final = 1024

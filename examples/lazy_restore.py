@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_int64, c_void_p
+from mmap import PAGESIZE
 from pathlib import Path
 
 import trio
@@ -105,7 +106,7 @@ def main(path: Path, statement: str = "") -> int:
         theirs.close()
         digest = trio.run(restore, path, statement, ours)
     expected = path.read_bytes()
-    expected += bytes(-len(expected) % 4096)  # memory consists of pages; zeros follow the file
+    expected += bytes(-len(expected) % PAGESIZE)  # memory consists of pages; zeros follow the file
     equal = digest == hashlib.sha256(expected).digest()
     print("the restored memory", "equals" if equal else "DIFFERS FROM", path)
     return 0 if equal else 1

@@ -13,6 +13,7 @@ import struct
 import sys
 import tempfile
 import zlib
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ class Image:
 def policy() -> FaultAround:
     """The policy by the name ``numpy_lazy:policy()``.  One fault fills a whole chunk."""
     source = AsyncSource(Image(os.environ[IMAGE]).fetch, SIZE)
-    return FaultAround(CopyFrom(source), pages=CHUNK // 4096)
+    return FaultAround(CopyFrom(source), pages=CHUNK // PAGESIZE)
 
 
 # -- in this one -------------------------------------------------------------------------------
