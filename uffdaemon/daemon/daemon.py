@@ -19,7 +19,7 @@ from uffdaemon.engine.move_faults import book_moves
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.plan import ExternalPolicy
 from uffdaemon.guard.guarded_region import GuardedRegion
-from uffdaemon.guard.requirements import prepare
+from uffdaemon.guard.requirements import prepare, resolver_for
 from uffdaemon.model.region import (
     HOLD,
     POLICY_TIMEOUT,
@@ -179,29 +179,12 @@ class Daemon:
         """
         if memory.start == 0:
             raise errors.InvalidRange("this memory has been unmapped")
-        placement, resolver = Placement(placement), Resolver(resolver)
-        if placement is Placement.IN_PROCESS:
-            resolver = Resolver.LOOP
-        elif placement is Placement.EXTERNAL and resolver is Resolver.IN_THREAD:
-            raise errors.PlacementRefused(
-                "placement='external' resolves faults in another process, and "
-                "resolver='in-thread' in the faulting thread: choose one"
-            )
-        elif placement is Placement.NATIVE and resolver is Resolver.LOOP:
-            raise errors.PlacementRefused(
-                "resolver='loop' is not native: use placement='in_process' to have the trio loop "
-                "resolve faults"
-            )
-        external = placement is Placement.EXTERNAL
-        if isinstance(policy, str) and not external:
-            raise errors.PlacementRefused(
-                f"{policy!r:.100} is the name of a policy, for placement='external'; pass the "
-                "policy itself to use it in this process"
-            )
+        placement = Placement(placement)
+        resolver = resolver_for(placement, Resolver(resolver))
         region = GuardedRegion(
             memory.start,
             memory.length,
-            ExternalPolicy(policy) if external or isinstance(policy, str) else policy,
+            _placed(policy, placement),
             memory.page_size,
             on_failure=on_failure,
             retry=retry,
@@ -214,7 +197,7 @@ class Daemon:
         again = memory.userfaultfd is not None
         uffd = prepare(memory, features, user_mode_only, register, resolver)
         self._memories[region] = memory
-        if external:
+        if placement is Placement.EXTERNAL:
             worker = self._servers.start_external(uffd, region, register)
             region.why_unsafe = lambda: _ENDED if worker.ended.is_set() else worker.refusal
             return region
@@ -228,7 +211,6 @@ class Daemon:
             # This is the loop's thread, which would wait for itself.
             memory.refuse_in_thread(threading.get_ident(), region.pages)
             server.on_end.append(memory.allow_in_thread)
-        self._memories[region] = memory
         return region
 
     def remove_region(self, region: Region, missing: Missing | None = None) -> None:
@@ -395,3 +377,18 @@ class Daemon:
         while True:
             await trio.sleep(interval)
             self._log_statistics()
+
+
+def _placed(policy: Policy | str, placement: Placement) -> Policy:
+    """The policy, or what takes its place here if another process runs it.
+
+    Raises `PlacementRefused`.
+    """
+    if placement is Placement.EXTERNAL:
+        return ExternalPolicy(policy)
+    if isinstance(policy, str):
+        raise errors.PlacementRefused(
+            f"{policy!r:.100} is the name of a policy, for placement='external'; pass the policy "
+            "itself to use it in this process"
+        )
+    return policy

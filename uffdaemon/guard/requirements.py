@@ -24,6 +24,26 @@ KINDS: Final = {RegisterMode.MISSING: FaultKind.MISSING, RegisterMode.MINOR: Fau
 _EXTERNAL: Final = Placement.EXTERNAL
 
 
+def resolver_for(placement: Placement, resolver: Resolver) -> Resolver:
+    """The resolver that memory with this placement gets.
+
+    Raises `PlacementRefused` if the two exclude each other.
+    """
+    if placement is Placement.IN_PROCESS:
+        return Resolver.LOOP
+    if placement is Placement.EXTERNAL and resolver is Resolver.IN_THREAD:
+        raise errors.PlacementRefused(
+            "placement='external' resolves faults in another process, and resolver='in-thread' in "
+            "the faulting thread: choose one"
+        )
+    if placement is Placement.NATIVE and resolver is Resolver.LOOP:
+        raise errors.PlacementRefused(
+            "resolver='loop' is not native: use placement='in_process' to have the trio loop "
+            "resolve faults"
+        )
+    return resolver
+
+
 def prepare(
     memory: Memory,
     features: Features,

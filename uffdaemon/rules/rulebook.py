@@ -1,7 +1,7 @@
-"""The rules of one userfaultfd that is served: what of its regions' policies C carries out.
+"""The rules of one userfaultfd: the part of its regions' policies that C carries out.
 
-Lowering is pure (`uffdaemon.rules.lowering`).  Here its rules are cut to the parts that are mapped,
-checked against what a pure module cannot know, and handed to the port.
+Lowering is pure (`uffdaemon.rules.lowering`).  Here the rules are cut to the mapped segments,
+checked against what a pure module cannot know, and published to the port.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class _Lowered(NamedTuple):
-    """What stands for one region's policy."""
+    """The rules for one region's policy."""
 
     rules: list[Rule] | None
-    """None: to be asked for."""
+    """None if they must be made again."""
     pages: PageMap
     zeros: int
 
@@ -38,9 +38,9 @@ class _Lowered(NamedTuple):
 class Rulebook:
     """Keeps the rules of `port` in step with the regions of `handler`.
 
-    `outdated` is called, from any thread, when they have to be written anew.  With `native`, the
-    port is not served by the event loop: C knows of events before Python does then, and has to know
-    all addresses, those that are Python's too.
+    `outdated` is called, from any thread, when they must be updated.  With `native`, C serves the
+    port without the event loop.  Then C reads events before Python does, and its rules must cover
+    every address, including those whose faults go to Python.
     """
 
     def __init__(
@@ -55,39 +55,42 @@ class Rulebook:
         self._port = port
         self._outdated = outdated
         self._native_port = native
-        # Hooks that are asked before an action have to be asked in Python.
+        # `before` hooks are called in Python, for every fault.
         self._lowered = not handler.hooks.before
         self._known: dict[int, _Lowered] = {}
         self._sources: list[tuple[int, int]] = []
-        """(start, end) of what rules move from."""
+        """The ranges (start, end) that rules move from."""
         self._unmappings = 0
-        """How often memory of the library has been unmapped."""
+        """How many times memory of the library has been unmapped."""
         before_unmapping.append(self._unmapping)
 
     def close(self) -> None:
-        """The port is used no more."""
+        """Stop observing unmappings: the port is no longer served."""
         if self._unmapping in before_unmapping:
             before_unmapping.remove(self._unmapping)
 
     @property
     def moves(self) -> bool:
-        """Whether anything is moved, or would be but for its source."""
+        """Whether a policy moves pages, even if no rule may do it now."""
         return any(any(map(_is_move, each.rules or ())) for each in self._known.values())
 
     def update(self) -> bool:
-        """Write the regions' policies down for C, as far as they can be.  False: events have come
-        that have to be taken first; what was written before holds until then."""
+        """Lower the regions' policies and publish the rules.
+
+        Returns False if events have arrived that must be handled first; until then the old rules
+        stay in force.
+        """
         self._handler.stale.clear()
         known = -1
         while known != self._unmappings:
-            # Another thread may unmap what has just been found to be there.
+            # Another thread may unmap a source that was just found to be mapped.
             known = self._unmappings
             if not self._write():
                 return False
         return True
 
     def gap(self, region: Region, kind: FaultKind) -> int | None:
-        """The first offset at which C does not answer faults of `kind`; None: it answers all."""
+        """The first offset at which no rule covers faults of `kind`; None if there is none."""
         known = self._known.get(id(region.pages))
         if known is None or not self._lowered:
             return 0
@@ -97,7 +100,7 @@ class Rulebook:
     def _write(self) -> bool:
         served = {id(segment.region.pages) for segment in self._handler.regions}
         self._known = {key: known for key, known in self._known.items() if key in served}
-        # Where a source lies may have changed: what was written down of moves is asked for anew.
+        # The address of a source may have changed: make rules that move again.
         for key, known in self._known.items():
             if any(map(_is_move, known.rules or ())):
                 self._known[key] = known._replace(rules=None)
@@ -113,12 +116,12 @@ class Rulebook:
         return self._port.publish(rules)
 
     def forget(self, segments: list[Segment]) -> None:
-        """These regions are served no more."""
+        """Drop the rules of segments that are no longer served."""
         for segment in segments:
             self._known.pop(id(segment.region.pages), None)
 
     def _unmapping(self, start: int, end: int) -> None:
-        """Nothing may be moved from there any more: something else may be mapped there next."""
+        """Withdraw rules that move from this range: other memory may be mapped there next."""
         self._unmappings += 1
         if any(low < end and start < high for low, high in list(self._sources)):
             self._port.withdraw()
@@ -147,7 +150,7 @@ class Rulebook:
                 code,
                 part.mode,
                 part.source,
-                region.start % (1 << 64),  # a part that was moved down may begin "before" 0
+                region.start % (1 << 64),  # negative if the segment was moved down
                 region.page_size,
                 max(part.window, region.page_size),
                 known.pages.book,
@@ -173,8 +176,12 @@ class Rulebook:
         return found
 
     def _allowed(self, rule: Rule) -> bool:
-        """Whether C may carry the rule out: moving from memory that is ours to give, and of whose
-        pages nobody here keeps books; copying by a thread that does not have to wait for itself."""
+        """Whether C may carry the rule out.
+
+        A source of moves must be memory that this library has mapped, or declared foreign, and must
+        not be guarded.  A resolver thread must not copy from guarded memory: it could wait for
+        itself.
+        """
         if rule.code is Code.COPY and self._native_port:
             return not self._served(rule)
         if rule.code is not Code.MOVE:
@@ -186,7 +193,7 @@ class Rulebook:
         )
 
     def _served(self, rule: Rule) -> bool:
-        """Whether a part of the source is guarded itself."""
+        """Whether a part of the source is guarded."""
         return any(
             handler.regions.clip(rule.source, rule.source + rule.end - rule.start)
             for handler in self._handler.of_this_process()
@@ -198,7 +205,7 @@ def _is_move(rule: Rule) -> bool:
 
 
 def _zeros_of(region: Region) -> int:
-    """What a discarded page becomes, as `NativeRule.zeros`."""
+    """What C does with a discarded page, as `NativeRule.zeros`."""
     if region.after_remove != "zero":
         return 0
     size = region.page_size
