@@ -161,6 +161,7 @@ ffibuilder.set_source(
     depends=[str(path) for path in sorted(HERE.glob("*.h"))],
     extra_compile_args=[
         *("-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"),
+        "-Werror=implicit-function-declaration",  # as newer compilers have it
         f"-iquote{HERE}",
     ],
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),

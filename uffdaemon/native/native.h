@@ -33,6 +33,7 @@
 #include "resolver.h"
 #include "rules.h"
 #include "serve.h"
+#include "sigaction.h"
 #include "sigbus.h"
 #include "snapshot.h"
 #include "watchdog.h"
