@@ -1,126 +1,96 @@
-"""Carrying actions out: one handler for each userfaultfd.
+"""The handler of one userfaultfd: faults and events in, one batch of operations out.
 
-The way of a fault that rules do not cover: `answer` takes what was read and lets the ledger know;
-`uffdaemon.engine.decide` asks the policy and the hooks; `carry_out` turns the action into a step,
-or hands it to a task where it has to wait; `flush` issues all steps of the batch in one call;
-`settle` books what came of each.  A fault leaves in `resolve`, and in no other place.
+The way of a fault that no rule resolves, from top to bottom:
 
-Nothing here waits: everything between reading a message and recording its fault, and between
-issuing an operation and booking its result, happens without a checkpoint.
+    handle     what was read: events are applied, faults enter the ledger
+    decide     the policy and the hooks, which return what comes next (`engine.next_step`)
+    _follow    takes those steps, until the fault is in the batch, waits, or has ended
+    flush      issues the batch in one call, merged; each result says what comes next
+    resolve    the one place where a fault leaves the ledger
+
+Only this module touches the batch, and nothing that it calls calls it back, but for tasks that end
+and `resume` their faults.  Nothing here waits: between reading a message and recording its fault,
+and between issuing an operation and recording its result, there is no checkpoint.
 """
 
 from __future__ import annotations
 
-import errno
 import time
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from uffdaemon import errors
-from uffdaemon.actions import (
-    FILLS,
-    Action,
-    Copy,
-    Fill,
-    Move,
-    Perform,
-    Poison,
-    Wake,
-    Zero,
-)
-from uffdaemon.engine.apply_events import apply_event
+from uffdaemon.actions import FILLS, Fill, Hold, Wake
+from uffdaemon.engine.apply_events import apply_event, tell_event
 from uffdaemon.engine.decide import decide
-from uffdaemon.engine.failures import comes_back, fail, hold, release_held
-from uffdaemon.engine.move_faults import after_copy, empty, issue, refused, verify
-from uffdaemon.errors import error_of
-from uffdaemon.hooks import HookCalls, Resolved
-from uffdaemon.kernel.own_memory import check_own
-from uffdaemon.model.batch import Step, merge, narrow, operation, target
-from uffdaemon.model.ledger import Ledger, Waiting
-from uffdaemon.model.refaults import MAX_CLAIMS, MAX_REPEATS, Repeats
-from uffdaemon.model.region import Fault, Region, policy_name
-from uffdaemon.model.region_table import RegionTable, nowhere
-from uffdaemon.model.statistics import Counters
-from uffdaemon.ranges import PAGE_SIZE
-from uffdaemon.sources import zeros
-from uffdaemon.uapi.events import FaultKind, PageFault
-from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Operation, Outcome, Result, Status
+from uffdaemon.engine.failures import arrived, fail, hold, resolved_by_rule
+from uffdaemon.engine.move_faults import (
+    AFTER_COPY,
+    EVENT_IN_FLIGHT,
+    issue,
+    record_moves,
+    verify,
+)
+from uffdaemon.engine.next_step import (
+    Claimed,
+    ClientGone,
+    Ended,
+    Failed,
+    Later,
+)
+from uffdaemon.engine.results import claimed, reached, record_result, stopped
+from uffdaemon.engine.step_plan import alone, plan_step, wake_step
+from uffdaemon.engine.tasks import Tasks
+from uffdaemon.hooks import Resolved
+from uffdaemon.model.batch import Step, merge, narrow
+from uffdaemon.model.ledger import Waiting
+from uffdaemon.model.region import Fault
+from uffdaemon.model.region_table import nowhere
+from uffdaemon.uapi.events import PageFault
+from uffdaemon.uapi.outcomes import Code, Outcome, Result, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from structlog.stdlib import BoundLogger
+    from collections.abc import Iterable
 
     from uffdaemon.engine.apply_events import Applied
-    from uffdaemon.engine.tasks import SlowWork
-    from uffdaemon.hooks import Hooks
-    from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
-    from uffdaemon.uapi.events import Change, Event, ForkEvent
+    from uffdaemon.engine.next_step import Last, Next
+    from uffdaemon.engine.state import Served
+    from uffdaemon.model.region import Region
+    from uffdaemon.uapi.events import Change, Event
+    from uffdaemon.uapi.moved import Moved
 
 _clock = time.perf_counter_ns
 
 
 class Handler:
-    """Answers the faults of one userfaultfd, in Python."""
+    """Resolves the faults of one userfaultfd that need Python."""
 
-    def __init__(
-        self,
-        uffd: Userfaultfd,
-        hooks: Sequence[Hooks],
-        log: BoundLogger,
-        regions: RegionTable | None = None,
-    ) -> None:
-        self.uffd = uffd
-        self.log = log
-        self.regions = RegionTable() if regions is None else regions
-        self.ledger = Ledger()
-        self.counters = Counters()
-        self.hooks = HookCalls(hooks, self.counters, log)
-        self.slow: SlowWork
-        self.forks: list[tuple[ForkEvent, RegionTable]] = []
-        """Children whose userfaultfd is ours, with their regions, and not yet looked after."""
-        self.of_this_process: Callable[[], Iterable[Handler]] = lambda: (self,)
-        """The handlers of all userfaultfds of this process that the daemon serves."""
-        self.client_gone = False
+    def __init__(self, served: Served, fetch_limit: int) -> None:
+        self.served = served
+        self.tasks = Tasks(served, self.resume, fetch_limit)
+        self._ledger = served.ledger
         self._events: deque[Change | Applied] = deque()
-        self._steps: list[Step] = []
+        self._batch: list[Step] = []
         self._apart: list[Step] = []
-        self.failing: set[tuple[int, FaultKind]] = set()
-        """(address, kind) of faults that have failed and are still open."""
-        self.held: set[Fault] = set()
-        """What nobody is going to answer."""
-        self.repeats = Repeats()
-        self.stale: set[int] = set()
-        """Which page maps (by id) have changed so that rules made from them no longer hold."""
-        self.carry_out_all: CarryOut | None = None
-        """How operations are carried out where events may be known to C before they are here."""
-        self.wake: Callable[[], None] = lambda: None
-        """Called when whoever sleeps for this handler has something new to look at."""
-        self.catch_up: Callable[[], object] = lambda: None
-        """To be called by tasks before they act: events may have been read and not applied."""
-        self.events_applied: Callable[[], None] = lambda: None
-        """Called when everything that was read until then has been applied."""
-
-    def execute(self, operations: Sequence[Operation]) -> list[Result]:
-        """Carry operations out as whoever serves the userfaultfd has it done."""
-        return self.uffd.execute(operations, self.carry_out_all)
+        """Steps that must not be merged: merged once before, they failed."""
+        self._ended: deque[Resolved] = deque()
+        """What the ``after`` hooks have not been told yet."""
 
     # -- in ------------------------------------------------------------------------------------
 
-    def answer(self, events: Iterable[Event | Applied], read_at: int) -> None:
-        """Take in everything that was read, and answer what can be answered at once.
+    def handle(self, events: Iterable[Event | Applied], read_at: int) -> None:
+        """Take in everything that was read, and resolve what can be resolved at once.
 
         `events` must be all that was pending: what removes or moves ranges comes first.
         """
         faults = self._apply(events)
         entered = [fault for event in faults if (fault := self._enter(event, read_at)) is not None]
         for fault in entered:
-            decide(self, fault)
+            self._follow(fault, decide(self.served, fault))
         self.flush()
 
-    def note(self, events: Iterable[Event | Applied], read_at: int) -> None:
-        """Take in what was read, and list the faults as open, without answering them."""
+    def enter_only(self, events: Iterable[Event | Applied], read_at: int) -> None:
+        """Take in what was read, and list the faults as open, without resolving them."""
         for event in self._apply(events):
             self._enter(event, read_at)
         self.flush()
@@ -138,258 +108,214 @@ class Handler:
             else:
                 self._events.append(event)
         while self._events:
-            apply_event(self, self._events.popleft())
-        self.events_applied()
+            change = self._events.popleft()
+            for fault, step in apply_event(self.served, change):
+                self._follow(fault, step)
+            tell_event(self.served, change)
+        self.served.loop.events_applied()
         return faults
 
     def _enter(self, event: PageFault, read_at: int) -> Fault | None:
-        region = self.regions.find(event.address) or nowhere(event)
+        """The fault of a message, if it is to be decided about now."""
+        region = self.served.regions.find(event.address) or nowhere(event)
         address = event.address - (event.address - region.start) % region.page_size
         fault = Fault(
             address, event.kind, event.write, event.thread, event.address, region, read_at
         )
-        if self.ledger.enter(fault):
+        if self._ledger.enter(fault):
             return fault
-        self.counters.joined += 1
-        known = self.ledger.faults[address, event.kind]
-        if known not in self.held or known.region is not region:
+        self.served.counters.joined += 1
+        record = self._ledger.at(address, event.kind)
+        if record is None or record.state is not Waiting.NOBODY:
             return None
-        if self.repeats.back_at_once(fault):
+        if record.fault.region is not region or self.served.refaults.back_at_once(fault):
             return None  # the last of those wake-ups for which it failed
-        # Nobody is going to answer it, and yet somebody asks again: so does this.
-        self.held.remove(known)
-        self.failing.discard((address, event.kind))
-        self.ledger.wait(known, Waiting.DECISION)
-        return known
+        # Nobody is going to resolve it, and yet a thread faults again: so decide again.
+        self._ledger.reopen(record)
+        record.failed = False
+        return record.fault
 
     def retry_due(self) -> None:
         """Carry out again what was deferred and is due."""
-        for fault, action in self.ledger.take_due(_clock()):
-            if action is after_copy:
-                decide(self, fault)
-            else:
-                self.carry_out(fault, action)
+        for fault, action in self._ledger.take_due(_clock()):
+            self._follow(fault, decide(self.served, fault) if action is None else action)
         self.flush()
 
-    # -- carrying out --------------------------------------------------------------------------
+    def resume(self, steps: list[tuple[Fault, Next]]) -> None:
+        """A task has ended: go on with its faults."""
+        for fault, step in steps:
+            self._follow(fault, step)
+        self.flush()
 
-    def carry_out(self, fault: Fault, action: Action) -> None:
-        """Turn an action into a step of this batch, or hand it to a task if it has to wait."""
-        if not self.ledger.is_open(fault):
-            return
-        if self.held:
-            self.held.discard(fault)
-        try:
-            if isinstance(action, FILLS):
-                self._plan(fault, action)
-            elif isinstance(action, Perform):
-                self.slow.perform(fault, action)
-            elif isinstance(action, Wake):
-                self._wake(fault)
+    # -- one fault -----------------------------------------------------------------------------
+
+    def _follow(self, fault: Fault, step: Next) -> None:
+        """Take what comes next for a fault, until it is in the batch, waits, or has ended."""
+        while step is not None and self._ledger.is_open(fault):
+            if isinstance(step, (*FILLS, Wake)):
+                step = self._plan(fault, step)
+            elif isinstance(step, Failed):
+                step = fail(self.served, fault, step.error)
+            elif isinstance(step, Claimed):
+                step = claimed(self.served, fault, step.outcome)
             else:
-                hold(self, fault, action.reason)
+                self._leave_off(fault, step)
+                return
+
+    def _leave_off(self, fault: Fault, step: Last) -> None:
+        """Nothing comes next for now: the fault has ended, or waits."""
+        if isinstance(step, Ended):
+            self.resolve(fault, step.outcome, step.done)
+        elif isinstance(step, Hold):
+            hold(self.served, fault, step.reason)
+        elif isinstance(step, Later):
+            self._defer(fault, step, _clock())
+        elif isinstance(step, ClientGone):
+            self._lose_client()
+        else:
+            self.tasks.start(fault, step)
+
+    def _plan(self, fault: Fault, action: Fill | Wake) -> Next:
+        """Add the step of an action to the batch, or return what has to come before it."""
+        record = self._ledger.find(fault)
+        if record is not None:
+            self._ledger.reopen(record)
+        if isinstance(action, Wake):
+            self._batch.append(wake_step(fault))
+            return None
+        try:
+            planned = plan_step(self.served, fault, action)
         except (errors.UsageError, errors.SourceError) as error:
-            fail(self, fault, error)
+            return Failed(error)
         except Exception as error:  # noqa: BLE001  # a source's `address` may raise anything
             failed = errors.SourceFailed(f"{action!r} raised {error!r}")
             failed.__cause__ = error
-            fail(self, fault, failed)
+            return Failed(failed)
+        if not isinstance(planned, Step):
+            return planned
+        self._batch.append(planned)
+        return None
 
-    def _plan(self, fault: Fault, action: Fill) -> None:
-        region = fault.region
-        if self.discarded(fault) and not isinstance(action, Poison | Zero):
-            action = Zero()
-        filled: Fill = action
-        if isinstance(action, Zero) and region.page_size != PAGE_SIZE:
-            # Hugetlb has no zero page; a copy of zeros is the same.
-            filled = Copy(zeros(region.page_size), -fault.offset)
-        start, length = self.regions.around(fault.address, *target(fault, filled))
-        src = 0
-        if isinstance(filled, Copy):
-            offset = filled.offset + start - region.start
-            address = filled.source.address(offset, length)
-            if address is None:
-                self.slow.fetch(fault, filled, start, length)
-                return
-            src = address
-        elif isinstance(filled, Move):
-            if not self.uffd.same_process and filled.fallback is None:
-                raise errors.PlacementRefused(
-                    f"policy {policy_name(region.policy)} moves pages of another process, which "
-                    "the kernel refuses; let it run inside of that process, or copy"
-                )
-            offset = start - region.start
-            if filled.length is not None and offset + length > filled.length:
-                raise errors.SourceTooShort(
-                    f"the memory to move from has {filled.length} bytes; {length} at {offset:#x} "
-                    "were asked for"
-                )
-            src = filled.source + offset
-            if not filled.foreign and not check_own(src, length):
-                raise errors.ForeignMemory(
-                    f"policy {policy_name(region.policy)} moves from {src:#x}, which is not in "
-                    "memory that uffdaemon has mapped; foreign=True says that you know"
-                )
-            if not self.uffd.same_process:
-                self.slow.climb(fault, filled, fault.address, src + fault.address - start)
-                return
-        step = Step(operation(filled, region, start, length, src), region, [fault], [action])
-        self._steps.append(step)
+    def _defer(self, fault: Fault, later: Later, now: int) -> None:
+        if later.due is None:
+            self.served.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
+            self._ledger.defer(fault, later.action, now, later.reason)
+        else:
+            self._ledger.defer_until(fault, later.action, later.due, later.reason)
+        self.served.loop.wake()
 
-    def discarded(self, fault: Fault) -> bool:
-        """Whether the page's owner threw its content away, and zeros are due."""
-        region = fault.region
-        return (
-            region.pages.any_removed
-            and region.after_remove == "zero"
-            and fault.kind is FaultKind.MISSING
-            and fault.page in region.pages.removed
-        )
-
-    def _wake(self, fault: Fault) -> None:
-        self._steps.append(Step(wake_operation(fault), fault.region, [fault], [Wake()]))
+    # -- the batch -----------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Issue all steps; what that makes necessary (narrower ones, say) as well."""
-        while (self._steps or self._apart) and not self.client_gone:
-            steps, self._steps, self._apart = merge(self._steps) + self._apart, [], []
-            steps, results = issue(self, steps)
-            for step, result in zip(steps, results, strict=True):
+        """Issue the batch, and what its results make necessary (narrower steps, say)."""
+        while (self._batch or self._apart) and not self.served.client_gone:
+            steps, self._batch, self._apart = merge(self._batch) + self._apart, [], []
+            issued, results, late = issue(self.served, steps)
+            for step, result in zip(issued, results, strict=True):
                 self._settle(step, result)
-        self._steps.clear()
+            for fault in late:
+                self._follow(fault, AFTER_COPY)
+        self._batch.clear()
         self._apart.clear()
+        self._tell_ended()
 
     def _settle(self, step: Step, result: Result) -> None:
-        """Book what came of a step, and see to those of its faults that are left."""
-        self.book(step.region, result)
+        """Record what came of a step, and follow each of its faults."""
+        self._record(step.region, result)
         if result.operation.code is Code.MOVE and result.done:
-            verify(self, step, result)
+            verify(self.served, step, result)
         inside, beyond = narrow(step, result.progress)
         done = result.done
         for fault, action in inside:
-            self._answered(fault, action, result, done)
+            self._follow(fault, reached(self.served, fault, action, result, done))
             done = 0
         if not beyond:
             return
         if result.status is Status.CLIENT_GONE:
-            self.lose_client()
+            self._lose_client()
         elif result.status is Status.RETRY:
             now = _clock()  # one time for all, so that they are tried again together
             for fault, action in beyond:
-                self.defer(fault, action, now)
+                self._defer(fault, Later(action, EVENT_IN_FLIGHT), now)
         elif len(step.faults) > 1 or step.operation.length > step.region.page_size:
-            # What goes wrong may be a neighbour: each page by itself decides.
+            # What goes wrong may be a neighbour: try each page by itself.
             for fault, action in beyond:
-                at = len(self._steps)
-                self.carry_out(fault, alone(action))
+                at = len(self._batch)
+                self._follow(fault, alone(action))
                 # Merged once more they would fail once more, and so on for ever.
-                self._apart += self._steps[at:]
-                del self._steps[at:]
+                self._apart += self._batch[at:]
+                del self._batch[at:]
         else:
             [(fault, action)] = beyond
-            self._refused(fault, action, result)
+            self._follow(fault, stopped(self.served, fault, action, result))
 
-    def book(self, region: Region, result: Result) -> None:
-        """Note which pages of `region` an operation has brought, and how many bytes."""
-        code = result.operation.code
-        if code is not Code.WAKE:
-            self.counters.bytes_done[OUTCOME_OF_CODE[code]] += result.done
-        if result.progress and code not in (Code.WRITEPROTECT, Code.WAKE):
-            if code is Code.MOVE:
-                empty(self, result.operation.src, result.progress)
-            first = (result.operation.dst - region.start) // region.page_size
-            region.pages.present.add_range(first, first + result.progress // region.page_size)
-            if self.held:
-                release_held(self)
+    def _record(self, region: Region, result: Result) -> None:
+        record_result(self.served, region, result)
+        self._end_arrived()
 
-    @property
-    def holds(self) -> bool:
-        """Whether there are faults that nobody is going to answer."""
-        return bool(self.held)
-
-    def _answered(self, fault: Fault, action: Fill | Wake, result: Result, done: int) -> None:
-        code = result.operation.code
-        if result.present and not result.done:
-            outcome = Outcome.ALREADY_PRESENT
-        elif code is Code.COPY and isinstance(action, Zero):
-            outcome = Outcome.ZEROED
-        else:
-            outcome = OUTCOME_OF_CODE[code]
-        if outcome not in (Outcome.ALREADY_PRESENT, Outcome.WOKEN):
-            self.repeats.placed(fault)
-        elif comes_back(self, fault, MAX_REPEATS):
-            return
-        self.resolve(fault, outcome, done)
-
-    def _refused(self, fault: Fault, action: Fill | Wake, result: Result) -> None:
-        """A step for one page failed for good."""
-        error = error_of(result)
-        code = result.operation.code
-        if isinstance(action, Move) and code is Code.MOVE:
-            refused(self, fault, action, result)
-            return
-        if code is Code.COPY and result.error == errno.EFAULT and isinstance(action, Copy):
-            # The source lies in memory and cannot be read: its file shrank, or its disk failed.
-            self.slow.source_failed(fault, action, errors.SourceFailed(str(error)))
-            return
-        pages = fault.region.pages
-        if code is Code.CONTINUE and result.error == errno.EFAULT and fault.page in pages.removed:
-            # Its owner threw it out of the page cache: the thread has to look again.
-            self.carry_out(fault, Wake())
-            return
-        fail(self, fault, error)
+    def _end_arrived(self) -> None:
+        for fault in arrived(self.served) if self._ledger.held else ():
+            self.resolve(fault, Outcome.ALREADY_PRESENT)
 
     # -- out -----------------------------------------------------------------------------------
 
-    def defer(self, fault: Fault, action: Action, now: int) -> None:
-        """An event is in flight: try again when its thread has had time to run."""
-        self.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
-        self.ledger.defer(fault, action, now, "an event is in flight (EAGAIN)")
-        self.wake()
-
-    def resolve(self, fault: Fault, outcome: Outcome, done: int = 0) -> None:
-        """The fault has ended."""
-        if not self.ledger.leave(fault):
+    def resolve(self, fault: Fault, outcome: Outcome | None, done: int = 0) -> None:
+        """The fault has ended; None: with an outcome that C has counted already."""
+        if not self._ledger.leave(fault):
             return
-        if self.failing:
-            self.failing.discard((fault.address, fault.kind))
-        if self.held:
-            self.held.discard(fault)
-        latency = _clock() - fault.read_at
-        self.counters.resolved(fault.kind, outcome, latency)
-        self.hooks.after(Resolved(fault, outcome, latency, done))
-        if len(self.ledger) == len(self.held):
-            self.wake()
-
-    def woken(self, fault: Fault, outcome: Outcome) -> None:
-        """Somebody's work has answered the fault: wake its thread, and see that it stays away."""
-        if comes_back(self, fault, MAX_CLAIMS):
-            return
-        [result] = self.execute([wake_operation(fault)])
-        if result.status is Status.CLIENT_GONE:
-            self.lose_client()
-        elif result.status is Status.FAILED:
-            fail(self, fault, error_of(result))
+        if outcome is None:
+            self.served.counters.joined += 1
         else:
-            self.resolve(fault, outcome)
+            latency = _clock() - fault.read_at
+            self.served.counters.resolved(fault.kind, outcome, latency)
+            self._ended.append(Resolved(fault, outcome, latency, done))
+        if len(self._ledger) == self._ledger.held:
+            self.served.loop.wake()
+
+    def _tell_ended(self) -> None:
+        while self._ended:
+            self.served.hooks.after(self._ended.popleft())
+
+    def _lose_client(self) -> None:
+        self.served.client_gone = True
+        for fault in self._ledger:
+            self.resolve(fault, Outcome.CLIENT_GONE)
+        self.served.loop.wake()
+
+    # -- what others have found out or done ----------------------------------------------------
 
     def lose_client(self) -> None:
         """The process is gone: so are its faults."""
-        self.client_gone = True
-        for fault in list(self.ledger.faults.values()):
-            self.resolve(fault, Outcome.CLIENT_GONE)
-        self.wake()
+        self._lose_client()
+        self._tell_ended()
 
-    def add_step(self, step: Step) -> None:
-        """Have a step issued with the next flush."""
-        self._steps.append(step)
+    def end(self, faults: Iterable[Fault], outcome: Outcome) -> None:
+        """These faults have ended without an operation of this handler."""
+        for fault in faults:
+            self.resolve(fault, outcome)
+        self._tell_ended()
 
+    def hold_all(self, faults: Iterable[Fault], reason: str) -> None:
+        """Nobody is going to resolve these faults."""
+        for fault in faults:
+            hold(self.served, fault, reason)
 
-def alone(action: Fill | Wake) -> Fill | Wake:
-    """The same for nothing but the page of the fault."""
-    return action if isinstance(action, Wake) else replace(action, extent=1)
+    def rules_resolved(self, events: Iterable[Event]) -> None:
+        """Rules have resolved faults: those that are held here for the same pages have ended."""
+        for event in events:
+            if isinstance(event, PageFault):
+                for fault in resolved_by_rule(self.served, event):
+                    self.resolve(fault, None)
+        self._end_arrived()
+        self._tell_ended()
 
+    def record(self, region: Region, result: Result) -> None:
+        """An operation on `region` that was not issued for a fault, such as that of a fill."""
+        self._record(region, result)
+        self._tell_ended()
 
-def wake_operation(fault: Fault) -> Operation:
-    """Let whoever waits for the fault's page try again."""
-    return Operation(Code.WAKE, fault.address, fault.region.page_size)
+    def record_moves(self, moved: Moved) -> None:
+        """Pages were moved by a call: what has arrived is there, and what is held there ends."""
+        record_moves(self.served, moved)
+        self._end_arrived()
+        self._tell_ended()

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from uffdaemon.engine.apply_events import Applied
-from uffdaemon.engine.failures import answered_anew, refused_in_c, release_held
+from uffdaemon.engine.apply_events import events_of
+from uffdaemon.engine.failures import refused_in_c
 from uffdaemon.engine.observers import AsyncHooks
 from uffdaemon.engine.shutdown import abandon, poison_open_faults, warn_of_closing, would_read_zeros
-from uffdaemon.engine.tasks import SlowWork
+from uffdaemon.engine.state import Served
+from uffdaemon.handlers import Handler
 from uffdaemon.hooks import Resolved
-from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import Fault
 from uffdaemon.native.ports import MESSAGE_BATCH
 from uffdaemon.placement import Shutdown
@@ -29,9 +29,13 @@ from uffdaemon.uapi.events import PageFault, parse
 from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from uffdaemon.handlers import Handler
+    from structlog.stdlib import BoundLogger
+
+    from uffdaemon.engine.apply_events import Applied
+    from uffdaemon.hooks import Hooks
+    from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
     from uffdaemon.model.region_table import RegionTable
     from uffdaemon.model.statistics import Counters
     from uffdaemon.native.ports import Record
@@ -55,7 +59,10 @@ class Server:
 
     def __init__(
         self,
-        handler: Handler,
+        uffd: Userfaultfd,
+        hooks: Sequence[Hooks],
+        log: BoundLogger,
+        regions: RegionTable | None,
         *,
         staff: Staff,
         resolver: Resolver,
@@ -63,19 +70,20 @@ class Server:
         fetch_limit: int,
         owns_fd: bool,
         on_fork: Callable[[Server, ForkEvent, RegionTable], None],
+        peers: Callable[[], Iterable[Served]],
     ) -> None:
-        self.handler = handler
-        self.uffd = handler.uffd
+        self.uffd = uffd
+        self.served = Served(uffd, hooks, log, self, regions)
+        self.handler = Handler(self.served, fetch_limit)
         self.owns_fd = owns_fd
         self.ended = trio.Event()
         self.on_end: list[Callable[[], None]] = []
         """Called once nothing is served any more."""
-        self._fd = handler.uffd.fileno()
-        self.post = Post(handler.uffd, resolver, staff, name)
+        self._fd = uffd.fileno()
+        self.post = Post(uffd, resolver, staff, name)
         self._port = self.post.port
-        self._port.record_all = handler.hooks.see_endings
-        self.rules = Publisher(handler, self.post, wake=self.wake, catch_up=self.catch_up)
-        self._fetch_limit = fetch_limit
+        self._port.record_all = self.served.hooks.see_endings
+        self.rules = Publisher(self.served, self.post, wake=self.wake, catch_up=self.catch_up)
         self._on_fork = on_fork
         self._token = trio.lowlevel.current_trio_token()
         self._begun = trio.Event()
@@ -90,12 +98,9 @@ class Server:
         """What is for Python, and when it was read, until it is answered."""
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
-        handler.wake = self.wake
-        handler.catch_up = self.take
-        handler.events_applied = self._port.events_applied
+        self._peers = peers
+        self._carry_out = self._port.execute if self.post.native else None
         self.uffd.on_close.append(self.let_go)
-        if self.post.native:
-            handler.carry_out_all = self._port.execute
         try:
             self.post.take_up()
         except BaseException:
@@ -109,15 +114,13 @@ class Server:
         """Serve until `stop`, until the client is gone, or until the descriptor is closed."""
         try:
             with trio.CancelScope(shield=True):
-                async with AsyncHooks.open(self.handler.hooks) as hooks:
+                async with AsyncHooks.open(self.served.hooks) as hooks:
                     async with trio.open_nursery() as reading:
-                        async with trio.open_nursery() as nursery:
-                            self.handler.slow = SlowWork(self.handler, nursery, self._fetch_limit)
+                        async with self.handler.tasks.open():
                             self._begun.set()
                             await self._loop()
                             self._last_turn()
                             reading.start_soon(self._go_on_reading)
-                            nursery.cancel_scope.cancel()
                         while self.uffd.copies.under_way and not self.uffd.closed:  # noqa: ASYNC110  # set by threads
                             await trio.sleep(_COPY_PAUSE)
                         reading.cancel_scope.cancel()
@@ -142,18 +145,19 @@ class Server:
         """Answer nothing any more; but threads that copy may wait for their events to be read, and
         cannot be cancelled."""
         while not self.uffd.closed:
-            self.handler.note(self.uffd.read_events(), _clock())
+            self.handler.enter_only(self.uffd.read_events(), _clock())
             await trio.sleep(_COPY_PAUSE)
 
     def _over(self) -> bool:
-        return self._stopping or self.handler.client_gone
+        return self._stopping or self.served.client_gone
 
     def _last_turn(self) -> None:
         if self.uffd.closed:
             return
         self.catch_up()
-        if self._poisoning and not self.handler.client_gone:
-            poison_open_faults(self.handler)
+        if self._poisoning and not self.served.client_gone:
+            for fault, outcome in poison_open_faults(self.served):
+                self.handler.end([fault], outcome)
 
     def turn(self) -> bool:
         """Read and answer once; whether anything came."""
@@ -168,9 +172,9 @@ class Server:
             worked = self.take()
             if self.rules.outdated:
                 self.rules.update()
-        if self.handler.ledger.next_due() is not None:
+        if self.served.ledger.next_due() is not None:
             self.handler.retry_due()
-        self._port.record_all = self.handler.hooks.see_endings or self.handler.holds
+        self._port.record_all = self.served.hooks.see_endings or self.served.ledger.held > 0
         if self._port.error:
             self._read_failed(self._port.error)
         return worked
@@ -198,12 +202,14 @@ class Server:
         forwarded = [record for record in records if not record.code]
         if forwarded:
             read_at = min(record.latency for record in forwarded)
-            self._taken = _events_of(forwarded), read_at
+            self._taken = events_of(forwarded), read_at
         for record in records:
-            if record.code and (record.error or self.handler.hooks.see_endings):
+            if record.code and (record.error or self.served.hooks.see_endings):
                 self._tell(record, now)
-        if self.handler.holds:
-            self._end_held([record.message for record in records if record.code])
+        if self.served.ledger.held:
+            # Threads whose faults were held have faulted again, and rules have resolved them.
+            by_rule = b"".join(record.message for record in records if record.code)
+            self.handler.rules_resolved(parse(by_rule))
         self._answer_taken()
 
     def _answer_taken(self) -> None:
@@ -217,26 +223,19 @@ class Server:
         if len(events) >= MESSAGE_BATCH and not self.post.native:
             # The buffer was full: an event that came before these faults may still be unread.
             events += self.uffd.read_events()
-        self.handler.answer(events, read_at)
-        if self.handler.stale:
+        self.handler.handle(events, read_at)
+        if self.served.stale:
             self.rules.update()
-        forks, self.handler.forks = self.handler.forks, []
+        forks, self.served.forks = self.served.forks, []
         for event, regions in forks:
             self._on_fork(self, event, regions)
-
-    def _end_held(self, answered: list[bytes]) -> None:
-        """Threads whose faults were held have asked again, and rules have answered."""
-        for event in parse(b"".join(answered)):
-            if isinstance(event, PageFault):
-                answered_anew(self.handler, event)
-        release_held(self.handler)
 
     def _tell(self, record: Record, now: int) -> None:
         """Tell the ``after`` hooks of a fault that a rule has answered."""
         [event] = parse(record.message)
         if not isinstance(event, PageFault):
             return
-        region = self.handler.regions.find(event.address)
+        region = self.served.regions.find(event.address)
         if region is None:
             return
         fault = Fault(
@@ -251,16 +250,16 @@ class Server:
         code = Code(record.code)
         outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[code]
         if record.error:
-            refused_in_c(self.handler, fault, record.error)
-        self.handler.hooks.after(Resolved(fault, outcome, record.latency, record.done))
+            refused_in_c(self.served, fault, record.error)
+        self.served.hooks.after(Resolved(fault, outcome, record.latency, record.done))
 
     def _read_failed(self, number: int) -> None:
-        self.handler.log.error("reading the userfaultfd failed", errno=number)
+        self.served.log.error("reading the userfaultfd failed", errno=number)
         self._stopping = True
 
     async def _sleep(self) -> None:
         """Until a message comes, a deferred fault is due, or `wake`."""
-        due = self.handler.ledger.next_due()
+        due = self.served.ledger.next_due()
         wait = math.inf if due is None else max(due - _clock(), 0) / 1e9
         if self._awake:
             return
@@ -271,6 +270,21 @@ class Server:
                 with suppress(trio.ClosedResourceError):
                     await self.post.wait()
         self._scope = None
+
+    # -- what the engine asks of its loop ------------------------------------------------------
+
+    @property
+    def carry_out(self) -> CarryOut | None:
+        """How operations are carried out while C serves: events may be known to it first."""
+        return self._carry_out
+
+    def events_applied(self) -> None:
+        """Everything that was taken until now has been applied."""
+        self._port.events_applied()
+
+    def peers(self) -> Iterable[Served]:
+        """All userfaultfds of this process that the daemon serves."""
+        return self._peers()
 
     def wake(self) -> None:
         """Look again: something has changed."""
@@ -295,11 +309,7 @@ class Server:
 
     def _is_quiet(self) -> bool:
         """Whether nothing is open but what nobody is going to answer."""
-        now = _clock()
-        ledger = self.handler.ledger
-        return not ledger or all(
-            entry.waiting is Waiting.NOBODY for entry in ledger.open_faults(now)
-        )
+        return len(self.served.ledger) == self.served.ledger.held
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:
         """Stop serving within `patience` seconds, doing about open faults what `how` says."""
@@ -317,21 +327,20 @@ class Server:
             self._poisoning = how is Shutdown.POISON
             self.stop()
             await self.ended.wait()
-        for entry in self.handler.ledger.open_faults(_clock()):
-            self.handler.log.warning("thread left waiting", fault=str(entry))
+        for entry in self.served.ledger.open_faults(_clock()):
+            self.served.log.warning("thread left waiting", fault=str(entry))
 
     def add_counters(self, total: Counters) -> None:
         """Add what this server has counted, in Python and in C."""
         if self._fd >= 0:
             self._port.settle()  # whoever was woken by an answer finds it counted
-        total.add(self.handler.counters)
+        total.add(self.served.counters)
         total.add_port(self._port)
 
     def woken(self, start: int, end: int) -> None:
         """The kernel has woken everybody in a range that is watched no more."""
         self._port.release(start, end - start)
-        for fault in self.handler.ledger.inside(start, end):
-            self.handler.resolve(fault, Outcome.WOKEN)
+        self.handler.end(self.served.ledger.inside(start, end), Outcome.WOKEN)
 
     def stop(self) -> None:
         """Have the loop end at once."""
@@ -355,9 +364,9 @@ class Server:
             call()
         if self.let_go in self.uffd.on_close:
             self.uffd.on_close.remove(self.let_go)
-            abandon(self.handler, self.post, poisoning=self._poisoning)
-        elif not self.uffd.same_process and not self.handler.client_gone:
-            warn_of_closing(self.handler)
+            abandon(self.served, self.post, poisoning=self._poisoning)
+        elif not self.uffd.same_process and not self.served.client_gone:
+            warn_of_closing(self.served)
         if self.owns_fd and not self.is_orphan():
             self.uffd.close()
 
@@ -371,25 +380,13 @@ class Server:
         if self.post.native and not self.uffd.closed:
             now, records = _clock(), self._port.take()
             for record in records:
-                if record.code and (record.error or self.handler.hooks.see_endings):
+                if record.code and (record.error or self.served.hooks.see_endings):
                     self._tell(record, now)
             # Who waits by now is listed, although nobody is going to answer.
             left = [record for record in records if not record.code]
-            self.handler.note(_events_of(left), now)
-        self.handler.carry_out_all = None
+            self.handler.enter_only(events_of(left), now)
+        self._carry_out = None
 
     def is_orphan(self) -> bool:
         """Whether the descriptor is ours and must stay open nevertheless."""
-        return self.owns_fd and would_read_zeros(self.handler)
-
-
-def _events_of(records: list[Record]) -> list[Event | Applied]:
-    """What records that were forwarded say, in their order."""
-    events: list[Event | Applied] = []
-    for record, event in zip(records, parse(b"".join(r.message for r in records)), strict=True):
-        snapshot = record.snapshot()
-        if isinstance(event, PageFault) or not record.applied:
-            events.append(event)
-        else:
-            events.append(Applied(event, snapshot))
-    return events
+        return self.owns_fd and would_read_zeros(self.served)

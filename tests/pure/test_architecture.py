@@ -54,9 +54,6 @@ CIRCLES = {
 }
 """Modules that know each other's types, and why that cannot be otherwise."""
 
-TO_GO = ("apply_events", "decide", "failures", "move_faults", "shutdown", "tasks")
-"""Parts of the engine that still call back into the handler."""
-
 PURE = ("uapi", "errors", "ranges", "actions", "model", "policy", "hooks", "placement")
 PURE_MODULES = ("moves.ladder", "moves.refusals", "moves.requests", "rules.lowering")
 """What decides without a system call, in packages that also carry out."""
@@ -133,8 +130,6 @@ def floor(module: str) -> int:
 
 
 def is_circle(module: str, other: str) -> bool:
-    if "handlers" in (module, other):
-        return (module + other).replace("handlers", "").removeprefix("engine.") in TO_GO
     return (module, other) in CIRCLES or (other, module) in CIRCLES
 
 

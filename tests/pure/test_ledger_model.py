@@ -153,7 +153,10 @@ class LedgerKeepsItsRules(RuleBasedStateMachine):
     @invariant()
     def nobody_is_lost_and_all_is_told(self) -> None:
         assert len(self.ledger) == len(self.open) == self.entered - len(self.left)
-        assert list(self.ledger.faults) == list(self.open)
+        assert [(fault.address, fault.kind) for fault in self.ledger] == list(self.open)
+        held = [e.fault for e in self.open.values() if e.waiting[0] is Waiting.NOBODY]
+        assert self.ledger.held_faults() == held
+        assert self.ledger.held == len(held)
         seen = self.ledger.open_faults(self.now)
         assert [one.age for one in seen] == sorted((one.age for one in seen), reverse=True)
         for one in seen:

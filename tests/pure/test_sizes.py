@@ -6,13 +6,15 @@ One that is larger has an entry here with the reason.  An entry that is no longe
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
 import uffdaemon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 PACKAGE = Path(uffdaemon.__file__).parent
 

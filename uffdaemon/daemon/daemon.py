@@ -15,7 +15,6 @@ from uffdaemon.daemon.fill import Fill, copy_of
 from uffdaemon.daemon.removal import remove
 from uffdaemon.daemon.safety import check_moves, why_unsafe
 from uffdaemon.daemon.servers import Options, Servers, end_with_process
-from uffdaemon.engine.move_faults import book_moves
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.plan import ExternalPolicy
 from uffdaemon.guard.guarded_region import GuardedRegion
@@ -102,8 +101,8 @@ class Daemon:
         servers = self._servers
         server = servers.own.get(uffd) or servers.start(uffd, Resolver(resolver), region.label)
         server.catch_up()  # an UNMAP event that frees this range may be pending
-        handler = server.handler
-        handler.regions.add(region)
+        served = server.served
+        served.regions.add(region)
         try:
             if server.post.native:
                 # Before it is registered: after that, a thread may fault with the GIL held.
@@ -111,7 +110,7 @@ class Daemon:
             if register is not None:
                 uffd.register(region.start, region.length, register)
         except BaseException:
-            server.rules.forget(handler.regions.remove(region))
+            server.rules.forget(served.regions.remove(region))
             server.rules.soon()
             raise
         if not server.post.native:
@@ -120,16 +119,15 @@ class Daemon:
             if other is not server:
                 other.rules.region_added()
         # Wake threads that wait there already: they fault again.
-        waiting = handler.ledger.inside(region.start, region.end)
-        for fault in waiting:
-            handler.resolve(fault, Outcome.WOKEN)
+        waiting = served.ledger.inside(region.start, region.end)
+        server.handler.end(waiting, Outcome.WOKEN)
         if waiting or register is None:
-            handler.execute([Operation(Code.WAKE, region.start, region.length)])
+            served.execute([Operation(Code.WAKE, region.start, region.length)])
         return region
 
     def served(self) -> dict[Userfaultfd, RegionTable]:
         """The current regions of each userfaultfd, which a successor has to know."""
-        return {uffd: server.handler.regions for uffd, server in self._servers.own.items()}
+        return {uffd: server.served.regions for uffd, server in self._servers.own.items()}
 
     def resume(self, uffd: Userfaultfd, regions: RegionTable, *, owns_fd: bool) -> None:
         """Serve the regions that a predecessor served.  With `owns_fd` the daemon closes `uffd`.
@@ -232,11 +230,11 @@ class Daemon:
         try:
             remove(server, region, missing)
         except errors.KernelRefusal:
-            if is_alive(server.handler):
+            if is_alive(server.served):
                 raise
             server.handler.lose_client()
         finally:
-            if not server.handler.regions.segments(region) and region in self._memories:
+            if not server.served.regions.segments(region) and region in self._memories:
                 self._memories.pop(region).allow_in_thread()
 
     async def fill(
@@ -277,7 +275,7 @@ class Daemon:
         The daemon records which pages arrived.  Raises what `move` raises, and `NotServed`.
         """
         server = self._servers.serving(uffd)
-        region = server.handler.regions.find(dst)
+        region = server.served.regions.find(dst)
         ladder = ladder_for(
             uffd,
             dst,
@@ -292,7 +290,7 @@ class Daemon:
         try:
             await climb_in_trio(uffd, source_uffd, ladder)
         finally:
-            book_moves(server.handler, ladder.moved)
+            server.handler.record_moves(ladder.moved)
         return finish(ladder.moved, verify=verify)
 
     def book(self, uffd: Userfaultfd, moved: Moved) -> None:
@@ -301,7 +299,7 @@ class Daemon:
         They are then known to be there, and faults that were held there end.  Raises `NotServed`.
         """
         server = self._servers.serving(uffd)
-        book_moves(server.handler, moved)
+        server.handler.record_moves(moved)
 
     # -- clients -------------------------------------------------------------------------------
 

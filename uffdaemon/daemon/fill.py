@@ -90,7 +90,7 @@ class Fill:
         The segments are looked up each time, since the owner may move or unmap them meanwhile.
         """
         pages = self._region.pages
-        parts = sorted(map(_pages_of, self._server.handler.regions.segments(self._region)))
+        parts = sorted(map(_pages_of, self._server.served.regions.segments(self._region)))
         for first, end in parts:
             found = pages.next_fillable(max(first, page), end)
             if found is not None:
@@ -131,12 +131,12 @@ class Fill:
 
     def _issue(self, copy: Copy, first: int, end: int) -> int | None:
         """Issue one operation; returns the bytes copied, or None if an event is pending."""
-        handler = self._server.handler
-        if self._server.ended.is_set() or handler.client_gone:
+        handler, served = self._server.handler, self._server.served
+        if self._server.ended.is_set() or served.client_gone:
             raise errors.DaemonClosed(f"{self._region.label} is no longer served")
         region = next(
             segment.region
-            for segment in handler.regions.segments(self._region)
+            for segment in served.regions.segments(self._region)
             if _pages_of(segment)[0] <= first < _pages_of(segment)[1]
         )
         offset = first * region.page_size
@@ -145,8 +145,8 @@ class Fill:
         if address is None:
             raise errors.SourceFailed(f"{copy.source!r} no longer has its bytes in memory")
         step = operation(copy, region, region.start + offset, length, address)
-        [result] = handler.execute([step])
-        handler.book(region, result)
+        [result] = served.execute([step])
+        handler.record(region, result)
         if result.status is Status.CLIENT_GONE:
             handler.lose_client()
             raise errors.DaemonClosed(f"the process of {region.label} is gone")
@@ -165,15 +165,15 @@ def _pages_of(segment: Segment) -> tuple[int, int]:
 
 def poison_absent(handler: Handler, region: Region, start: int, end: int) -> None:
     """Poison the missing pages between two addresses.  Raises `OperationError`."""
-    size = region.page_size
+    served, size = handler.served, region.page_size
     at = (start - region.start) // size
     limit = (end - region.start) // size
     while (page := region.pages.next_fillable(at, limit)) is not None:
         _, stop = region.pages.fillable(page, page, limit)
         length = (stop - page) * size
         step = Operation(Code.POISON, region.start + page * size, length, 0, 0, size)
-        [result] = handler.execute([step])
-        handler.book(region, result)
+        [result] = served.execute([step])
+        handler.record(region, result)
         if result.status is not Status.DONE:
             raise errors.OperationError(result.error or errno.EAGAIN, result)
         at = stop

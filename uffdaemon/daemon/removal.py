@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from uffdaemon import errors
 from uffdaemon.daemon.fill import poison_absent
-from uffdaemon.engine.failures import hold
 from uffdaemon.guard.requirements import refuse_to_hold
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
             f"{region.label} lacks {absent} of {pages.pages} pages: pass missing='hold', "
             "'poison' or 'release'"
         )
-    handler = server.handler
-    segments = handler.regions.segments(region)
+    handler, served = server.handler, server.served
+    segments = served.regions.segments(region)
     if absent and missing == "poison":
         for segment in segments:
             poison_absent(handler, segment.region, segment.start, segment.end)
@@ -34,13 +33,13 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
     if not stays_registered:
         # Before the rules go: without them, a thread that faults with the GIL held would hang.
         for segment in segments:
-            handler.uffd.unregister(segment.start, segment.end - segment.start)
-    handler.regions.remove(region)
+            served.uffd.unregister(segment.start, segment.end - segment.start)
+    served.regions.remove(region)
     server.rules.forget(segments)
     server.rules.update()
     for segment in segments:
         if not stays_registered:
             server.woken(segment.start, segment.end)
         else:
-            for fault in handler.ledger.inside(segment.start, segment.end):
-                hold(handler, fault, f"region {region.label} was removed")
+            waiting = served.ledger.inside(segment.start, segment.end)
+            handler.hold_all(waiting, f"region {region.label} was removed")

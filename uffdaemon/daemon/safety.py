@@ -28,9 +28,9 @@ def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
         return f"its faults are {_TRIO} (placement='in_process')"
     if server.ended.is_set():
         return "the daemon that guarded it has ended"
-    if not server.handler.regions.segments(region):
+    if not server.served.regions.segments(region):
         return "it is no longer served"
-    if server.handler.hooks.before:
+    if server.served.hooks.before:
         return f"a `before` hook is called for every fault, so all faults are {_TRIO}"
     if register & RegisterMode.WP:
         return f"faults of write-protected pages (RegisterMode.WP) are {_TRIO}"

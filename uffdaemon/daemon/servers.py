@@ -12,7 +12,6 @@ from uffdaemon import errors
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.owner import ExternalServer
 from uffdaemon.external.plan import ExternalOptions
-from uffdaemon.handlers import Handler
 from uffdaemon.kernel.userfaultfd import Userfaultfd
 from uffdaemon.loop import Server
 from uffdaemon.model.statistics import Counters
@@ -23,6 +22,7 @@ from uffdaemon.ports.trio_sleep import Sleeper
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from uffdaemon.engine.state import Served
     from uffdaemon.hooks import Hooks
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Region
@@ -67,7 +67,7 @@ class Servers:
     def of(self, region: Region) -> Server:
         """The server of a region.  Raises `NotServed`."""
         for server in self.own.values():
-            if server.handler.regions.segments(region):
+            if server.served.regions.segments(region):
                 return server
         if region in self.external:
             raise errors.NotServed(
@@ -85,7 +85,7 @@ class Servers:
 
     def open_faults(self, now: int) -> list[OpenFault]:
         """The faults that are open at the time `now`, in no particular order."""
-        found = [entry for s in self.own.values() for entry in s.handler.ledger.open_faults(now)]
+        found = [entry for s in self.own.values() for entry in s.served.ledger.open_faults(now)]
         return found + [entry for s in self.external.values() for entry in s.open_faults()]
 
     def count(self) -> Counters:
@@ -112,16 +112,18 @@ class Servers:
         """Start serving a userfaultfd.  Raises `AlreadyServed` and OSError."""
         options = self._options
         log = self.log.bind(userfaultfd=uffd.fileno())
-        handler = Handler(uffd, options.hooks, log, regions)
-        handler.of_this_process = self._handlers_of_this_process
         server = Server(
-            handler,
+            uffd,
+            options.hooks,
+            log,
+            regions,
             staff=Staff(self._sleeper, self._resolving, options.watchdog, options.rereads),
             resolver=resolver,
             name=name,
             fetch_limit=options.fetch_limit,
             owns_fd=owns_fd,
             on_fork=self._forked,
+            peers=self._served_of_this_process,
         )
         self.own[uffd] = server
         self._nursery.start_soon(self._run, server)
@@ -141,12 +143,12 @@ class Servers:
         self._nursery.start_soon(self._run_external, server)
         return server
 
-    def _handlers_of_this_process(self) -> list[Handler]:
-        return [s.handler for s in self.own.values() if s.uffd.same_process]
+    def _served_of_this_process(self) -> list[Served]:
+        return [s.served for s in self.own.values() if s.uffd.same_process]
 
     async def _run(self, server: Server) -> None:
         await server.run()
-        if not self.closing and not server.handler.ledger:
+        if not self.closing and not server.served.ledger:
             self.forget(server)
 
     async def _run_external(self, server: ExternalServer) -> None:
@@ -165,7 +167,7 @@ class Servers:
         try:
             decision = decide if isinstance(decide, str) else decide(event)
         except Exception as error:  # noqa: BLE001  # serve the child all the same
-            parent.handler.hooks.raised(decide, error)
+            parent.served.hooks.raised(decide, error)
             decision = "adopt"
         if decision == "close" or self.closing:
             os.close(event.fd)
@@ -178,7 +180,7 @@ class Servers:
     def _reap(self) -> None:
         """Close the userfaultfds of children that have exited: the kernel does not report it."""
         for server in list(self.own.values()):
-            if server.owns_fd and not is_alive(server.handler):
+            if server.owns_fd and not is_alive(server.served):
                 server.handler.lose_client()
 
     # -- start and end of the daemon -----------------------------------------------------------

@@ -10,24 +10,31 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uffdaemon.actions import Zero
 from uffdaemon.engine.move_faults import empty
+from uffdaemon.engine.next_step import Ended
 from uffdaemon.model.page_map import PageMap
 from uffdaemon.uapi.events import (
     Change,
     FaultKind,
     ForkEvent,
+    PageFault,
     RemapEvent,
     RemoveEvent,
     UnknownEvent,
     UnmapEvent,
+    parse,
 )
 from uffdaemon.uapi.outcomes import Code, Operation, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uffdaemon.handlers import Handler
+    from uffdaemon.engine.next_step import Next
+    from uffdaemon.engine.state import Served
+    from uffdaemon.model.region import Fault
     from uffdaemon.model.region_table import Segment
     from uffdaemon.native.page_book import Snapshot
+    from uffdaemon.native.ports import Record
+    from uffdaemon.uapi.events import Event
 
 _NAMES: Final[dict[type, str]] = {
     ForkEvent: "fork",
@@ -47,34 +54,41 @@ class Applied(NamedTuple):
     """Of a fork: the page books at that moment."""
 
 
-def apply_event(handler: Handler, event: Change | Applied) -> None:
-    """Bring the handler's picture of the memory up to date, and tell the hooks of the event."""
+def apply_event(served: Served, event: Change | Applied) -> list[tuple[Fault, Next]]:
+    """Apply an event to the regions and page books; returns what comes next for open faults."""
     snapshot = None
     applied = isinstance(event, Applied)
     if isinstance(event, Applied):
         event, snapshot = event
-    name = _NAMES[type(event)]
+    following: list[tuple[Fault, Next]] = []
     match event:
         case RemoveEvent(start, end):
-            _removed(handler, start, end, applied=applied)
+            following = _removed(served, start, end, applied=applied)
         case UnmapEvent(start, end):
-            _stale(handler, handler.regions.unmap(start, end))
-            _gone(handler, start, end)
+            _stale(served, served.regions.unmap(start, end))
+            following = _gone(served, start, end)
         case RemapEvent(source, target, length):
-            _stale(handler, handler.regions.remap(source, target, length))
-            _gone(handler, source, source + length)
+            _stale(served, served.regions.remap(source, target, length))
+            following = _gone(served, source, source + length)
         case ForkEvent():
             # Copied now, if not before: what the parent does next is not the child's.
-            handler.forks.append((event, handler.regions.fork(_copier(snapshot))))
+            served.forks.append((event, served.regions.fork(_copier(snapshot))))
         case UnknownEvent(message):
-            handler.log.warning("unknown event", message=message.hex())
-    handler.counters.events[name] += 1
-    handler.hooks.event(name, event)
+            served.log.warning("unknown event", message=message.hex())
+    return following
 
 
-def _stale(handler: Handler, segments: list[Segment]) -> None:
+def tell_event(served: Served, event: Change | Applied) -> None:
+    """Count an event that has been applied, and tell the hooks of it."""
+    event = event.event if isinstance(event, Applied) else event
+    name = _NAMES[type(event)]
+    served.counters.events[name] += 1
+    served.hooks.event(name, event)
+
+
+def _stale(served: Served, segments: list[Segment]) -> None:
     """Rules that were made from these do not hold any more."""
-    handler.stale.update(id(segment.region.pages) for segment in segments)
+    served.stale.update(id(segment.region.pages) for segment in segments)
 
 
 def _copier(snapshot: Snapshot | None) -> Callable[[PageMap], PageMap]:
@@ -85,11 +99,11 @@ def _copier(snapshot: Snapshot | None) -> Callable[[PageMap], PageMap]:
     return copy_of
 
 
-def _removed(handler: Handler, start: int, end: int, *, applied: bool) -> None:
-    if handler.uffd.copies.take_release(start, end):
-        empty(handler, start, end - start)  # its content lives on, where it was copied to
-        return
-    for segment in handler.regions.clip(start, end):
+def _removed(served: Served, start: int, end: int, *, applied: bool) -> list[tuple[Fault, Next]]:
+    if served.uffd.copies.take_release(start, end):
+        empty(served, start, end - start)  # its content lives on, where it was copied to
+        return []
+    for segment in served.regions.clip(start, end):
         region = segment.region
         first = (segment.start - region.start) // region.page_size
         last = (segment.end - region.start + region.page_size - 1) // region.page_size
@@ -97,16 +111,30 @@ def _removed(handler: Handler, start: int, end: int, *, applied: bool) -> None:
             region.pages.book.make_void(first, last)  # where no rule has said whose pages they are
         else:
             region.pages.remove(first, last)
-    handler.repeats.removed(start, end)
-    for fault in handler.ledger.inside(start, end):
-        # Whatever it waits for, the data is void now.
-        if fault.kind is FaultKind.MISSING and fault.region.after_remove == "zero":
-            handler.carry_out(fault, Zero())
+    served.refaults.removed(start, end)
+    # Whatever they wait for, those page contents are void now.
+    return [
+        (fault, Zero())
+        for fault in served.ledger.inside(start, end)
+        if fault.kind is FaultKind.MISSING and fault.region.after_remove == "zero"
+    ]
 
 
-def _gone(handler: Handler, start: int, end: int) -> None:
-    """There is no memory at these addresses any more; who waits there has to find that out."""
+def _gone(served: Served, start: int, end: int) -> list[tuple[Fault, Next]]:
+    """There is no memory at these addresses any more; threads that wait there have to find out."""
     if start < end:
-        handler.execute([Operation(Code.WAKE, start, end - start)])
-    for fault in handler.ledger.inside(start, end):
-        handler.resolve(fault, Outcome.UNMAPPED)
+        served.execute([Operation(Code.WAKE, start, end - start)])
+    ended = Ended(Outcome.UNMAPPED)
+    return [(fault, ended) for fault in served.ledger.inside(start, end)]
+
+
+def events_of(records: list[Record]) -> list[Event | Applied]:
+    """What records that were forwarded say, in their order."""
+    events: list[Event | Applied] = []
+    for record, event in zip(records, parse(b"".join(r.message for r in records)), strict=True):
+        snapshot = record.snapshot()
+        if isinstance(event, PageFault) or not record.applied:
+            events.append(event)
+        else:
+            events.append(Applied(event, snapshot))
+    return events

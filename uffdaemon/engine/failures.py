@@ -1,6 +1,6 @@
-"""Faults that could not be answered: what their region declares for that, and those that are held.
+"""Faults that could not be resolved: what their region declares for that, and those that are held.
 
-A held fault is listed until its page comes by other ways, or its thread asks once more.
+A held fault is listed until its page comes by other ways, or its thread faults again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from uffdaemon import errors
 from uffdaemon.actions import ACTIONS, Action, Hold
+from uffdaemon.engine.next_step import Failed
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import policy_name
 from uffdaemon.model.region_table import outside_every_region
@@ -19,84 +20,79 @@ from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
-    from uffdaemon.handlers import Handler
+    from uffdaemon.engine.state import Served
     from uffdaemon.hooks import HookCalls
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.events import PageFault
 
 
-def fail(handler: Handler, fault: Fault, error: Exception) -> None:
-    """The fault could not be answered: do what the region declares for that."""
-    if not handler.ledger.is_open(fault):
-        return
-    handler.counters.failures[type(error).__name__] += 1
-    handler.hooks.failed(fault, error)
-    key = (fault.address, fault.kind)
-    # What was to be done about the failure may fail itself: then nobody knows.
-    known = key in handler.failing
-    action = Hold() if known else _declared_action(handler.hooks, fault, error)
-    handler.failing.add(key)
-    _log(handler, fault, error, type(action).__name__.lower())
-    if isinstance(action, Hold):
-        hold(handler, fault, f"{type(error).__name__}: {error}")
-    else:
-        handler.carry_out(fault, action)
+def fail(served: Served, fault: Fault, error: Exception) -> Action:
+    """An open fault could not be resolved: returns what its region declares for that.
+
+    A second failure means that the declared action has failed, too: then the fault is held.
+    """
+    served.counters.failures[type(error).__name__] += 1
+    served.hooks.failed(fault, error)
+    record = served.ledger.find(fault)
+    again = record is None or record.failed
+    action = Hold() if again else _declared_action(served.hooks, fault, error)
+    if record is not None:
+        record.failed = True
+    _log(served, fault, error, type(action).__name__.lower())
+    return Hold(f"{type(error).__name__}: {error}") if isinstance(action, Hold) else action
 
 
-def refused_in_c(handler: Handler, fault: Fault, number: int) -> None:
-    """A rule could not bring a page, and has done at once what the region declares for that."""
-    error = errors.SourceFailed(f"{os.strerror(number)}: what is due there cannot be had")
-    handler.counters.failures[type(error).__name__] += 1
-    handler.hooks.failed(fault, error)
-    _log(handler, fault, error, "poison")
+def refused_in_c(served: Served, fault: Fault, number: int) -> None:
+    """A rule could not fill a page, and has done what the region declares for that."""
+    error = errors.SourceFailed(f"{os.strerror(number)}: page contents unavailable")
+    served.counters.failures[type(error).__name__] += 1
+    served.hooks.failed(fault, error)
+    _log(served, fault, error, "poison")
 
 
-def comes_back(handler: Handler, fault: Fault, limit: int) -> bool:
-    """Whether a thread that is to be woken came back too often already: then it has failed."""
-    count = handler.repeats.woken(fault, time.perf_counter_ns(), limit)
+def comes_back(served: Served, fault: Fault, limit: int) -> Failed | None:
+    """A thread is about to be woken: the failure if it came back more than `limit` times."""
+    count = served.refaults.woken(fault, time.perf_counter_ns(), limit)
     if not count:
-        return False
+        return None
     if fault.region.policy is outside_every_region:
-        fail(handler, fault, errors.NotServed("no region that is served holds this address"))
-        return True
+        return Failed(errors.NotServed("no region that is served holds this address"))
     name = policy_name(fault.region.policy)
     what = f"says that the page is there; {count} times in a row the thread found it is not"
-    fail(handler, fault, errors.PolicyAnswerInvalid(name, what))
-    return True
+    return Failed(errors.PolicyAnswerInvalid(name, what))
 
 
-def hold(handler: Handler, fault: Fault, reason: str) -> None:
-    """Nobody is going to answer the open fault: it is listed, with the reason."""
-    handler.ledger.wait(fault, Waiting.NOBODY, reason)
-    handler.held.add(fault)
+def hold(served: Served, fault: Fault, reason: str) -> None:
+    """Nobody is going to resolve the open fault: it is listed, with the reason."""
+    served.ledger.wait(fault, Waiting.NOBODY, reason)
     if fault.kind is not FaultKind.WP:
         # Known by now not to be there; should it come, the thread is held no longer.
         fault.region.pages.present.discard_range(fault.page, fault.page + 1)
-    handler.counters.outcomes[fault.kind, Outcome.HELD] += 1
-    handler.wake()
+    served.counters.outcomes[fault.kind, Outcome.HELD] += 1
+    served.loop.wake()
 
 
-def release_held(handler: Handler) -> None:
-    """Let go of held faults whose pages have come by other ways, such as a neighbour's window: the
-    kernel has woken their threads."""
-    for fault in list(handler.held):
-        if fault.kind is not FaultKind.WP and fault.page in fault.region.pages.present:
-            handler.resolve(fault, Outcome.ALREADY_PRESENT)
+def arrived(served: Served) -> list[Fault]:
+    """Held faults whose pages have come by other ways, such as a neighbour's window: the kernel has
+    woken their threads."""
+    return [
+        fault
+        for fault in served.ledger.held_faults()
+        if fault.kind is not FaultKind.WP and fault.page in fault.region.pages.present
+    ]
 
 
-def answered_anew(handler: Handler, event: PageFault) -> None:
-    """A rule has answered a page whose fault is held: that is how it has ended."""
-    for fault in list(handler.held):
-        start = fault.address
-        if fault.kind is event.kind and 0 <= event.address - start < fault.region.page_size:
-            handler.held.discard(fault)
-            handler.failing.discard((start, fault.kind))
-            handler.ledger.leave(fault)
-            handler.counters.joined += 1
+def resolved_by_rule(served: Served, event: PageFault) -> list[Fault]:
+    """Held faults of the page that a rule has resolved for the thread of `event`."""
+    return [
+        fault
+        for fault in served.ledger.held_faults()
+        if fault.kind is event.kind and 0 <= event.address - fault.address < fault.region.page_size
+    ]
 
 
-def _log(handler: Handler, fault: Fault, error: Exception, then: str) -> None:
-    handler.log.error(
+def _log(served: Served, fault: Fault, error: Exception, then: str) -> None:
+    served.log.error(
         "fault failed",
         region=fault.region.label,
         policy=policy_name(fault.region.policy),

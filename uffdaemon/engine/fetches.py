@@ -36,8 +36,8 @@ class FetchedSource:
 
 
 @dataclass(eq=False, slots=True)
-class Fetch:
-    """A part of a region that is on its way."""
+class PendingFetch:
+    """A part of a region that is being fetched, and the faults that wait for it."""
 
     region: Region
     action: Copy

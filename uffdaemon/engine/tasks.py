@@ -1,24 +1,25 @@
-"""Whatever takes time: sources that have to be fetched, work that policies ask for, async hooks.
+"""What takes time for a fault, in tasks: fetches, the application's own work, ladders, hooks.
 
-Each runs in a task, and no task is started for a page that is on its way already: faults on pages
-of one fetch join it.  At most `limit` fetches run at a time; a fault that waits for its turn says
-so in the ledger.
+Each task returns what comes next for its faults, and `resume` takes it from there.  No task is
+started for a page that is being fetched already: its fault joins that fetch.  At most `limit`
+fetches run at a time.
 """
 
 from __future__ import annotations
 
-import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
 from uffdaemon import errors
-from uffdaemon.actions import Copy, Span
+from uffdaemon.actions import Hold, Perform, Span
 from uffdaemon.engine.decide import resume_hooks
-from uffdaemon.engine.failures import fail, hold, untrusted
-from uffdaemon.engine.fetches import Fetch, FetchedSource, fetch_with_retry
+from uffdaemon.engine.failures import untrusted
+from uffdaemon.engine.fetches import FetchedSource, PendingFetch, fetch_with_retry
 from uffdaemon.engine.move_faults import climbed
+from uffdaemon.engine.next_step import AskHook, Claimed, Climb, Failed, Fetch
 from uffdaemon.hooks import hook_name
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import policy_name
@@ -27,171 +28,151 @@ from uffdaemon.moves.ladder import Ladder
 from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import AsyncGenerator, Callable
 
-    from uffdaemon.actions import Action, Move, Perform
-    from uffdaemon.handlers import Handler
+    from uffdaemon.engine.next_step import Next
+    from uffdaemon.engine.state import Served
     from uffdaemon.model.region import Fault
 
+Resume: TypeAlias = "Callable[[list[tuple[Fault, Next]]], None]"
 
-class SlowWork:
+
+class Tasks:
     """The tasks of one handler."""
 
-    def __init__(self, handler: Handler, nursery: trio.Nursery, limit: int) -> None:
-        self._handler = handler
-        self._nursery = nursery
+    def __init__(self, served: Served, resume: Resume, limit: int) -> None:
+        self._served = served
+        self._resume = resume
         self._limiter = trio.CapacityLimiter(limit)
-        self._fetches: list[Fetch] = []
+        self._fetches: list[PendingFetch] = []
+        self._nursery: trio.Nursery
 
-    @property
-    def fetches(self) -> int:
-        """How many fetches are under way or wait for their turn."""
-        return len(self._fetches)
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None]:
+        """Tasks run inside of this block; those that are left at its end are cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            yield
+            self._nursery.cancel_scope.cancel()
+
+    def start(self, fault: Fault, step: Fetch | Climb | AskHook | Perform) -> None:
+        """Start the task that `step` needs, and note what the fault waits for."""
+        ledger = self._served.ledger
+        match step:
+            case Fetch():
+                ledger.wait(fault, Waiting.SOURCE, repr(step.action.source))
+                self._fetch(fault, step)
+            case Climb():
+                ledger.wait(fault, Waiting.WORK, f"moving its page from {step.src:#x}")
+                self._nursery.start_soon(self._climb, fault, step)
+            case AskHook():
+                ledger.wait(fault, Waiting.HOOK, hook_name(self._served.hooks.before[step.number]))
+                self._nursery.start_soon(self._ask_hook, fault, step)
+            case Perform():
+                ledger.wait(fault, Waiting.WORK, policy_name(fault.region.policy))
+                self._nursery.start_soon(self._perform, fault, step)
 
     # -- sources -------------------------------------------------------------------------------
 
-    def fetch(self, fault: Fault, action: Copy, start: int, length: int) -> None:
-        """Get the bytes for `length` bytes from address `start`, then answer the fault."""
-        self._handler.ledger.wait(fault, Waiting.SOURCE, repr(action.source))
-        for fetch in self._fetches:
-            if fetch.covers(fault, action):
-                fetch.faults.append(fault)
+    def _fetch(self, fault: Fault, step: Fetch) -> None:
+        for pending in self._fetches:
+            if pending.covers(fault, step.action):
+                pending.faults.append(fault)
                 return
-        fetch = Fetch(fault.region, action, start, length, [fault])
-        self._fetches.append(fetch)
-        self._nursery.start_soon(self._run_fetch, fetch)
+        pending = PendingFetch(fault.region, step.action, step.start, step.length, [fault])
+        self._fetches.append(pending)
+        self._nursery.start_soon(self._run_fetch, pending)
 
-    async def _run_fetch(self, fetch: Fetch) -> None:
-        action, offset = fetch.action, fetch.start - fetch.region.start
+    async def _run_fetch(self, pending: PendingFetch) -> None:
+        action, offset = pending.action, pending.start - pending.region.start
+        step: Next
         try:
             async with self._limiter:
                 data = await fetch_with_retry(
-                    action, action.offset + offset, fetch.length, fetch.region.retry
+                    action, action.offset + offset, pending.length, pending.region.retry
                 )
         except errors.SourceError as error:
-            self._handler.catch_up()
-            self._fetches.remove(fetch)
             # The trouble may be a neighbour's: then each page is asked for by itself.
             late = isinstance(error, errors.SourceTimedOut)
-            narrow = not late and fetch.length > fetch.region.page_size
-            for fault in fetch.faults:
-                if narrow:
-                    self._handler.carry_out(fault, replace(action, extent=1))
-                else:
-                    fail(self._handler, fault, error)
+            narrow = not late and pending.length > pending.region.page_size
+            step = replace(action, extent=1) if narrow else Failed(error)
         else:
-            self._handler.catch_up()
-            self._fetches.remove(fetch)
             fetched = FetchedSource(data, action.offset + offset)
-            filled = replace(action, source=fetched, extent=Span(offset, fetch.length))
-            for fault in fetch.faults:
-                self._handler.carry_out(fault, filled)
-        self._handler.flush()
-
-    def source_failed(self, fault: Fault, action: Copy, error: errors.SourceError) -> None:
-        """A source in memory could not be read: try again as configured, then fail."""
-        retry = fault.region.retry
-        failures = self._handler.ledger.count_failure(fault)
-        if failures >= retry.attempts:
-            fail(self._handler, fault, error)
-            return
-        due = time.perf_counter_ns() + int(retry.delay(failures) * 1e9)
-        self._handler.ledger.defer_until(fault, action, due, str(error))
-        self._handler.wake()
+            step = replace(action, source=fetched, extent=Span(offset, pending.length))
+        self._served.loop.take()
+        self._fetches.remove(pending)
+        self._resume([(fault, step) for fault in pending.faults])
 
     # -- work ----------------------------------------------------------------------------------
 
-    def perform(self, fault: Fault, action: Perform) -> None:
-        """Let the application's own work answer the fault."""
-        self._handler.ledger.wait(fault, Waiting.WORK, policy_name(fault.region.policy))
-        self._nursery.start_soon(self._perform, fault, action)
-
     async def _perform(self, fault: Fault, action: Perform) -> None:
-        handler = self._handler
         name = policy_name(fault.region.policy)
         limit = fault.region.policy_timeout if action.timeout is None else action.timeout
         outcome: object = None
-        error: Exception | None = None
-        late = False
+        step: Next = None
         try:
             with trio.move_on_after(limit) as scope:
-                outcome = untrusted(await action.work(handler.uffd, fault))
-            late = scope.cancelled_caught
+                outcome = untrusted(await action.work(self._served.uffd, fault))
         except Exception as raised:  # noqa: BLE001  # whatever it is, it is the policy's
             error = errors.PolicyRaised(name, f"raised {raised!r}")
             error.__cause__ = raised
-        if late:
-            error = errors.PolicyTooSlow(name, f"was not done after {limit} s")
-        elif error is None and not isinstance(outcome, Outcome):
-            error = errors.PolicyAnswerInvalid(name, f"returned {outcome!r}, which is no outcome")
-        elif outcome is Outcome.FAILED:
-            error = errors.PolicyRaised(name, "reports that it failed")
-        handler.catch_up()
-        if not handler.ledger.is_open(fault):
-            return
-        if error is not None:
-            fail(handler, fault, error)
-        elif isinstance(outcome, Outcome):
-            if outcome.final:
-                handler.woken(fault, outcome)
+            step = Failed(error)
+        else:
+            if scope.cancelled_caught:
+                step = Failed(errors.PolicyTooSlow(name, f"was not done after {limit} s"))
+            elif not isinstance(outcome, Outcome):
+                what = f"returned {outcome!r}, which is no outcome"
+                step = Failed(errors.PolicyAnswerInvalid(name, what))
+            elif outcome is Outcome.FAILED:
+                step = Failed(errors.PolicyRaised(name, "reports that it failed"))
+            elif outcome.final:
+                step = Claimed(outcome)
             else:
-                hold(handler, fault, f"policy {name} reports: {outcome.value}")
-        handler.flush()
+                step = Hold(f"policy {name} reports: {outcome.value}")
+        self._served.loop.take()
+        self._resume([(fault, step)])
 
     # -- moves that were refused ---------------------------------------------------------------
 
-    def climb(self, fault: Fault, action: Move, dst: int, src: int) -> None:
-        """Do for the page of a fault what can be done where MOVE alone does not help."""
-        reason = f"moving its page from {src:#x}"
-        self._handler.ledger.wait(fault, Waiting.WORK, reason)
-        self._nursery.start_soon(self._climb, fault, action, dst, src)
-
-    async def _climb(self, fault: Fault, action: Move, dst: int, src: int) -> None:
-        handler = self._handler
+    async def _climb(self, fault: Fault, step: Climb) -> None:
+        served, action = self._served, step.action
         size = fault.region.page_size
-        ladder = Ladder(dst, src, size, terms_of(handler.uffd, action.fallback, page_size=size))
+        terms = terms_of(served.uffd, action.fallback, page_size=size)
+        ladder = Ladder(step.dst, step.src, size, terms)
 
         def wait(reason: str) -> None:
-            handler.ledger.wait(fault, Waiting.TIMER, reason)
-            handler.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
+            served.ledger.wait(fault, Waiting.TIMER, reason)
+            served.counters.outcomes[fault.kind, Outcome.DEFERRED] += 1
 
         def stop() -> bool:
             # Events that were read meanwhile come first: the page may not be due any more.
-            handler.catch_up()
-            return not handler.ledger.is_open(fault) or handler.discarded(fault)
+            served.loop.take()
+            return not served.ledger.is_open(fault) or served.discarded(fault)
 
+        following: Next = None
         try:
             ended = await climb_in_trio(
-                handler.uffd, action.source_uffd, ladder, waiting=wait, stop=stop
+                served.uffd, action.source_uffd, ladder, waiting=wait, stop=stop
             )
         except (errors.UffdaemonError, OSError) as error:
-            handler.catch_up()
-            fail(handler, fault, error)
+            served.loop.take()
+            following = Failed(error)
         else:
-            handler.catch_up()
-            if ended and handler.ledger.is_open(fault):
-                climbed(handler, fault, action, ladder.moved)
-            elif handler.ledger.is_open(fault):
-                handler.carry_out(fault, action)
-        handler.flush()
+            served.loop.take()
+            if served.ledger.is_open(fault):
+                following = climbed(served, fault, action, ladder.moved) if ended else action
+        self._resume([(fault, following)])
 
     # -- hooks ---------------------------------------------------------------------------------
 
-    def ask_hook(self, fault: Fault, action: Action, answer: Awaitable[object], index: int) -> None:
-        """Wait for the async ``before`` hook number `index`."""
-        name = hook_name(self._handler.hooks.before[index])
-        self._handler.ledger.wait(fault, Waiting.HOOK, name)
-        self._nursery.start_soon(self._ask_hook, fault, action, answer, index)
-
-    async def _ask_hook(
-        self, fault: Fault, action: Action, answer: Awaitable[object], index: int
-    ) -> None:
-        said: object = None
+    async def _ask_hook(self, fault: Fault, step: AskHook) -> None:
+        served = self._served
+        answer: object = None
         try:
             with trio.fail_after(fault.region.policy_timeout):
-                said = await answer
+                answer = await step.answer
         except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
-            self._handler.hooks.raised(self._handler.hooks.before[index], error)
-        self._handler.catch_up()
-        resume_hooks(self._handler, fault, action, said, index)
-        self._handler.flush()
+            served.hooks.raised(served.hooks.before[step.number], error)
+        served.loop.take()
+        if served.ledger.is_open(fault):
+            following = resume_hooks(served, fault, step.action, answer, step.number)
+            self._resume([(fault, following)])

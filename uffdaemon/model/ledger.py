@@ -1,34 +1,37 @@
-"""Which faults are open, since when, and what they wait for.
+"""Which faults are open: one record each, with the state it is in.
 
 The rules:
 
 1. A fault *enters* when its message was read, before anything else can happen to it.
 2. It is known by (page, kind).  Further threads that wait for the same page in the same way join
-   the fault that is open; a write-protect fault and a missing one never merge.
-3. It *leaves* once, with one final outcome.  In between it is being decided, or it waits: for a
-   source, for a timer (deferred), for somebody's work, or for nobody (held).
-4. A fault that waits says why.  `open_faults` is therefore the whole truth about who is stuck.
-5. Deferred faults come back when their timer says so, with delays that double up to a cap; never
+   the record that is open.  A write-protect fault and a missing one never merge.
+3. It *leaves* once, in `Ledger.leave`, with one final outcome.  Until then it has one `Waiting`
+   state: being decided, or waiting for a source, a timer (deferred), a task, a hook, or nobody
+   (held).
+4. A fault that waits says why, so `open_faults` is the whole truth about who is stuck.
+5. Deferred faults become due when their timer expires, with delays that double up to a limit; never
    earlier, since an event in flight ends only when its thread runs.
-6. When a range goes away or its process dies, its faults leave with that outcome.
+6. When a range is unmapped or its process dies, its faults leave with that outcome.
 
-Time is whatever clock the caller uses, in nanoseconds.  Nothing here reads a clock, knows a kernel
-or an event loop.
+Time is whatever clock the caller uses, in nanoseconds.  Nothing here reads a clock or knows a
+kernel or an event loop.
 """
 
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from uffdaemon.actions import Action
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.events import FaultKind
 
 Key: TypeAlias = "tuple[int, FaultKind]"
-Note: TypeAlias = "tuple[Waiting, str]"
 
 FIRST_DELAY_NS = 100_000
 MAX_DELAY_NS = 20_000_000
@@ -47,7 +50,7 @@ class Waiting(Enum):
 
 
 class OpenFault(NamedTuple):
-    """A fault that has not left yet."""
+    """A snapshot of a fault that has no outcome yet."""
 
     fault: Fault
     threads: tuple[int, ...]
@@ -69,130 +72,188 @@ class OpenFault(NamedTuple):
 
 
 class Deferred(NamedTuple):
-    """A fault whose timer has run out: carry out `action` again."""
+    """A fault whose timer has expired."""
 
     fault: Fault
-    action: Action
+    action: Action | None
+    """What to carry out again; None: ask the policy again."""
 
 
-_DECIDING = (Waiting.DECISION, "")
+@dataclass(eq=False, slots=True)
+class Record:
+    """Everything known about one open fault."""
+
+    fault: Fault
+    state: Waiting = Waiting.DECISION
+    reason: str = ""
+    joined: list[int] = field(default_factory=list[int])
+    """Further threads that reported the same page and kind."""
+    failed: bool = False
+    """Whether its region's ``on_failure`` has been asked for already."""
+    attempts: int = 0
+    """Attempts at its source that have failed."""
+    deferrals: int = 0
+    """How often an event in flight has deferred it."""
+    action: Action | None = None
+    """What to carry out when its timer expires; None: ask the policy again."""
+    timer: int = 0
+    """The number of its timer; 0: none is set."""
 
 
 class Ledger:
     """The open faults of one userfaultfd."""
 
-    __slots__ = ("_deferred", "_delays", "_failures", "_joined", "_sequence", "_waiting", "faults")
+    __slots__ = ("_held", "_records", "_timers", "_timers_set")
 
     def __init__(self) -> None:
-        self.faults: dict[Key, Fault] = {}
-        """The open faults by (page, kind), in the order in which they entered."""
-        self._joined: dict[Key, list[int]] = {}
-        self._waiting: dict[Key, Note] = {}
-        # By due time.  An entry counts as long as its fault still waits with this very note.
-        self._deferred: list[tuple[int, int, Key, Action, Note]] = []
-        self._delays: dict[Key, int] = {}
-        self._failures: dict[Key, int] = {}
-        self._sequence = 0
+        # In the order in which the faults entered.
+        self._records: dict[Key, Record] = {}
+        self._held = 0
+        # By due time.  An entry counts as long as its record still has the timer of this number.
+        self._timers: list[tuple[int, int, Record]] = []
+        self._timers_set = 0
 
     def __len__(self) -> int:
-        return len(self.faults)
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Fault]:
+        """The open faults, in the order in which they entered; a copy, safe against changes."""
+        return iter([record.fault for record in self._records.values()])
+
+    @property
+    def held(self) -> int:
+        """How many open faults wait for nobody."""
+        return self._held
+
+    # -- in and out ----------------------------------------------------------------------------
 
     def enter(self, fault: Fault) -> bool:
-        """Record `fault`.  False: the same page is awaited in the same way already, and whoever
-        answers the first fault answers this thread, too."""
+        """Record `fault`.  False: the same page and kind is open already, and resolving that fault
+        resolves this thread's, too."""
         key = (fault.address, fault.kind)
-        if key in self.faults:
-            threads = self._joined.setdefault(key, [])
-            if fault.thread not in threads and fault.thread != self.faults[key].thread:
-                threads.append(fault.thread)
-            return False
-        self.faults[key] = fault
-        return True
-
-    def is_open(self, fault: Fault) -> bool:
-        """Whether this very fault is still open (not a later one on the same page)."""
-        return self.faults.get((fault.address, fault.kind)) is fault
+        record = self._records.get(key)
+        if record is None:
+            self._records[key] = Record(fault)
+            return True
+        if fault.thread != record.fault.thread and fault.thread not in record.joined:
+            record.joined.append(fault.thread)
+        return False
 
     def leave(self, fault: Fault) -> bool:
-        """The fault has ended.  False: it had ended before, for instance with its range."""
-        key = (fault.address, fault.kind)
-        if self.faults.get(key) is not fault:
+        """Remove the record of a fault that has its final outcome.  False: it had left before, for
+        instance with its range."""
+        record = self.find(fault)
+        if record is None:
             return False
-        del self.faults[key]
-        if self._waiting:
-            self._waiting.pop(key, None)
-        if self._joined:
-            self._joined.pop(key, None)
-        if self._delays:
-            self._delays.pop(key, None)
-        if self._failures:
-            self._failures.pop(key, None)
+        self._set(record, Waiting.DECISION, "")  # no timer, and not held
+        del self._records[fault.address, fault.kind]
         return True
+
+    # -- one fault -----------------------------------------------------------------------------
+
+    def find(self, fault: Fault) -> Record | None:
+        """The record of this very fault, not of a later one on the same page; None: it has left."""
+        record = self._records.get((fault.address, fault.kind))
+        return record if record is not None and record.fault is fault else None
+
+    def at(self, address: int, kind: FaultKind) -> Record | None:
+        """The record of whatever fault is open for a page and kind."""
+        return self._records.get((address, kind))
+
+    def is_open(self, fault: Fault) -> bool:
+        """Whether this very fault is still open."""
+        record = self._records.get((fault.address, fault.kind))
+        return record is not None and record.fault is fault
+
+    def _set(self, record: Record, state: Waiting, reason: str) -> None:
+        """The one place where a record changes its state."""
+        self._held += (state is Waiting.NOBODY) - (record.state is Waiting.NOBODY)
+        record.state, record.reason, record.timer = state, reason, 0
 
     def wait(self, fault: Fault, waiting: Waiting, reason: str = "") -> None:
         """Note what an open fault waits for from now on; nothing, if it has left."""
-        if self.is_open(fault):
-            self._waiting[fault.address, fault.kind] = waiting, reason
+        record = self.find(fault)
+        if record is not None:
+            self._set(record, waiting, reason)
 
-    def defer(self, fault: Fault, action: Action, now: int, reason: str) -> int:
-        """Let `action` be tried again after a delay; returns the delay in nanoseconds.  A fault
-        that has left is not deferred."""
-        key = (fault.address, fault.kind)
-        times = self._delays.get(key, 0)
+    def reopen(self, record: Record) -> None:
+        """A held fault is acted upon after all."""
+        if record.state is Waiting.NOBODY:
+            self._set(record, Waiting.DECISION, "")
+
+    def count_failure(self, fault: Fault) -> int:
+        """Another attempt at an open fault's source has failed; returns how many have."""
+        record = self.find(fault)
+        if record is None:
+            return 1
+        record.attempts += 1
+        return record.attempts
+
+    # -- timers --------------------------------------------------------------------------------
+
+    def defer(self, fault: Fault, action: Action | None, now: int, reason: str) -> int:
+        """Have `action` tried again after a delay; returns the delay in nanoseconds.  A fault that
+        has left is not deferred."""
+        record = self.find(fault)
+        times = 0 if record is None else record.deferrals
         delay = min(FIRST_DELAY_NS << min(times, _MAX_DOUBLINGS), MAX_DELAY_NS)
-        if self.is_open(fault):
-            self._delays[key] = times + 1
+        if record is not None:
+            record.deferrals += 1
             self.defer_until(fault, action, now + delay, reason)
         return delay
 
-    def defer_until(self, fault: Fault, action: Action, due: int, reason: str) -> None:
-        """Let `action` be tried again at the time `due`, and nothing that was deferred before."""
-        if not self.is_open(fault):
+    def defer_until(self, fault: Fault, action: Action | None, due: int, reason: str) -> None:
+        """Have `action` tried again at the time `due`, and nothing that was deferred before."""
+        record = self.find(fault)
+        if record is None:
             return
-        key = (fault.address, fault.kind)
-        note = self._waiting[key] = (Waiting.TIMER, reason)
-        self._sequence += 1
-        heapq.heappush(self._deferred, (due, self._sequence, key, action, note))
-
-    def count_failure(self, fault: Fault) -> int:
-        """Another attempt at an open fault has failed; returns how many have."""
-        if not self.is_open(fault):
-            return 1
-        key = (fault.address, fault.kind)
-        count = self._failures[key] = self._failures.get(key, 0) + 1
-        return count
+        self._set(record, Waiting.TIMER, reason)
+        self._timers_set += 1
+        record.action, record.timer = action, self._timers_set
+        heapq.heappush(self._timers, (due, record.timer, record))
 
     def next_due(self) -> int | None:
-        """When the first deferred fault wants to be tried again; None: there is none."""
-        # Entries of faults that have left, or wait for something else by now, are dropped here.
-        while self._deferred:
-            due, _, key, _, note = self._deferred[0]
-            if self._waiting.get(key) is note:
+        """When the first timer expires; None: none is set."""
+        # Timers of faults that have left, or wait for something else by now, are dropped here.
+        while self._timers:
+            due, number, record = self._timers[0]
+            if record.timer == number:
                 return due
-            heapq.heappop(self._deferred)
+            heapq.heappop(self._timers)
         return None
 
     def take_due(self, now: int) -> list[Deferred]:
-        """The deferred faults whose time has come, the longest waiting first."""
+        """The faults whose timer has expired, the longest waiting first."""
         found: list[Deferred] = []
         while (due := self.next_due()) is not None and due <= now:
-            _, _, key, action, _ = heapq.heappop(self._deferred)
-            del self._waiting[key]
-            found.append(Deferred(self.faults[key], action))
+            _, _, record = heapq.heappop(self._timers)
+            self._set(record, Waiting.DECISION, "")
+            found.append(Deferred(record.fault, record.action))
         return found
+
+    # -- many ----------------------------------------------------------------------------------
 
     def inside(self, start: int, end: int) -> list[Fault]:
         """The open faults with an address in the range."""
-        return [fault for (address, _), fault in self.faults.items() if start <= address < end]
+        return [r.fault for (address, _), r in self._records.items() if start <= address < end]
+
+    def held_faults(self) -> list[Fault]:
+        """The open faults that wait for nobody."""
+        if not self._held:
+            return []
+        return [r.fault for r in self._records.values() if r.state is Waiting.NOBODY]
 
     def open_fault(self, fault: Fault, now: int) -> OpenFault:
-        """What is known about one open fault."""
-        key = (fault.address, fault.kind)
-        waiting, reason = self._waiting.get(key, _DECIDING)
-        threads = (fault.thread, *self._joined.get(key, ()))
-        return OpenFault(fault, threads, now - fault.read_at, waiting, reason)
+        """A snapshot of one open fault."""
+        return _snapshot(self._records[fault.address, fault.kind], now)
 
     def open_faults(self, now: int) -> list[OpenFault]:
-        """All open faults, the oldest first."""
-        found = [self.open_fault(fault, now) for fault in self.faults.values()]
+        """A snapshot of all open faults, the oldest first."""
+        found = [_snapshot(record, now) for record in self._records.values()]
         return sorted(found, key=lambda open_fault: -open_fault.age)
+
+
+def _snapshot(record: Record, now: int) -> OpenFault:
+    fault = record.fault
+    threads = (fault.thread, *record.joined)
+    return OpenFault(fault, threads, now - fault.read_at, record.state, record.reason)

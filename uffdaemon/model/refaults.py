@@ -23,7 +23,7 @@ MAX_REMEMBERED: Final = 4096
 """For how many pages that is counted."""
 
 
-class Repeats:
+class Refaults:
     """Counts, for each page and thread, how often in a row it came back at once."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from uffdaemon.rules.rulebook import Rulebook
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uffdaemon.handlers import Handler
+    from uffdaemon.engine.state import Served
     from uffdaemon.model.region import Region
     from uffdaemon.model.region_table import Segment
     from uffdaemon.ports.endpoint import Post
@@ -31,7 +31,7 @@ class Publisher:
 
     def __init__(
         self,
-        handler: Handler,
+        served: Served,
         post: Post,
         *,
         wake: Callable[[], None],
@@ -43,7 +43,7 @@ class Publisher:
         self._catch_up = catch_up
         self._token = trio.lowlevel.current_trio_token()
         self._rulebook = Rulebook(
-            handler,
+            served,
             post.port,
             self._from_any_thread,
             native=post.native,

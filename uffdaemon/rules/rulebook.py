@@ -20,7 +20,7 @@ from uffdaemon.uapi.outcomes import Code
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uffdaemon.handlers import Handler
+    from uffdaemon.engine.state import Served
     from uffdaemon.model.page_map import PageMap
     from uffdaemon.model.region import Region
     from uffdaemon.model.region_table import Segment
@@ -36,7 +36,7 @@ class _Lowered(NamedTuple):
 
 
 class Rulebook:
-    """Keeps the rules of `port` in step with the regions of `handler`.
+    """Keeps the rules of `port` in step with the regions of `served`.
 
     `outdated` is called, from any thread, when they must be updated.  With `native`, C serves the
     port without the event loop.  Then C reads events before Python does, and its rules must cover
@@ -45,18 +45,18 @@ class Rulebook:
 
     def __init__(
         self,
-        handler: Handler,
+        served: Served,
         port: Port,
         outdated: Callable[[], None],
         *,
         native: bool = False,
     ) -> None:
-        self._handler = handler
+        self._served = served
         self._port = port
         self._outdated = outdated
         self._native_port = native
         # `before` hooks are called in Python, for every fault.
-        self._lowered = not handler.hooks.before
+        self._lowered = not served.hooks.before
         self._known: dict[int, _Lowered] = {}
         self._sources: list[tuple[int, int]] = []
         """The ranges (start, end) that rules move from."""
@@ -80,7 +80,7 @@ class Rulebook:
         Returns False if events have arrived that must be handled first; until then the old rules
         stay in force.
         """
-        self._handler.stale.clear()
+        self._served.stale.clear()
         known = -1
         while known != self._unmappings:
             # Another thread may unmap a source that was just found to be mapped.
@@ -98,14 +98,14 @@ class Rulebook:
         return gap(region, rules, kind)
 
     def _write(self) -> bool:
-        served = {id(segment.region.pages) for segment in self._handler.regions}
+        served = {id(segment.region.pages) for segment in self._served.regions}
         self._known = {key: known for key, known in self._known.items() if key in served}
         # The address of a source may have changed: make rules that move again.
         for key, known in self._known.items():
             if any(map(_is_move, known.rules or ())):
                 self._known[key] = known._replace(rules=None)
         rules: list[NativeRule] = []
-        for segment in self._handler.regions:
+        for segment in self._served.regions:
             rules += self._of(segment)
         rules.sort(key=lambda rule: (rule.kind, rule.start))
         self._sources = [
@@ -183,20 +183,20 @@ class Rulebook:
         itself.
         """
         if rule.code is Code.COPY and self._native_port:
-            return not self._served(rule)
+            return not self._is_guarded(rule)
         if rule.code is not Code.MOVE:
             return True
         return (
-            self._handler.uffd.same_process
+            self._served.uffd.same_process
             and (rule.foreign or check_own(rule.source, rule.end - rule.start))
-            and not self._served(rule)
+            and not self._is_guarded(rule)
         )
 
-    def _served(self, rule: Rule) -> bool:
+    def _is_guarded(self, rule: Rule) -> bool:
         """Whether a part of the source is guarded."""
         return any(
-            handler.regions.clip(rule.source, rule.source + rule.end - rule.start)
-            for handler in self._handler.of_this_process()
+            served.regions.clip(rule.source, rule.source + rule.end - rule.start)
+            for served in self._served.loop.peers()
         )
 
 

@@ -1,0 +1,89 @@
+"""What the parts of the engine share about one userfaultfd that is served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from uffdaemon.hooks import HookCalls
+from uffdaemon.model.ledger import Ledger
+from uffdaemon.model.refaults import Refaults
+from uffdaemon.model.region_table import RegionTable
+from uffdaemon.model.statistics import Counters
+from uffdaemon.uapi.events import FaultKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from structlog.stdlib import BoundLogger
+
+    from uffdaemon.hooks import Hooks
+    from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
+    from uffdaemon.model.region import Fault
+    from uffdaemon.uapi.events import ForkEvent
+    from uffdaemon.uapi.outcomes import Operation, Result
+
+
+class Loop(Protocol):
+    """What the engine needs of the loop that serves the userfaultfd."""
+
+    @property
+    def carry_out(self) -> CarryOut | None:
+        """How operations are carried out where C may have read events that Python has not seen;
+        None: by a plain call."""
+        ...
+
+    def wake(self) -> None:
+        """Run another turn: something has changed."""
+        ...
+
+    def take(self) -> bool:
+        """Take in what has been read.  Tasks call it before they act."""
+        ...
+
+    def events_applied(self) -> None:
+        """Everything that was read until now has been applied."""
+        ...
+
+    def peers(self) -> Iterable[Served]:
+        """All userfaultfds of this process that the daemon serves, this one among them."""
+        ...
+
+
+class Served:
+    """One userfaultfd: its regions, its open faults, its counters, and who is told."""
+
+    def __init__(
+        self,
+        uffd: Userfaultfd,
+        hooks: Sequence[Hooks],
+        log: BoundLogger,
+        loop: Loop,
+        regions: RegionTable | None = None,
+    ) -> None:
+        self.uffd = uffd
+        self.log = log
+        self.loop = loop
+        self.regions = RegionTable() if regions is None else regions
+        self.ledger = Ledger()
+        self.counters = Counters()
+        self.hooks = HookCalls(hooks, self.counters, log)
+        self.refaults = Refaults()
+        self.forks: list[tuple[ForkEvent, RegionTable]] = []
+        """Children whose userfaultfd is ours, with their regions, that nobody serves yet."""
+        self.stale: set[int] = set()
+        """Which page maps (by id) have changed so that rules made from them no longer hold."""
+        self.client_gone = False
+
+    def execute(self, operations: Sequence[Operation]) -> list[Result]:
+        """Carry operations out as the loop has it done."""
+        return self.uffd.execute(operations, self.loop.carry_out)
+
+    def discarded(self, fault: Fault) -> bool:
+        """Whether the page's owner discarded it, so that its contents are zeros."""
+        region = fault.region
+        return (
+            region.pages.any_removed
+            and region.after_remove == "zero"
+            and fault.kind is FaultKind.MISSING
+            and fault.page in region.pages.removed
+        )
