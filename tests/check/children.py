@@ -1,4 +1,4 @@
-"""Runs the command in a child that is killed when it takes too long."""
+"""Runs the command in a child process with a deadline."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def run(
 def check(
     *confinement: str, environment: Mapping[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """`uffdaemon check --json`, confined as told: its exit status and what it printed."""
+    """`uffdaemon check --json`, confined by these options.  Returns its exit status and output."""
     done = run(
         "tests.support.confined", *confinement, "--", "check", "--json", environment=environment
     )
     if done.returncode == CANNOT:
-        pytest.skip(f"{' '.join(confinement)} cannot be had here: {done.stderr.strip()}")
+        pytest.skip(f"{' '.join(confinement)} is not possible here: {done.stderr.strip()}")
     assert done.stderr == "", done.stderr
     return done.returncode, json.loads(done.stdout)

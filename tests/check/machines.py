@@ -1,4 +1,4 @@
-"""Machines that are not there, for the findings to be drawn from."""
+"""Facts of imaginary machines, as input for the checks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def with_attempts(facts: Facts, **attempts: Attempt) -> Facts:
 
 
 def everything() -> Facts:
-    """Root on a new kernel, with nothing left to wish for."""
+    """Root on a new kernel that has everything."""
     sizes = {"2048": ("8", "6", "1", "0"), "1048576": ("1", "1", "0", "0")}
     names = ("nr_hugepages", "free_hugepages", "resv_hugepages", "nr_overcommit_hugepages")
     facts = Facts(
@@ -129,7 +129,7 @@ def unprivileged() -> Facts:
 
 
 def filtered(answer: str, *, device: bool) -> Facts:
-    """Behind a seccomp filter that answers the system call with `answer`."""
+    """Behind a seccomp filter that fails the system call with `answer`."""
     facts = with_files(everything(), {STATUS: status(PTRACE, seccomp=2)})
     facts = with_attempts(facts, syscall=refused(answer), user_mode=refused(answer))
     if device:
@@ -143,7 +143,7 @@ def filtered(answer: str, *, device: bool) -> Facts:
 
 
 def nothing() -> Facts:
-    """A kernel without userfaultfd, and without anything else that is of use."""
+    """An old kernel without userfaultfd and everything else that is checked."""
     facts = Facts(
         release="4.2.0", machine="x86_64", uid=1000, user="ann", group="ann", interpreter="/python"
     )

@@ -1,4 +1,4 @@
-"""Tries things that go wrong in every way, and prints what `attempt` made of each."""
+"""Runs probes that fail in every way, and prints the result of each."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def would_dump_core() -> Mapping[str, Json]:
     return {"limit": resource.getrlimit(resource.RLIMIT_CORE)[0]}
 
 
-def ends_silently() -> Mapping[str, Json]:
+def exits_silently() -> Mapping[str, Json]:
     os._exit(3)
 
 
-def says_a_lot() -> Mapping[str, Json]:
+def returns_much() -> Mapping[str, Json]:
     return {"text": "x" * 200_000}
 
 
-def says_what_json_has_no_word_for() -> Mapping[str, Json]:
+def returns_what_json_cannot_encode() -> Mapping[str, Json]:
     return {"set": {1, 2}}  # type: ignore[dict-item]
 
 
@@ -70,9 +70,9 @@ PROBES: list[Probe] = [
     meets_an_os_error,
     is_killed,
     would_dump_core,
-    ends_silently,
-    says_a_lot,
-    says_what_json_has_no_word_for,
+    exits_silently,
+    returns_much,
+    returns_what_json_cannot_encode,
 ]
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from uffdaemon.check.facts import FILES, SYSCTL
 from uffdaemon.uapi.features import SINCE
 
 needs_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="takes root, to give up what root has: sudo -E make test"
+    os.geteuid() != 0, reason="needs root, to drop privileges: sudo -E make test"
 )
 
 
@@ -47,7 +47,7 @@ def test_this_machine() -> None:
     assert report["format"] == 1
     assert report["kernel"]["release"] == platform.release()
     assert report["user"]["uid"] == os.geteuid()
-    # No probe went astray.
+    # No probe failed in an unexpected way.
     assert [key for key, one in report["findings"].items() if one["mark"] == "unknown"] == []
     for feature, since in SINCE.items():
         one = found(report, f"feature.{feature.name}")
@@ -93,7 +93,7 @@ def content(path: str) -> str | None:
 @needs_root
 def test_an_unprivileged_user() -> None:
     if content(SYSCTL) != "0\n":
-        pytest.skip("anybody may have kernel faults: sysctl -w vm.unprivileged_userfaultfd=0")
+        pytest.skip("everybody may have kernel faults: sysctl -w vm.unprivileged_userfaultfd=0")
     status, report = check("--user", "nobody")
     assert status == 0
     assert report["user"]["name"] == "nobody"
@@ -106,7 +106,7 @@ def test_an_unprivileged_user() -> None:
     assert refused["mend"].endswith("sysctl -w vm.unprivileged_userfaultfd=1")
     assert found(report, "permission.capability")["mark"] == "missing"
     assert "cap" in found(report, "permission.event_fork")["mend"].lower()
-    # What needs no privilege is there all the same.
+    # What needs no privilege still works.
     assert found(report, "operation.pagemap_scan")["mark"] == "ok"
 
 
@@ -115,7 +115,7 @@ def test_an_unprivileged_user() -> None:
 def test_behind_a_seccomp_filter(answer: str) -> None:
     status, report = check("--user", "nobody", "--refuse", answer)
     if found(report, "open.device")["mark"] == "ok":
-        pytest.skip("anybody may open the device: chmod 600 /dev/userfaultfd")
+        pytest.skip("everybody may open the device: chmod 600 /dev/userfaultfd")
     assert status == 1
     assert report["works"] is False
     seccomp = found(report, "permission.seccomp")
@@ -141,7 +141,7 @@ def test_the_device_gets_past_a_seccomp_filter(answer: str) -> None:
 
 @pytest.mark.kernel
 @needs_root
-def test_behind_a_seccomp_filter_that_minds_something_else() -> None:
+def test_behind_a_seccomp_filter_that_allows_userfaultfd() -> None:
     status, report = check("--refuse", "NOTHING")
     assert status == 0
     assert found(report, "permission.seccomp")["mark"] == "ok"
@@ -182,7 +182,7 @@ def test_a_group_that_may_open_the_device_needs_no_capability_and_no_system_call
 
 @pytest.mark.kernel
 @needs_root
-def test_the_capability_is_all_that_root_has_over_others() -> None:
+def test_the_capability_is_enough_without_root() -> None:
     status, report = check("--user", "nobody", "--keep-ptrace")
     assert status == 0
     assert found(report, "core")["details"] == {"how": "syscall", "kernel_faults": True}
@@ -192,9 +192,9 @@ def test_the_capability_is_all_that_root_has_over_others() -> None:
 
 @pytest.mark.kernel
 @needs_root
-def test_root_of_a_user_namespace_has_the_capability_in_name_only() -> None:
+def test_the_capability_of_another_user_namespace_does_not_count() -> None:
     if content(SYSCTL) != "0\n":
-        pytest.skip("anybody may have kernel faults: sysctl -w vm.unprivileged_userfaultfd=0")
+        pytest.skip("everybody may have kernel faults: sysctl -w vm.unprivileged_userfaultfd=0")
     status, report = check("--user-namespace")
     assert status == 0
     assert report["user"]["uid"] == 0
@@ -241,7 +241,7 @@ def test_wrong_arguments(arguments: tuple[str, ...]) -> None:
     assert done.stderr.startswith("usage: uffdaemon")
 
 
-def test_the_demonstration_gets_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_parses_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
     def main(argv: list[str]) -> int:
@@ -255,7 +255,7 @@ def test_the_demonstration_gets_its_own_arguments(monkeypatch: pytest.MonkeyPatc
     assert seen == [["--size", "64", "--help"]]
 
 
-def test_a_reader_that_leaves_early() -> None:
+def test_a_reader_that_closes_early() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -310,7 +310,7 @@ def on_a_terminal(environment: dict[str, str]) -> bytes:
         try:
             while piece := os.read(ours, 65536):
                 printed += piece
-        except OSError:  # EIO: how a terminal says that nobody writes to it any more
+        except OSError:  # EIO: no process has the terminal open any more
             pass
         finally:
             os.close(ours)

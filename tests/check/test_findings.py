@@ -1,4 +1,4 @@
-"""Each finding by itself: what a machine that differs in one thing makes of it."""
+"""Each check on its own, with a machine that differs in one fact."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from uffdaemon.check.findings import Mark
 # -- opening -------------------------------------------------------------------------------------
 
 
-def test_a_kernel_before_user_mode_only_is_not_taken_for_a_filter() -> None:
+def test_a_kernel_before_user_mode_only_is_not_mistaken_for_a_filter() -> None:
     facts = replace(machines.unprivileged(), release="5.10.0", device=Device())
     facts = with_attempts(
         facts,
@@ -47,7 +47,7 @@ def test_a_kernel_before_user_mode_only_is_not_taken_for_a_filter() -> None:
     assert report["open.user_mode"].verdict.fix == "boot Linux 5.11 or later"
     assert report["permission.seccomp"].mark is Mark.OK
     assert report["core"].verdict.fix == "sudo sysctl -w vm.unprivileged_userfaultfd=1"
-    # With the right that it wants, a refusal is somebody else's.
+    # With the sysctl set, the refusal cannot be userfaultfd's own.
     with_right = with_files(facts, {SYSCTL: "1"})
     assert report_on(with_right)["permission.seccomp"].mark is Mark.MISSING
 
@@ -68,7 +68,7 @@ def test_root_without_the_capability() -> None:
     assert "CapabilityBoundingSet" in finding(facts, "permission.capability").verdict.fix
 
 
-def test_anybody_may_have_kernel_faults() -> None:
+def test_everybody_may_have_kernel_faults() -> None:
     facts = with_files(
         with_attempts(machines.unprivileged(), syscall=machines.WORKED), {SYSCTL: "1"}
     )
@@ -106,7 +106,7 @@ def test_a_kernel_before_the_device() -> None:
     assert finding(facts, "permission.device").verdict.fix == "boot Linux 6.1 or later"
 
 
-def test_what_broke_is_not_known() -> None:
+def test_a_probe_that_fails_is_unknown() -> None:
     broken = Attempt(text="no result within 20 seconds")
     names = machines.everything().attempts
     report = report_on(with_attempts(machines.everything(), **dict.fromkeys(names, broken)))
@@ -117,7 +117,7 @@ def test_what_broke_is_not_known() -> None:
     assert not report.works
 
 
-def test_opened_but_no_fault_answered() -> None:
+def test_opened_but_no_fault_resolved() -> None:
     facts = with_attempts(machines.everything(), core=Attempt(text="UnexpectedError: zeros"))
     report = report_on(facts)
     assert not report.works
@@ -250,7 +250,7 @@ def test_transparent_huge_pages_of_shmem(value: str, mark: Mark) -> None:
     assert bool(shmem.verdict.fix) == (mark is not Mark.OK)
 
 
-def test_ksm_that_runs_stands_in_the_way_of_move() -> None:
+def test_running_ksm_limits_move() -> None:
     verdict = finding(with_files(machines.everything(), {KSM_RUN: "1"}), "memory.ksm").verdict
     assert verdict.mark is Mark.LIMITED
     assert "EBUSY" in verdict.found

@@ -60,7 +60,7 @@ def test_a_device_that_is_a_file(tmp_path: Path) -> None:
     assert device.accessible
 
 
-def test_a_device_that_cannot_be_looked_at(tmp_path: Path) -> None:
+def test_a_device_that_cannot_be_read(tmp_path: Path) -> None:
     put(tmp_path, "dev", b"")
     assert "Not a directory" in look(tmp_path).device.error
 
@@ -71,7 +71,7 @@ def test_a_device_that_cannot_be_looked_at(tmp_path: Path) -> None:
         ("run/.containerenv", True, "podman"),
         (".dockerenv", True, "docker"),
         ("nothing", True, ""),
-        # A virtual machine made from an image of docker's.
+        # A virtual machine made from a Docker image.
         (".dockerenv", False, ""),
     ],
 )

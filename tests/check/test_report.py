@@ -50,7 +50,7 @@ def test_nothing_there() -> None:
     assert report["operation.pagemap_scan"].verdict.fix == "boot Linux 6.7 or later"
     assert report["operation.pidfd_getfd"].verdict.fix == "boot Linux 5.6 or later"
     assert report["memory.ksm"].verdict.fix == "boot a kernel built with CONFIG_KSM=y"
-    # Nobody is blamed for a kernel that has nothing to refuse.
+    # Without userfaultfd there is no system call to block.
     assert report["permission.seccomp"].mark is Mark.OK
 
 
@@ -93,11 +93,11 @@ def test_the_device_gets_past_a_seccomp_filter(answer: str) -> None:
     assert "through /dev/userfaultfd" in report["core"].verdict.found
     seccomp = report["permission.seccomp"]
     assert seccomp.mark is Mark.LIMITED
-    # uffdaemon tries the system call first, unless told otherwise.
+    # uffdaemon tries the system call first, unless `how` says otherwise.
     assert ('how="device"' in seccomp.verdict.found) == (answer == "SIGSYS")
 
 
-def test_a_filter_that_lets_userfaultfd_through_is_none() -> None:
+def test_a_filter_that_allows_userfaultfd_is_ok() -> None:
     facts = with_files(machines.everything(), {STATUS: status(machines.PTRACE, seccomp=2)})
     assert finding(facts, "permission.seccomp").mark is Mark.OK
 
@@ -140,7 +140,7 @@ def test_in_a_container_settings_are_fixed_on_the_host() -> None:
     )
 
 
-# -- what cannot be known ------------------------------------------------------------------------
+# -- facts that are not known --------------------------------------------------------------------
 
 
 def test_a_file_that_cannot_be_read_is_a_finding() -> None:
@@ -151,7 +151,7 @@ def test_a_file_that_cannot_be_read_is_a_finding() -> None:
     assert verdict.found == "not known: /sys/kernel/mm/ksm/run: Permission denied"
 
 
-def test_a_file_that_makes_no_sense_is_a_finding() -> None:
+def test_a_malformed_file_is_a_finding() -> None:
     facts = with_files(machines.everything(), {STATUS: "CapEff:\tmany\n"})
     report = report_on(facts)
     assert report["permission.capability"].mark is Mark.UNKNOWN
@@ -205,7 +205,7 @@ FACTS = st.builds(
 
 
 @given(FACTS)
-def test_whatever_is_found_is_a_report_and_all_that_is_missing_has_its_fix(facts: Facts) -> None:
+def test_any_facts_give_a_report_with_fixes_for_all_that_is_missing(facts: Facts) -> None:
     report = report_on(facts)
     for found in report.findings:
         assert found.verdict.found
@@ -218,7 +218,7 @@ def test_whatever_is_found_is_a_report_and_all_that_is_missing_has_its_fix(facts
     assert report.summary in render(report)
 
 
-# -- its two forms -------------------------------------------------------------------------------
+# -- text and JSON -------------------------------------------------------------------------------
 
 
 def test_json_keys_are_those_of_the_document() -> None:
@@ -250,7 +250,7 @@ def test_text_has_a_line_for_each_finding_and_one_for_each_fix() -> None:
     assert lines[-1] == report.summary
 
 
-def test_text_says_only_once_that_no_feature_is_known() -> None:
+def test_text_has_one_line_if_no_feature_is_known() -> None:
     text = render(report_on(machines.nothing()))
     assert text.count("no handshake") == 1
     assert f"all {len(SINCE)}" in text
@@ -261,7 +261,7 @@ def test_text_names_the_container() -> None:
     assert render(report_on(facts)).splitlines()[0].endswith(", in a container (podman)")
 
 
-def test_colour_is_for_marks_and_only_when_asked_for() -> None:
+def test_marks_are_coloured_on_request() -> None:
     report = report_on(machines.unprivileged())
     plain, coloured = render(report), render(report, colour=True)
     assert "\x1b" not in plain

@@ -1,4 +1,4 @@
-"""Runs the command as a process of its own, watches what it says, and finds what it left behind."""
+"""Runs the command in a process, reads its output, and finds what it leaves behind."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ WORKER = re.compile(r"(?P<name>eager|lazy)(?P<rest>.*): worker (?P<pid>\d+)")
 
 @dataclass
 class Demo:
-    """A running `uffdaemon demo`, which is killed when it does not end in time."""
+    """A running `uffdaemon demo`, which is killed if it does not exit in time."""
 
     process: subprocess.Popen[str]
     folder: Path
     """Its directory for temporary files."""
     errors: list[str] = field(default_factory=list)
-    """What it said on standard error so far, by line."""
+    """The lines of standard error so far."""
 
     @property
     def stderr(self) -> IO[str]:
@@ -36,20 +36,20 @@ class Demo:
         return self.process.stderr
 
     def lines(self) -> Iterator[str]:
-        """The lines of standard error as they come, to its end."""
+        """The lines of standard error as they arrive, to the end."""
         for line in self.stderr:
             self.errors.append(line.rstrip("\n"))
             yield self.errors[-1]
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Read on until a line of standard error says this."""
+        """Read until a line of standard error matches the pattern."""
         for line in self.lines():
             if found := re.search(pattern, line):
                 return found
-        raise AssertionError(f"the demo ended, and never said {pattern!r}: {self.errors}")
+        raise AssertionError(f"the demo exited without printing {pattern!r}: {self.errors}")
 
     def end(self) -> int:
-        """Wait until it has ended; its exit status."""
+        """Wait until it has exited; returns its exit status."""
         for _ in self.lines():
             pass
         return self.process.wait()
@@ -59,7 +59,7 @@ class Demo:
         return self.process.stdout.read()
 
     def leavings(self) -> list[str]:
-        """Processes that work for it, and what is in its directory."""
+        """Its worker processes, and the files in its directory."""
         return [*processes_naming(self.folder), *(path.name for path in self.folder.iterdir())]
 
 

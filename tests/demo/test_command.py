@@ -1,4 +1,4 @@
-"""The whole: what the demonstration says is true, and it ends cleanly however it ends."""
+"""The whole command: its report is true, and it exits cleanly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _userfaultfd() -> None:
 
 
 @pytest.mark.smoke
-def test_what_a_machine_reads(tmp_path: Path) -> None:
+def test_json(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     arguments = ("--json", "--size", "8M", "--rounds", "2", "--keep", "--directory", str(kept))
@@ -59,7 +59,7 @@ def test_what_a_machine_reads(tmp_path: Path) -> None:
             assert row["first_answer_pages"] == row["all_answers_pages"] == pages
         else:
             assert set(row["faults"]) <= {"copied", "already present"}
-            # Each fault brings one window, and each window is in memory.
+            # Each fault copies one window, and each window is in memory.
             assert 1 <= row["faults"]["copied"] <= row["all_answers_pages"]
             assert row["all_answers_pages"] <= 16 * sum(row["faults"].values())
             assert row["first_answer_pages"] <= row["all_answers_pages"] < pages / 2
@@ -83,7 +83,7 @@ def test_what_a_machine_reads(tmp_path: Path) -> None:
         assert re.search(r"\[\w+\]", report["answers"][0]["snippet"])
 
 
-def test_what_a_person_reads(tmp_path: Path) -> None:
+def test_text(tmp_path: Path) -> None:
     with demo(tmp_path, "--size", "2M", "--rounds", "1", "--query", "abstract") as running:
         assert running.end() == 0
         assert running.leavings() == []
@@ -92,13 +92,13 @@ def test_what_a_person_reads(tmp_path: Path) -> None:
     assert "the restored memory equals the file" in text
     assert "0 of 5" in text
     assert "warm  lazy" in text
-    said = "\n".join(running.errors)
-    assert "building the image: 2.0 MiB of 2.0 MiB" in said
+    text = "\n".join(running.errors)
+    assert "building the image: 2.0 MiB of 2.0 MiB" in text
     assert len([line for line in running.errors if line.startswith("filling: ")]) == 5
-    assert WORKER.search(said)
+    assert WORKER.search(text)
 
 
-def test_an_image_that_was_kept_is_restored_again(tmp_path: Path) -> None:
+def test_a_kept_image_is_restored_again(tmp_path: Path) -> None:
     with demo(tmp_path, "--size", "1M", "--rounds", "1", "--keep") as running:
         kept = Path(running.wait_for("keeping the image in (.*)")[1])
         assert running.end() == 0

@@ -1,4 +1,4 @@
-"""However it ends, it says why in one line, and leaves nothing behind."""
+"""However the demo ends, it prints the reason in one line, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_signal(
 
 @pytest.mark.kernel
 @pytest.mark.usefixtures("_userfaultfd")
-def test_ctrl_c_in_a_terminal_reaches_everybody_at_once(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_reaches_all_processes_at_once(tmp_path: Path) -> None:
     with demo(tmp_path, *ENDLESS) as running:
         running.wait_for("lazy.*worker")
         os.killpg(running.process.pid, signal.SIGINT)
@@ -67,7 +67,7 @@ def test_ctrl_c_in_a_terminal_reaches_everybody_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["eager", "lazy"])
 def test_a_killed_worker(tmp_path: Path, mode: str) -> None:
     with demo(tmp_path, *ENDLESS) as running:
-        # One that has given its answers already is not missed: then it is the next one's turn.
+        # One that has sent its answers is not needed any more: then the next one is killed.
         for line in running.lines():
             found = WORKER.search(line)
             if found and found["name"] == mode:
@@ -85,10 +85,10 @@ def test_a_killed_worker(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.usefixtures("_userfaultfd")
-def test_a_daemon_that_is_killed_takes_its_worker_along(tmp_path: Path) -> None:
+def test_the_worker_exits_when_the_daemon_is_killed(tmp_path: Path) -> None:
     with demo(tmp_path, *ENDLESS) as running:
         worker = int(running.wait_for(r"lazy.*worker (\d+)")[1])
-        # Stopped, the daemon answers nothing: the worker waits for it, or for a page of it.
+        # The stopped daemon resolves nothing: the worker waits for it, or for a page.
         running.process.send_signal(signal.SIGSTOP)
         pidfd = os.pidfd_open(worker)
         try:
@@ -102,7 +102,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     private = _private_mounts()
-    # The mount is seen by nobody else, and ends with the last process that sees it.
+    # The mount is in a namespace of its own, and ends with the last process in it.
     script = f'mount -t tmpfs -o size=4m none {disk} && "$@"; s=$?; ls -A {disk}; exit $s'
     command = [*private, "sh", "-c", script, "sh"]
     with demo(tmp_path, "--directory", str(disk), command=command) as running:
@@ -116,7 +116,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 @pytest.mark.kernel
 @pytest.mark.usefixtures("_userfaultfd")
 def test_a_userfaultfd_that_is_refused(tmp_path: Path) -> None:
-    # As in a container: the system call is filtered, and the device is of no use.
+    # As in a container: the system call is blocked, and the device cannot be opened.
     device = "/dev/userfaultfd"
     script = f'[ ! -e {device} ] || mount --bind /dev/null {device} && exec "$@"'
     command = [*_private_mounts(), "sh", "-c", script, "sh"]
@@ -132,10 +132,10 @@ def test_a_userfaultfd_that_is_refused(tmp_path: Path) -> None:
 
 
 def _private_mounts() -> list[str]:
-    """A command that runs another where it can mount what it likes."""
+    """The prefix of a command that runs another one in its own mount namespace."""
     unshare = shutil.which("unshare")
     if unshare is None:
-        pytest.skip("unshare is not here; on Debian: apt install util-linux")
+        pytest.skip("there is no unshare; on Debian: apt install util-linux")
     for command in ([unshare, "--mount"], [unshare, "--map-root-user", "--mount"]):
         if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
             return command
@@ -194,7 +194,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--image", __file__], "is not an image of this demo"),
     ],
 )
-def test_what_is_not_there(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+def test_missing_files(tmp_path: Path, arguments: list[str], complaint: str) -> None:
     with demo(tmp_path, *arguments) as running:
         assert running.end() == 1
         assert complaint in running.errors[-1]

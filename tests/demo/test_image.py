@@ -1,4 +1,4 @@
-"""The image: a database that is sound, large enough, and never half made."""
+"""The image: a valid database, large enough, and never left unfinished."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uffdaemon.ranges import PAGE_SIZE
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small library: two modules, of 100 lines and of one, and tests that are left out."""
+    """A small library: two modules, of 100 lines and of one, and tests, which are left out."""
     root = tmp_path_factory.mktemp("library")
     (root / "tests").mkdir()
     (root / "tests" / "left_out.py").write_text("assert walrus\n")
@@ -40,7 +40,7 @@ def test_an_image_of_any_size(tmp_path: Path, size: int) -> None:
         database.execute("INSERT INTO search(search) VALUES ('integrity-check')")
 
 
-def test_what_is_in_it(tmp_path: Path, root: Path) -> None:
+def test_its_contents(tmp_path: Path, root: Path) -> None:
     image = build_image(tmp_path / "image.db", 400_000, root=root)
     with closing(sqlite3.connect(image.path)) as database:
         rows = database.execute(
@@ -56,7 +56,7 @@ def test_what_is_in_it(tmp_path: Path, root: Path) -> None:
             assert bool(found.fetchone()) is expected
 
 
-def test_an_image_that_was_kept_is_opened_again(tmp_path: Path, root: Path) -> None:
+def test_a_kept_image_is_opened_again(tmp_path: Path, root: Path) -> None:
     image = build_image(tmp_path / "with space?.db", 300_000, root=root)
     assert open_image(image.path) == image
 
@@ -87,10 +87,10 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("when", [1, 3, 6])
-def test_building_can_be_ended_at_any_point(
+def test_building_can_be_aborted_at_any_point(
     tmp_path: Path, when: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So that some of the calls come from inside of SQLite, where no exception gets out.
+    # Some of the calls come from inside of SQLite, through which no exception can pass.
     monkeypatch.setattr(module, "_OPCODES_PER_CALL", 1000)
     calls = 0
 

@@ -1,4 +1,4 @@
-"""The bar, the lines, and the silence."""
+"""The bar, the lines, and no progress at all."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_a_bar_is_drawn_over_and_stays_when_it_is_full() -> None:
 
 
 @pytest.mark.parametrize("shown", [Lines, Bar])
-def test_nothing_to_do_is_done(shown: type[Lines | Bar]) -> None:
+def test_nothing_to_do_is_complete(shown: type[Lines | Bar]) -> None:
     stream = io.StringIO()
     shown(stream).advance("filling", 0, 0)
     assert "filling" in stream.getvalue()
 
 
-def test_what_suits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kind_suits_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert isinstance(progress_for(json=False), Bar)
     assert isinstance(progress_for(json=True), Silence)

@@ -1,4 +1,4 @@
-"""The packets: what is sent arrives, and nothing else is believed."""
+"""The packets: messages are decoded as they were encoded; anything else is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIELDS = st.dictionaries(st.text().filter(lambda name: name != "kind"), VALUES, 
 
 
 @given(st.text(), FIELDS)
-def test_there_and_back(kind: str, fields: dict[str, Json]) -> None:
+def test_round_trip(kind: str, fields: dict[str, Json]) -> None:
     assert decode(encode(kind, fields)) == Message(kind, fields)
 
 
@@ -35,7 +35,7 @@ def test_anything_else_is_refused(packet: bytes) -> None:
 
 
 @given(VALUES)
-def test_a_field_is_of_its_type_or_refused(value: Json) -> None:
+def test_a_field_of_the_wrong_type_is_refused(value: Json) -> None:
     message = Message("test", {"field": value})
     for read in (message.integer, message.real, message.text, message.texts, message.messages):
         try:
@@ -50,7 +50,7 @@ def test_a_field_is_of_its_type_or_refused(value: Json) -> None:
             assert not isinstance(value, bool)
 
 
-def test_a_field_that_is_not_there() -> None:
+def test_a_missing_field() -> None:
     with pytest.raises(DemoError, match="'pid'"):
         Message("hello", {}).integer("pid")
 

@@ -1,4 +1,4 @@
-"""What is in the page cache, and what in memory, is what the kernel says."""
+"""The numbers of pages in the page cache and in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_file_that_was_just_written_is_cached(
     assert cached_pages(path) == 11
 
 
-def test_dropping_is_a_wish_whose_fulfilment_is_seen(tmp_path: Path) -> None:
+def test_what_dropping_has_done_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(64 * PAGE))
     drop_from_cache(path)

@@ -1,4 +1,4 @@
-"""Runs, from the daemon's side: what happens in the middle of them."""
+"""The runs on the daemon's side, and what can interrupt them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAGE = PAGE_SIZE
 
 
 class Watcher:
-    """A progress that knows the worker, and kills it when told to."""
+    """A progress that kills the worker at a given moment."""
 
     def __init__(self, *, kill_at: str = "") -> None:
         self.kill_at = kill_at
@@ -66,7 +66,7 @@ def prepared(watcher: Watcher, *, size: int = 2 << 20, around: int = 4) -> Itera
 
 
 def only(group: BaseException) -> BaseException:
-    """The one error in groups of one."""
+    """The single error inside of nested groups."""
     while isinstance(group, BaseExceptionGroup):
         assert len(group.exceptions) == 1, group
         group = group.exceptions[0]
@@ -91,7 +91,7 @@ async def test_a_fill_is_complete_and_its_progress_exact() -> None:
 
 
 @kernel_test(user_mode_only=True)
-async def test_eager_and_lazy_say_the_same() -> None:
+async def test_eager_and_lazy_give_the_same_answers() -> None:
     with prepared(Watcher()) as setting:
         eager = await eager_run(setting, "warm")
         lazy = await lazy_run(setting, "warm")
@@ -149,7 +149,7 @@ def program(folder: Path, script: str) -> str:
 
 
 @kernel_test(user_mode_only=True)
-async def test_a_worker_that_cannot_start_says_why() -> None:
+async def test_a_worker_that_cannot_start_reports_why() -> None:
     with tempfile.TemporaryDirectory() as name:
         sys.executable = program(Path(name), "echo first >&2; echo last words >&2; exit 7")
         with pytest.raises(WorkerDied, match=r"ended with status 7: last words$"):
@@ -160,7 +160,7 @@ async def test_a_worker_that_cannot_start_says_why() -> None:
 def test_a_file_system_without_a_disk_is_never_cold() -> None:
     memory = Path("/dev/shm")  # noqa: S108  # the one tmpfs that is everywhere
     if not memory.is_mount():
-        pytest.skip(f"{memory} is no file system of its own here")
+        pytest.skip(f"{memory} is not a separate file system here")
     with tempfile.TemporaryDirectory(dir=memory) as name:
         cache = check_cold(build_image(Path(name, "image.db"), 1 << 20))
     assert not cache.cold
@@ -176,7 +176,7 @@ def test_a_file_system_without_a_disk_is_never_cold() -> None:
         (b'{"kind": "start", "mode": "lazy"}', "field 'image'"),
     ],
 )
-def test_a_worker_that_hears_nonsense_says_so(tmp_path: Path, packet: bytes, reason: str) -> None:
+def test_a_worker_reports_a_malformed_message(tmp_path: Path, packet: bytes, reason: str) -> None:
     path = tmp_path / ("a directory with a rather long name" * 4) / "socket"
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -196,7 +196,7 @@ def test_a_worker_that_hears_nonsense_says_so(tmp_path: Path, packet: bytes, rea
                 assert worker.wait(DEADLINE) == 1
 
 
-def test_a_worker_whose_daemon_goes_away_ends(tmp_path: Path) -> None:
+def test_a_worker_exits_when_its_daemon_does(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()

@@ -1,4 +1,4 @@
-"""SQLite over memory: what it reads is what `sqlite3` reads from the file."""
+"""SQLite on memory: it reads what `sqlite3` reads from the file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def address(content: bytes) -> Iterator[int]:
-    """The bytes, in memory that SQLite can be given."""
+    """The bytes in memory, at an address."""
     memory = mmap.mmap(-1, len(content))
     memory[:] = content
     first = ctypes.c_char.from_buffer(memory)
@@ -71,7 +71,7 @@ def test_the_memory_is_read_in_place_and_never_written(address: int, content: by
     ("statement", "reason"),
     [("SELEC 1", "syntax error"), ("SELECT * FROM absent", "no such table: absent")],
 )
-def test_errors_are_in_the_words_of_sqlite(
+def test_errors_have_the_message_of_sqlite(
     address: int, content: bytes, statement: str, reason: str
 ) -> None:
     with MemoryDatabase(address, len(content)) as database:
@@ -88,13 +88,13 @@ def test_an_error_in_the_middle_of_the_rows(address: int, content: bytes) -> Non
         database.query("SELECT abs(other) FROM things ORDER BY id")
 
 
-def test_memory_that_holds_no_database(content: bytes) -> None:
+def test_memory_without_a_database(content: bytes) -> None:
     memory = ctypes.create_string_buffer(b"no database" * 1000)
     with pytest.raises(DemoError, match="not a database"):
         MemoryDatabase(ctypes.addressof(memory), 8192).query("SELECT * FROM sqlite_schema")
 
 
-def test_closing_twice_is_nothing(address: int, content: bytes) -> None:
+def test_closing_twice(address: int, content: bytes) -> None:
     database = MemoryDatabase(address, len(content))
     database.close()
     database.close()
