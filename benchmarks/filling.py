@@ -20,7 +20,9 @@ from ctypes import addressof, c_char
 from benchmarks.rows import Row, compare, script
 from benchmarks.turns import TurnFailed, placements
 from benchmarks.yardsticks import call, library, pinned
-from uffdaemon import Features, Memory, PageCategory, Staging, Userfaultfd, scan_pages
+from uffdaemon import Memory
+from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
+from uffdaemon.moves import Staging
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 LENGTH = 256 << 20

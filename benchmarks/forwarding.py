@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import trio
 
@@ -27,7 +27,10 @@ from benchmarks.in_process import library
 from benchmarks.one_region import resident
 from benchmarks.rows import Row, limit, print_table
 from benchmarks.turns import PAGE, TurnFailed
-from uffdaemon import Action, Fault, Memory, actions, open_daemon
+from uffdaemon import Fault, Memory, actions, open_daemon
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Action
 
 THREADS = 8
 PAGES = 250

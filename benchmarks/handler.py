@@ -25,10 +25,10 @@ from uffdaemon import (
     Policy,
     Region,
     Source,
-    Userfaultfd,
     open_daemon,
 )
 from uffdaemon.daemon.entry import REREADS
+from uffdaemon.lowlevel import Userfaultfd
 
 POPULATE_READ = 22
 """MADV_POPULATE_READ, which the mmap module does not name: madvise(2)."""

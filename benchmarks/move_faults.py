@@ -19,7 +19,8 @@ from benchmarks.moving import SIXTEEN, surroundings
 from benchmarks.rows import Row, compare, script
 from benchmarks.turns import PAGE, TurnFailed, placements
 from benchmarks.yardsticks import call, library, move_each
-from uffdaemon import FaultAround, Features, Memory, StrictMove, Userfaultfd, open_daemon
+from uffdaemon import FaultAround, Memory, StrictMove, open_daemon
+from uffdaemon.lowlevel import Features, Userfaultfd
 
 GROUPS = 512
 LENGTH = GROUPS * SIXTEEN

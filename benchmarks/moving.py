@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from benchmarks.rows import Row, compare, script
 from benchmarks.turns import PAGE, TurnFailed, placements
 from benchmarks.yardsticks import another_thread_running, move_each, pinned
-from uffdaemon import Features, Memory, PageCategory, Userfaultfd, move, move_many, scan_pages
+from uffdaemon import Memory
+from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
+from uffdaemon.moves import move, move_many
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 SIXTEEN = 16 * PAGE

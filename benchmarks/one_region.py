@@ -14,7 +14,8 @@ from pathlib import Path
 
 import trio
 
-from uffdaemon import Advice, FaultAround, Features, Memory, ZeroPage, open_daemon
+from uffdaemon import Advice, FaultAround, Memory, ZeroPage, open_daemon
+from uffdaemon.lowlevel import Features
 
 MIB = 1 << 20
 

@@ -44,23 +44,19 @@ import trio
 
 from moving_heap.figures import BUCKETS, Figures, draw, percentile, print_table
 from uffdaemon import (
-    Action,
     Advice,
     ByKind,
     Daemon,
     Fault,
-    Features,
     Memory,
     Outcome,
-    Perform,
-    RegisterMode,
     Unprotect,
-    Userfaultfd,
     actions,
-    copy_exactly,
-    move_many,
     open_daemon,
 )
+from uffdaemon.actions import Action, Perform
+from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
+from uffdaemon.moves import copy_exactly, move_many
 
 if TYPE_CHECKING:
     from typing import Self

@@ -11,7 +11,7 @@ import uffdaemon
 from uffdaemon import BytesSource, Fault, Memory, actions
 
 
-def page_numbers(fault: Fault) -> uffdaemon.Action | None:
+def page_numbers(fault: Fault) -> actions.Action | None:
     """A missing page contains its number.  Other kinds of fault are not this policy's."""
     if fault.kind is not uffdaemon.FaultKind.MISSING:
         return None

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import trio
 
-from uffdaemon import CopyFrom, FaultAround, FileSource, Memory, Region, Userfaultfd, open_daemon
+from uffdaemon import CopyFrom, FaultAround, FileSource, Memory, Region, open_daemon
+from uffdaemon.lowlevel import Userfaultfd
 
 QUERY = "SELECT path FROM search WHERE search MATCH '\"weak reference\"' ORDER BY rank LIMIT 1"
 

@@ -13,7 +13,8 @@ import pytest
 from tests.support import clib, system
 from tests.support.properties import load_profile
 from tests.support.requirements import require
-from uffdaemon import Features, MemoryType
+from uffdaemon import MemoryType
+from uffdaemon.lowlevel import Features
 
 load_profile()
 

@@ -1,132 +1,131 @@
-"""uffdaemon: own a Linux userfaultfd, and decide in trio how memory comes into being."""
+"""Serve Linux page faults from trio: you decide what each page contains.
 
-from importlib.metadata import version
+Each public name has one home:
 
-from uffdaemon import actions, errors
-from uffdaemon.actions import Action, Fallback, Hold, Perform, Source, Span
-from uffdaemon.daemon.daemon import Daemon
-from uffdaemon.daemon.entry import open_daemon, serve
-from uffdaemon.errors import (
-    KernelRefusal,
-    MoveRefused,
-    OperationError,
-    PageNotExclusive,
-    PermissionRefused,
-    PlacementRefused,
-    UffdaemonError,
-    UsageError,
-)
-from uffdaemon.guard.guarded_region import GuardedRegion
-from uffdaemon.hooks import Hooks, Resolved, Veto
-from uffdaemon.kernel.descriptor import supported_features
-from uffdaemon.kernel.memory import Advice, Memory, MemoryType
-from uffdaemon.kernel.page_scan import PageCategory, PageRange, scan_pages
-from uffdaemon.kernel.userfaultfd import Userfaultfd
-from uffdaemon.model.ledger import OpenFault
-from uffdaemon.model.region import Fault, Policy, Region, Retry
-from uffdaemon.model.statistics import Statistics
-from uffdaemon.moves.calls import copy_exactly, move, move_in_trio, move_many
-from uffdaemon.moves.preview import can_move
-from uffdaemon.moves.staging import Staging
-from uffdaemon.placement import Placement, Resolver, Shutdown, Watchdog
-from uffdaemon.policy import (
-    ByKind,
-    ByRange,
-    Continue,
-    CopyFrom,
-    FaultAround,
-    FirstOf,
-    MoveOrCopy,
-    Poison,
-    StrictMove,
-    Unprotect,
-    ZeroPage,
-)
-from uffdaemon.sources import AsyncSource, BytesSource, FileSource
-from uffdaemon.uapi.events import Event, FaultKind, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
-from uffdaemon.uapi.features import Features, IoctlSet, RegisterMode
-from uffdaemon.uapi.moved import Cause, Moved, Run
-from uffdaemon.uapi.outcomes import Code, Operation, Outcome, Result, Status
+- `uffdaemon`: the daemon, memory, regions, policies, hooks, sources, placement, statistics
+- `uffdaemon.actions`: what a policy returns
+- `uffdaemon.errors`: all exceptions
+- `uffdaemon.moves`: moving pages with UFFDIO_MOVE
+- `uffdaemon.lowlevel`: userfaultfds and page scans without a daemon
 
-__version__ = version("uffdaemon")
+All other packages and modules are private: they can be imported, and may change in any release.
+"""
+
+from typing import TYPE_CHECKING
+
+from uffdaemon.lazy import lazy
+
+if TYPE_CHECKING:
+    from uffdaemon import actions as actions
+    from uffdaemon import errors as errors
+    from uffdaemon import lowlevel as lowlevel
+    from uffdaemon import moves as moves
+    from uffdaemon.actions import Source
+    from uffdaemon.daemon.daemon import Daemon
+    from uffdaemon.daemon.entry import open_daemon, serve
+    from uffdaemon.guard.guarded_region import GuardedRegion
+    from uffdaemon.hooks import Hooks, Resolved, Veto
+    from uffdaemon.kernel.memory import Advice, Memory, MemoryType
+    from uffdaemon.model.ledger import OpenFault
+    from uffdaemon.model.region import Fault, Policy, Region, Retry
+    from uffdaemon.model.statistics import Statistics
+    from uffdaemon.placement import Placement, Resolver, Shutdown, Watchdog
+    from uffdaemon.policy import (
+        ByKind,
+        ByRange,
+        Continue,
+        CopyFrom,
+        FaultAround,
+        FirstOf,
+        MoveOrCopy,
+        Poison,
+        StrictMove,
+        Unprotect,
+        ZeroPage,
+    )
+    from uffdaemon.sources import AsyncSource, BytesSource, FileSource
+    from uffdaemon.uapi.events import FaultKind
+    from uffdaemon.uapi.outcomes import Outcome
+
+    __version__: str
 
 __all__ = [
-    "Action",
     "Advice",
     "AsyncSource",
     "ByKind",
     "ByRange",
     "BytesSource",
-    "Cause",
-    "Code",
     "Continue",
     "CopyFrom",
     "Daemon",
-    "Event",
-    "Fallback",
     "Fault",
     "FaultAround",
     "FaultKind",
-    "Features",
     "FileSource",
     "FirstOf",
-    "ForkEvent",
     "GuardedRegion",
-    "Hold",
     "Hooks",
-    "IoctlSet",
-    "KernelRefusal",
     "Memory",
     "MemoryType",
     "MoveOrCopy",
-    "MoveRefused",
-    "Moved",
     "OpenFault",
-    "Operation",
-    "OperationError",
     "Outcome",
-    "PageCategory",
-    "PageNotExclusive",
-    "PageRange",
-    "Perform",
-    "PermissionRefused",
     "Placement",
-    "PlacementRefused",
     "Poison",
     "Policy",
     "Region",
-    "RegisterMode",
-    "RemapEvent",
-    "RemoveEvent",
     "Resolved",
     "Resolver",
-    "Result",
     "Retry",
-    "Run",
     "Shutdown",
     "Source",
-    "Span",
-    "Staging",
     "Statistics",
-    "Status",
     "StrictMove",
-    "UffdaemonError",
-    "UnmapEvent",
     "Unprotect",
-    "UsageError",
-    "Userfaultfd",
     "Veto",
     "Watchdog",
     "ZeroPage",
-    "actions",
-    "can_move",
-    "copy_exactly",
-    "errors",
-    "move",
-    "move_in_trio",
-    "move_many",
     "open_daemon",
-    "scan_pages",
     "serve",
-    "supported_features",
 ]
+
+_HOMES = ("actions", "errors", "lowlevel", "moves")
+_MODULES = {
+    "uffdaemon.actions": ("Source",),
+    "uffdaemon.daemon.daemon": ("Daemon",),
+    "uffdaemon.daemon.entry": ("open_daemon", "serve"),
+    "uffdaemon.guard.guarded_region": ("GuardedRegion",),
+    "uffdaemon.hooks": ("Hooks", "Resolved", "Veto"),
+    "uffdaemon.kernel.memory": ("Advice", "Memory", "MemoryType"),
+    "uffdaemon.model.ledger": ("OpenFault",),
+    "uffdaemon.model.region": ("Fault", "Policy", "Region", "Retry"),
+    "uffdaemon.model.statistics": ("Statistics",),
+    "uffdaemon.placement": ("Placement", "Resolver", "Shutdown", "Watchdog"),
+    "uffdaemon.policy": (
+        "ByKind",
+        "ByRange",
+        "Continue",
+        "CopyFrom",
+        "FaultAround",
+        "FirstOf",
+        "MoveOrCopy",
+        "Poison",
+        "StrictMove",
+        "Unprotect",
+        "ZeroPage",
+    ),
+    "uffdaemon.sources": ("AsyncSource", "BytesSource", "FileSource"),
+    "uffdaemon.uapi.events": ("FaultKind",),
+    "uffdaemon.uapi.outcomes": ("Outcome",),
+}
+
+
+if not TYPE_CHECKING:  # checkers believe that a module with `__getattr__` has every name
+    _find, __dir__ = lazy(__name__, _MODULES, _HOMES)
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version  # noqa: PLC0415  # takes a third of trio's time
+
+            return version("uffdaemon")
+        return _find(name)

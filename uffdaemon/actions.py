@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.outcomes import Outcome
 
+__all__ = [
+    "Action",
+    "Continue",
+    "Copy",
+    "Extent",
+    "Fill",
+    "Hold",
+    "Move",
+    "Perform",
+    "Poison",
+    "Span",
+    "Unprotect",
+    "Wake",
+    "Zero",
+]
+
 
 class Span(NamedTuple):
     """A part of a region: `length` bytes from `offset` bytes after the region's start."""

@@ -21,7 +21,8 @@ import trio
 
 from tests.support.clib import Helpers
 from tests.support.page_contents import content
-from uffdaemon import Advice, Features, Memory, MemoryType, Region, RegisterMode, Userfaultfd
+from uffdaemon import Advice, Memory, MemoryType, Region
+from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
 
 if TYPE_CHECKING:
     from collections.abc import Callable

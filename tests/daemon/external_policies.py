@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from tests.support.page_contents import PAGE, content
 from uffdaemon import (
-    Action,
     AsyncSource,
     ByKind,
     BytesSource,
@@ -21,6 +21,9 @@ from uffdaemon import (
     ZeroPage,
     actions,
 )
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Action
 
 PAGES = 256
 DATA = content(PAGES)

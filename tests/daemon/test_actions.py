@@ -22,30 +22,26 @@ from uffdaemon import (
     BytesSource,
     Continue,
     CopyFrom,
-    Fallback,
     Fault,
     FaultAround,
     FaultKind,
-    Features,
     FileSource,
     FirstOf,
     Memory,
     MemoryType,
     MoveOrCopy,
     Outcome,
-    PageCategory,
-    Perform,
     Poison,
-    RegisterMode,
     StrictMove,
     Unprotect,
-    Userfaultfd,
     ZeroPage,
     actions,
     errors,
     open_daemon,
-    scan_pages,
 )
+from uffdaemon.actions import Perform
+from uffdaemon.lowlevel import Features, PageCategory, RegisterMode, Userfaultfd, scan_pages
+from uffdaemon.moves import Fallback
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,17 +11,9 @@ from tests.support.calls import in_thread
 from tests.support.daemons import the_open_fault
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE, content
-from uffdaemon import (
-    Features,
-    Memory,
-    Moved,
-    Outcome,
-    Staging,
-    Userfaultfd,
-    actions,
-    errors,
-    open_daemon,
-)
+from uffdaemon import Memory, Outcome, actions, errors, open_daemon
+from uffdaemon.lowlevel import Features, Userfaultfd
+from uffdaemon.moves import Moved, Staging
 
 
 @kernel_test(features=Features.MOVE)

@@ -20,7 +20,6 @@ from uffdaemon import (
     AsyncSource,
     BytesSource,
     CopyFrom,
-    Features,
     Outcome,
     Retry,
     ZeroPage,
@@ -29,6 +28,7 @@ from uffdaemon import (
     open_daemon,
     serve,
 )
+from uffdaemon.lowlevel import Features
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,6 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     FaultKind,
-    Features,
     FirstOf,
     Memory,
     MemoryType,
@@ -25,14 +24,14 @@ from uffdaemon import (
     Region,
     StrictMove,
     Unprotect,
-    Userfaultfd,
     ZeroPage,
     actions,
-    copy_exactly,
     errors,
     native,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features, Userfaultfd
+from uffdaemon.moves import copy_exactly
 
 
 @kernel_test(features=PROTECTED)

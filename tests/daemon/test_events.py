@@ -23,20 +23,16 @@ from uffdaemon import (
     CopyFrom,
     FaultAround,
     FaultKind,
-    Features,
     Hooks,
     Memory,
     MemoryType,
     Outcome,
-    RegisterMode,
-    RemoveEvent,
-    Status,
-    Userfaultfd,
     ZeroPage,
     actions,
     native,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features, RegisterMode, RemoveEvent, Status, Userfaultfd
 
 REMOVE = Features.THREAD_ID | Features.EVENT_REMOVE
 UNMAP = Features.THREAD_ID | Features.EVENT_UNMAP

@@ -14,18 +14,8 @@ from tests.daemon.external_policies import DATA, PAGES
 from tests.support.kernel_tests import kernel_test
 from tests.support.notes import Recorder
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Advice,
-    FaultKind,
-    Features,
-    Hooks,
-    Memory,
-    Outcome,
-    RemoveEvent,
-    actions,
-    errors,
-    open_daemon,
-)
+from uffdaemon import Advice, FaultKind, Hooks, Memory, Outcome, actions, errors, open_daemon
+from uffdaemon.lowlevel import Features, RemoveEvent
 
 # -- answering ---------------------------------------------------------------------------------
 

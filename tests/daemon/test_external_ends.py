@@ -22,19 +22,10 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.messages import wait_readable
 from tests.support.page_contents import PAGE
 from tests.support.paths import ROOT
-from uffdaemon import (
-    Advice,
-    Features,
-    Memory,
-    Region,
-    RegisterMode,
-    Shutdown,
-    Userfaultfd,
-    errors,
-    open_daemon,
-)
+from uffdaemon import Advice, Memory, Region, Shutdown, errors, open_daemon
 from uffdaemon.external.owner import ExternalServer
 from uffdaemon.external.plan import ExternalOptions, ExternalPolicy
+from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
 
 # -- other processes' ends ---------------------------------------------------------------------
 
@@ -267,7 +258,8 @@ def test_nothing_outlives_its_owner() -> None:
 PARENT = """
 import ctypes, os, sys
 import trio
-from uffdaemon import Features, Memory, open_daemon
+from uffdaemon import Memory, open_daemon
+from uffdaemon.lowlevel import Features
 
 async def main():
     with Memory.map(PAGE) as memory:

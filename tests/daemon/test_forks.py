@@ -18,20 +18,22 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     FaultAround,
-    Features,
-    ForkEvent,
     Hooks,
     Memory,
     MemoryType,
     MoveOrCopy,
     Outcome,
-    PageCategory,
-    RemoveEvent,
     StrictMove,
-    Userfaultfd,
     actions,
     errors,
     open_daemon,
+)
+from uffdaemon.lowlevel import (
+    Features,
+    ForkEvent,
+    PageCategory,
+    RemoveEvent,
+    Userfaultfd,
     scan_pages,
 )
 

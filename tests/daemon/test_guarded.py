@@ -21,13 +21,13 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     Daemon,
-    Features,
     GuardedRegion,
     Memory,
     Watchdog,
     errors,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,6 +5,8 @@ What hooks can do wrong: tests/fake/test_hooks.py.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 import trio.lowlevel
@@ -15,7 +17,6 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.notes import Recorder
 from tests.support.page_contents import PAGE, content
 from uffdaemon import (
-    Action,
     BytesSource,
     CopyFrom,
     Fault,
@@ -29,6 +30,9 @@ from uffdaemon import (
     errors,
     open_daemon,
 )
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Action
 
 
 @both_sleeps

@@ -13,20 +13,8 @@ import trio.testing
 
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE, content
-from uffdaemon import (
-    BytesSource,
-    CopyFrom,
-    Daemon,
-    Event,
-    Features,
-    Hooks,
-    Memory,
-    Region,
-    RemoveEvent,
-    Resolved,
-    Userfaultfd,
-    open_daemon,
-)
+from uffdaemon import BytesSource, CopyFrom, Daemon, Hooks, Memory, Region, Resolved, open_daemon
+from uffdaemon.lowlevel import Event, Features, RemoveEvent, Userfaultfd
 
 if TYPE_CHECKING:
     from collections.abc import Callable

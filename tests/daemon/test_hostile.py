@@ -18,24 +18,18 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.notes import Recorder
 from tests.support.page_contents import PAGE, content
 from uffdaemon import (
-    Action,
     Advice,
     BytesSource,
     CopyFrom,
     Fault,
     FaultKind,
-    Features,
     Outcome,
-    PageCategory,
-    Perform,
-    RegisterMode,
-    Span,
-    Userfaultfd,
     actions,
     errors,
     open_daemon,
-    scan_pages,
 )
+from uffdaemon.actions import Action, Perform, Span
+from uffdaemon.lowlevel import Features, PageCategory, RegisterMode, Userfaultfd, scan_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable

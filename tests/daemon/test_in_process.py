@@ -16,11 +16,9 @@ from uffdaemon import (
     CopyFrom,
     FaultAround,
     FaultKind,
-    Features,
     Memory,
     MemoryType,
     Outcome,
-    RegisterMode,
     StrictMove,
     Unprotect,
     ZeroPage,
@@ -28,6 +26,7 @@ from uffdaemon import (
     errors,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features, RegisterMode
 
 
 @both_sleeps

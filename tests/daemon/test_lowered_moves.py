@@ -15,22 +15,24 @@ from tests.support.notes import Recorder
 from tests.support.page_contents import PAGE, content
 from uffdaemon import (
     BytesSource,
-    Code,
     CopyFrom,
     FaultAround,
     FaultKind,
-    Features,
     Memory,
     MoveOrCopy,
-    Operation,
     Outcome,
     Region,
-    RegisterMode,
-    Result,
     StrictMove,
-    Userfaultfd,
     errors,
     open_daemon,
+)
+from uffdaemon.lowlevel import (
+    Code,
+    Features,
+    Operation,
+    RegisterMode,
+    Result,
+    Userfaultfd,
     scan_pages,
 )
 

@@ -15,22 +15,19 @@ from tests.support.notes import Recorder
 from tests.support.obstacles import BOTH_MODES, PROTECTED, Pins, Sharer
 from tests.support.page_contents import PAGE, content
 from uffdaemon import (
-    Cause,
     Daemon,
-    Fallback,
     FaultKind,
     Memory,
     MemoryType,
     MoveOrCopy,
     Outcome,
-    RegisterMode,
     StrictMove,
-    Userfaultfd,
     errors,
     open_daemon,
-    scan_pages,
 )
+from uffdaemon.lowlevel import RegisterMode, Userfaultfd, scan_pages
 from uffdaemon.model.ledger import Waiting
+from uffdaemon.moves import Cause, Fallback
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,24 +25,23 @@ from uffdaemon import (
     CopyFrom,
     Daemon,
     FaultKind,
-    Features,
     FileSource,
     GuardedRegion,
     Memory,
     MemoryType,
     Outcome,
     Region,
-    RegisterMode,
     Unprotect,
-    Userfaultfd,
     ZeroPage,
     actions,
     errors,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
 
 if TYPE_CHECKING:
-    from uffdaemon import Action, Fault
+    from uffdaemon import Fault
+    from uffdaemon.actions import Action
     from uffdaemon.placement import ResolverName
 
 both_resolvers = pytest.mark.parametrize("resolver", ["thread", "in-thread"])

@@ -14,7 +14,6 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     FaultAround,
-    Features,
     FirstOf,
     Hooks,
     Outcome,
@@ -22,6 +21,7 @@ from uffdaemon import (
     ZeroPage,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,11 +16,11 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     FaultAround,
-    Features,
     Hooks,
     Source,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features
 
 REMOVE = Features.THREAD_ID | Features.EVENT_REMOVE
 PAGES = 512

@@ -27,13 +27,13 @@ from uffdaemon import (
     Daemon,
     FaultAround,
     Outcome,
-    PlacementRefused,
     StrictMove,
     ZeroPage,
     actions,
     errors,
     open_daemon,
 )
+from uffdaemon.errors import PlacementRefused
 
 # -- many --------------------------------------------------------------------------------------
 

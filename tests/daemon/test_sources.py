@@ -18,7 +18,6 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     FaultAround,
-    Features,
     FileSource,
     Outcome,
     Retry,
@@ -26,6 +25,7 @@ from uffdaemon import (
     errors,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,6 @@ from uffdaemon import (
     AsyncSource,
     BytesSource,
     CopyFrom,
-    Features,
     FileSource,
     Poison,
     Shutdown,
@@ -30,6 +29,7 @@ from uffdaemon import (
     open_daemon,
     serve,
 )
+from uffdaemon.lowlevel import Features
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +88,8 @@ async def test_a_daemon_that_is_killed_is_taken_over_from() -> None:
 
 def _serve_badly(inside: Inside, fd: int, memory: tuple[int, int, int], said: int) -> None:
     """A daemon that reads the fault, says so, and never answers."""
-    from uffdaemon import Fault, Userfaultfd
+    from uffdaemon import Fault
+    from uffdaemon.lowlevel import Userfaultfd
 
     def policy(fault: Fault) -> actions.Action:
         os.write(said, b"x")

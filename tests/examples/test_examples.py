@@ -15,7 +15,7 @@ from tests.support import clib
 from tests.support.deadline import DEADLINE
 from tests.support.paths import ROOT
 from tests.support.requirements import require
-from uffdaemon import Features
+from uffdaemon.lowlevel import Features
 
 EXAMPLES = ROOT / "examples"
 

@@ -12,18 +12,15 @@ import trio
 import trio.testing
 
 from tests.support.deadline import DEADLINE
-from uffdaemon import (
+from uffdaemon import FaultKind, Policy, Region, Retry
+from uffdaemon.lowlevel import (
     Code,
     Event,
-    FaultKind,
     Features,
     IoctlSet,
     Operation,
-    Policy,
-    Region,
     RegisterMode,
     Result,
-    Retry,
     Userfaultfd,
 )
 from uffdaemon.model.region import HOLD, RETRY, AfterRemove, FailureAction

@@ -30,23 +30,20 @@ from tests.support.page_contents import content
 from uffdaemon import (
     ByKind,
     BytesSource,
-    Code,
     Continue,
     CopyFrom,
-    Event,
     FaultAround,
     FaultKind,
     Outcome,
     Policy,
-    RemoveEvent,
     StrictMove,
-    UnmapEvent,
     Unprotect,
     ZeroPage,
     actions,
     errors,
     open_daemon,
 )
+from uffdaemon.lowlevel import Code, Event, RemoveEvent, UnmapEvent
 from uffdaemon.uapi.events import ForkEvent, RemapEvent, UnknownEvent
 
 # Asked in Python: a subclass is never lowered, and there is no kernel for rules to ask.

@@ -17,19 +17,17 @@ from tests.support.daemons import failure_lines, the_open_fault
 from tests.support.notes import Recorder
 from uffdaemon import (
     BytesSource,
-    Code,
     Fault,
     FaultKind,
     Outcome,
-    Perform,
     Source,
-    Span,
     StrictMove,
-    Userfaultfd,
     actions,
     errors,
     open_daemon,
 )
+from uffdaemon.actions import Perform, Span
+from uffdaemon.lowlevel import Code, Userfaultfd
 
 if TYPE_CHECKING:
     from uffdaemon.model.region import FailureAction

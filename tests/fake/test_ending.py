@@ -28,20 +28,19 @@ from tests.support.notes import Asked, Gate, Recorder
 from tests.support.page_contents import content
 from uffdaemon import (
     AsyncSource,
-    Code,
     CopyFrom,
     Fault,
     Hooks,
     Outcome,
-    Perform,
     Retry,
     Shutdown,
-    Userfaultfd,
     ZeroPage,
     actions,
     errors,
     open_daemon,
 )
+from uffdaemon.actions import Perform
+from uffdaemon.lowlevel import Code, Userfaultfd
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,21 +26,16 @@ from tests.support.page_contents import content
 from uffdaemon import (
     AsyncSource,
     BytesSource,
-    Code,
     CopyFrom,
     FaultAround,
-    Operation,
-    OperationError,
-    PlacementRefused,
-    RemapEvent,
-    RemoveEvent,
     Retry,
-    UnmapEvent,
     ZeroPage,
     actions,
     errors,
     open_daemon,
 )
+from uffdaemon.errors import OperationError, PlacementRefused
+from uffdaemon.lowlevel import Code, Operation, RemapEvent, RemoveEvent, UnmapEvent
 
 DATA = content(8)
 COPY = CopyFrom(BytesSource(DATA))

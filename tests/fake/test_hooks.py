@@ -17,28 +17,23 @@ from tests.support.notes import Asked, Notes, Recorder
 from tests.support.page_contents import content
 from uffdaemon import (
     BytesSource,
-    Code,
     CopyFrom,
-    Event,
     Fault,
     FaultKind,
-    ForkEvent,
     Hooks,
     Outcome,
-    RemapEvent,
-    RemoveEvent,
     Resolved,
     Shutdown,
-    UnmapEvent,
     Veto,
     ZeroPage,
     actions,
     errors,
     open_daemon,
 )
+from uffdaemon.lowlevel import Code, Event, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
 
 if TYPE_CHECKING:
-    from uffdaemon import Action
+    from uffdaemon.actions import Action
 
 COPY = CopyFrom(BytesSource(content(8)))
 BeforeAnswer = actions.Action | Veto | None

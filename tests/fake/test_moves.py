@@ -12,21 +12,19 @@ from tests.fake.kernel import PAGE, START, FakeUserfaultfd, done, failing, missi
 from tests.support.daemons import the_open_fault
 from tests.support.notes import Recorder
 from uffdaemon import (
-    Cause,
-    Code,
-    Fallback,
     FaultAround,
     FaultKind,
     Memory,
     MoveOrCopy,
     Outcome,
-    RemoveEvent,
     StrictMove,
     actions,
     errors,
     open_daemon,
 )
 from uffdaemon.errors import PagePinned
+from uffdaemon.lowlevel import Code, RemoveEvent
+from uffdaemon.moves import Cause, Fallback
 from uffdaemon.moves.ladder import ALONE
 
 if TYPE_CHECKING:

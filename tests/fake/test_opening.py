@@ -8,18 +8,10 @@ from typing import Any
 import pytest
 import trio
 
-from uffdaemon import (
-    ByKind,
-    BytesSource,
-    CopyFrom,
-    FaultAround,
-    PlacementRefused,
-    Unprotect,
-    ZeroPage,
-    open_daemon,
-)
+from uffdaemon import ByKind, BytesSource, CopyFrom, FaultAround, Unprotect, ZeroPage, open_daemon
 from uffdaemon.daemon.entry import DaemonOptions
 from uffdaemon.daemon.fill import copy_of
+from uffdaemon.errors import PlacementRefused
 
 
 @pytest.mark.parametrize("native_sleep", [True, False])

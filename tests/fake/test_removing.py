@@ -14,7 +14,6 @@ from tests.support.page_contents import content
 from uffdaemon import (
     AsyncSource,
     BytesSource,
-    Code,
     CopyFrom,
     Outcome,
     Region,
@@ -24,6 +23,7 @@ from uffdaemon import (
     open_daemon,
     serve,
 )
+from uffdaemon.lowlevel import Code
 
 DATA = content(8)
 

@@ -28,19 +28,16 @@ from tests.support.page_contents import content
 from uffdaemon import (
     AsyncSource,
     BytesSource,
-    Code,
     CopyFrom,
     FaultAround,
     Outcome,
-    RemapEvent,
-    RemoveEvent,
     Retry,
-    UnmapEvent,
     actions,
     errors,
     open_daemon,
 )
 from uffdaemon.actions import Hold
+from uffdaemon.lowlevel import Code, RemapEvent, RemoveEvent, UnmapEvent
 
 DATA = content(8)
 QUICK = Retry(attempts=3, timeout=5.0, first_delay=0.0, max_delay=0.0)

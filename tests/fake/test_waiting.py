@@ -18,19 +18,9 @@ from tests.fake.kernel import (
 )
 from tests.support.daemons import both_sleeps, the_open_fault
 from tests.support.notes import Asked, Recorder
-from uffdaemon import (
-    Action,
-    Code,
-    Fault,
-    Outcome,
-    Perform,
-    Policy,
-    Region,
-    Userfaultfd,
-    actions,
-    errors,
-    open_daemon,
-)
+from uffdaemon import Fault, Outcome, Policy, Region, actions, errors, open_daemon
+from uffdaemon.actions import Action, Perform
+from uffdaemon.lowlevel import Code, Userfaultfd
 
 
 async def come_back(uffd: FakeUserfaultfd, recorder: Recorder, most: int) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tests.hangs.hung import InPython
 from tests.support.page_contents import content
-from uffdaemon import Action, BytesSource, CopyFrom, Fault, Poison, ZeroPage, actions
+from uffdaemon import BytesSource, CopyFrom, Fault, Poison, ZeroPage, actions
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Action
 
 DATA = content(4)
 

@@ -11,13 +11,16 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from tests.hangs.pattern import Guarded, Pattern, map_memory
 from tests.hangs.patterns import PATTERNS
-from uffdaemon import Action, BytesSource, Fault, Watchdog, actions, open_daemon
+from uffdaemon import BytesSource, Fault, Watchdog, actions, open_daemon
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Action
 
 A_FEW = ["memoryview_index", "ctypes_string_at", "numpy_scalar_index", "background_thread"]
 """Patterns of different kinds, for what takes a process each."""

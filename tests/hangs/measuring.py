@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from tests.hangs.pattern import HAS_GIL, PAGE, Guarded, Pattern, map_memory
 from tests.hangs.patterns import PATTERNS
-from uffdaemon import Features, Userfaultfd
+from uffdaemon.lowlevel import Features, Userfaultfd
 from uffdaemon.uapi.events import PageFault
 
 _PATIENCE = 0.05

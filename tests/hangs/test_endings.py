@@ -14,7 +14,8 @@ import pytest
 
 from tests.hangs.ending import PROGRAMS, WAYS, Way
 from tests.support.kernel_tests import kernel_test
-from uffdaemon import Features, Watchdog
+from uffdaemon import Watchdog
+from uffdaemon.lowlevel import Features
 
 
 @dataclass(frozen=True)

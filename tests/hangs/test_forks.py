@@ -21,16 +21,8 @@ from tests.hangs import ending_policies
 from tests.hangs.pattern import map_memory, view_of
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE, content
-from uffdaemon import (
-    Advice,
-    BytesSource,
-    CopyFrom,
-    Daemon,
-    Features,
-    Memory,
-    Userfaultfd,
-    open_daemon,
-)
+from uffdaemon import Advice, BytesSource, CopyFrom, Daemon, Memory, open_daemon
+from uffdaemon.lowlevel import Features, Userfaultfd
 
 _DATA = content(4)
 _NONE = Features(0)

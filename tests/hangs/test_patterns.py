@@ -20,7 +20,6 @@ from uffdaemon import (
     BytesSource,
     CopyFrom,
     Daemon,
-    Features,
     FirstOf,
     GuardedRegion,
     Memory,
@@ -29,6 +28,7 @@ from uffdaemon import (
     errors,
     open_daemon,
 )
+from uffdaemon.lowlevel import Features
 
 if TYPE_CHECKING:
     from uffdaemon.placement import PlacementName, ResolverName

@@ -11,14 +11,11 @@ import pytest
 
 from tests.support.calls import Barrier
 from tests.support.kernel_tests import NO_FEATURES, kernel_test
-from uffdaemon import (
-    Advice,
+from uffdaemon import Advice, FaultKind, Memory, MemoryType
+from uffdaemon.lowlevel import (
     Event,
-    FaultKind,
     Features,
     ForkEvent,
-    Memory,
-    MemoryType,
     RemapEvent,
     RemoveEvent,
     Result,

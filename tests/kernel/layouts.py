@@ -10,7 +10,8 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from tests.support.page_contents import PAGE
-from uffdaemon import Cause, Fallback, Moved, Outcome
+from uffdaemon import Outcome
+from uffdaemon.moves import Cause, Fallback, Moved
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 IN_HUGE = HUGE_PAGE_SIZE // PAGE

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tests.support.page_contents import PAGE, content
-from uffdaemon import Cause, Features, Memory, Moved, Operation, Outcome, Result, Userfaultfd
+from uffdaemon import Memory, Outcome
 from uffdaemon.kernel.page_probe import look
+from uffdaemon.lowlevel import Features, Operation, Result, Userfaultfd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from uffdaemon.kernel.userfaultfd import CarryOut
+    from uffdaemon.moves import Cause, Moved
 
 
 class Watched(Userfaultfd):

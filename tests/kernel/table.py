@@ -14,7 +14,8 @@ import pytest
 
 from tests.kernel.conformance import KERNEL_TESTS
 from tests.support.paths import ROOT
-from uffdaemon import MemoryType, supported_features
+from uffdaemon import MemoryType
+from uffdaemon.lowlevel import supported_features
 
 DOCUMENT = ROOT / "docs" / "conformance.md"
 TYPES = [kind.value for kind in MemoryType]

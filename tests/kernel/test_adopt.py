@@ -15,16 +15,16 @@ from tests.support.calls import Barrier, in_child
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Features,
-    Memory,
+from uffdaemon import Memory, native
+from uffdaemon.errors import (
+    BlockingDescriptor,
+    ClosedDescriptor,
+    NotAUserfaultfd,
+    OpenRefused,
     PermissionRefused,
     PlacementRefused,
-    Status,
-    Userfaultfd,
-    native,
 )
-from uffdaemon.errors import BlockingDescriptor, ClosedDescriptor, NotAUserfaultfd, OpenRefused
+from uffdaemon.lowlevel import Features, Status, Userfaultfd
 
 
 def _open_descriptors() -> set[str]:

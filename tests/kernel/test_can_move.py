@@ -21,19 +21,10 @@ from tests.support.obstacles import (
     swap_out,
 )
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Advice,
-    Cause,
-    Fallback,
-    Memory,
-    MemoryType,
-    MoveRefused,
-    Outcome,
-    Run,
-    Userfaultfd,
-    can_move,
-    move,
-)
+from uffdaemon import Advice, Memory, MemoryType, Outcome
+from uffdaemon.errors import MoveRefused
+from uffdaemon.lowlevel import Userfaultfd
+from uffdaemon.moves import Cause, Fallback, Run, can_move, move
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:

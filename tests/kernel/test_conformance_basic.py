@@ -28,20 +28,18 @@ from tests.support.calls import in_thread
 from tests.support.clib import Helpers
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_event, wait_readable
-from uffdaemon import (
+from uffdaemon import MemoryType, native
+from uffdaemon.errors import FeatureMissing, OperationError, RegistrationRefused
+from uffdaemon.lowlevel import (
     Code,
     Features,
     IoctlSet,
-    MemoryType,
     Operation,
-    OperationError,
     RegisterMode,
     RemoveEvent,
     Status,
     Userfaultfd,
-    native,
 )
-from uffdaemon.errors import FeatureMissing, RegistrationRefused
 
 if TYPE_CHECKING:
     from pathlib import Path

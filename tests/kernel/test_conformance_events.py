@@ -17,7 +17,8 @@ from tests.kernel.conformance import (
 )
 from tests.support.calls import in_child
 from tests.support.clib import Helpers
-from uffdaemon import FaultKind, Features, Memory, MemoryType, RegisterMode, Userfaultfd
+from uffdaemon import FaultKind, Memory, MemoryType
+from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
 
 if TYPE_CHECKING:
     from pathlib import Path

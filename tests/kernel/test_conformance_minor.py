@@ -18,18 +18,9 @@ from tests.kernel.conformance import (
     placed,
 )
 from tests.support.calls import in_thread
-from uffdaemon import (
-    Advice,
-    FaultKind,
-    Features,
-    Memory,
-    MemoryType,
-    PageCategory,
-    RegisterMode,
-    Userfaultfd,
-    scan_pages,
-)
+from uffdaemon import Advice, FaultKind, Memory, MemoryType
 from uffdaemon.errors import MemoryRefused
+from uffdaemon.lowlevel import Features, PageCategory, RegisterMode, Userfaultfd, scan_pages
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import pytest
 from tests.kernel.conformance import Handler, conformance, content, content_of, placed
 from tests.support.calls import in_thread
 from tests.support.page_contents import PAGE
-from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
+from uffdaemon import Advice, Memory, MemoryType
+from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:

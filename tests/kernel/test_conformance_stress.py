@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from tests.kernel.conformance import WP, Handler, conformance, map_area, page_offsets
 from tests.support.calls import in_thread
 from tests.support.clib import Helpers
-from uffdaemon import FaultKind, Memory, MemoryType, RegisterMode, Result, Userfaultfd
+from uffdaemon import FaultKind, Memory, MemoryType
+from uffdaemon.lowlevel import RegisterMode, Result, Userfaultfd
 
 if TYPE_CHECKING:
     from pathlib import Path

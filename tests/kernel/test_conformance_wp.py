@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from tests.kernel.conformance import WP, Handler, conformance, map_area, placed
 from tests.kernel.page_flags import write_protected
 from tests.support.calls import in_child
-from uffdaemon import Advice, Features, Memory, MemoryType, RegisterMode, Userfaultfd, native
+from uffdaemon import Advice, Memory, MemoryType, native
+from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
 
 if TYPE_CHECKING:
     from uffdaemon.uapi.events import PageFault

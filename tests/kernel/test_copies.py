@@ -10,19 +10,9 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.obstacles import BOTH_MODES, PROTECTED, lock
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Advice,
-    Fallback,
-    Memory,
-    MemoryType,
-    Outcome,
-    PageCategory,
-    Userfaultfd,
-    copy_exactly,
-    errors,
-    move,
-    scan_pages,
-)
+from uffdaemon import Advice, Memory, MemoryType, Outcome, errors
+from uffdaemon.lowlevel import PageCategory, Userfaultfd, scan_pages
+from uffdaemon.moves import Fallback, copy_exactly, move
 from uffdaemon.moves.driver import check_empty
 
 

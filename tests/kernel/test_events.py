@@ -16,13 +16,10 @@ from tests.support.calls import Barrier, in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_event, next_fault, wait_readable
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Advice,
-    FaultKind,
+from uffdaemon import Advice, FaultKind, Memory, MemoryType
+from uffdaemon.lowlevel import (
     Features,
     ForkEvent,
-    Memory,
-    MemoryType,
     RegisterMode,
     RemapEvent,
     RemoveEvent,

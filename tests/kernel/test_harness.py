@@ -16,7 +16,9 @@ from tests.support.deadline import DEADLINE
 from tests.support.kernel_tests import Ended, judge, kernel_test, run_child
 from tests.support.messages import next_fault
 from tests.support.page_contents import PAGE
-from uffdaemon import Features, Memory, MemoryType, PermissionRefused, Userfaultfd
+from uffdaemon import Memory, MemoryType
+from uffdaemon.errors import PermissionRefused
+from uffdaemon.lowlevel import Features, Userfaultfd
 
 if TYPE_CHECKING:
     from pathlib import Path

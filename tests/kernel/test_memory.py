@@ -16,8 +16,9 @@ from tests.support.calls import Call, in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_events, next_fault
 from tests.support.page_contents import PAGE
-from uffdaemon import Advice, Features, Memory, MemoryType, PageCategory, Userfaultfd, scan_pages
+from uffdaemon import Advice, Memory, MemoryType
 from uffdaemon.errors import InvalidRange, MemoryRefused
+from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 from uffdaemon.uapi.events import PageFault
 

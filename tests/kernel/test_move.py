@@ -19,17 +19,13 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.obstacles import Pins
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Advice,
+from uffdaemon import Advice, Memory, MemoryType
+from uffdaemon.errors import OperationError, PageNotExclusive, PlacementRefused
+from uffdaemon.lowlevel import (
     Code,
     Features,
-    Memory,
-    MemoryType,
     Operation,
-    OperationError,
     PageCategory,
-    PageNotExclusive,
-    PlacementRefused,
     RegisterMode,
     Status,
     Userfaultfd,

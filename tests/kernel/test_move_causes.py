@@ -27,23 +27,10 @@ from tests.support.obstacles import (
     swap_out,
 )
 from tests.support.page_contents import PAGE, content
-from uffdaemon import (
-    Advice,
-    Cause,
-    Fallback,
-    Memory,
-    MemoryType,
-    Moved,
-    MoveRefused,
-    Outcome,
-    PageCategory,
-    Userfaultfd,
-    errors,
-    move,
-    native,
-    scan_pages,
-)
-from uffdaemon.moves import calls
+from uffdaemon import Advice, Memory, MemoryType, Outcome, errors, native
+from uffdaemon.errors import MoveRefused
+from uffdaemon.lowlevel import PageCategory, Userfaultfd, scan_pages
+from uffdaemon.moves import Cause, Fallback, Moved, calls, move
 from uffdaemon.moves import driver as mover
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 

@@ -18,12 +18,10 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.messages import wait_readable
 from tests.support.obstacles import BOTH_MODES, PROTECTED, Pins, Sharer, guard, lock, protect
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Advice,
+from uffdaemon import Advice, Memory, MemoryType
+from uffdaemon.lowlevel import (
     Code,
     Features,
-    Memory,
-    MemoryType,
     Operation,
     RegisterMode,
     RemoveEvent,

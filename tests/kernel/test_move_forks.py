@@ -17,22 +17,16 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_event, wait_readable
 from tests.support.obstacles import BOTH_MODES, PROTECTED, Sharer, call
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Advice,
-    Cause,
-    Fallback,
+from uffdaemon import Advice, Memory, Outcome, errors
+from uffdaemon.lowlevel import (
     Features,
     ForkEvent,
-    Memory,
-    Outcome,
     PageCategory,
     RemoveEvent,
     Userfaultfd,
-    errors,
-    move,
     scan_pages,
 )
-from uffdaemon.moves import calls, ladder
+from uffdaemon.moves import Cause, Fallback, calls, ladder, move
 from uffdaemon.moves import driver as mover
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 

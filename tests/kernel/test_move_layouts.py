@@ -40,22 +40,11 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.obstacles import Pins, swap_out
 from tests.support.page_contents import PAGE, content
 from tests.support.properties import UNTIMED
-from uffdaemon import (
-    Advice,
-    Features,
-    Memory,
-    Moved,
-    MoveRefused,
-    Outcome,
-    PageCategory,
-    RegisterMode,
-    Userfaultfd,
-    can_move,
-    move,
-    move_many,
-    scan_pages,
-)
+from uffdaemon import Advice, Memory, Outcome
+from uffdaemon.errors import MoveRefused
 from uffdaemon.kernel.page_probe import look
+from uffdaemon.lowlevel import Features, PageCategory, RegisterMode, Userfaultfd, scan_pages
+from uffdaemon.moves import Moved, can_move, move, move_many
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:

@@ -17,26 +17,10 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.obstacles import Pins
 from tests.support.page_contents import PAGE, content
-from uffdaemon import (
-    Advice,
-    Cause,
-    Fallback,
-    Features,
-    Memory,
-    MemoryType,
-    Moved,
-    Outcome,
-    PageCategory,
-    RegisterMode,
-    Userfaultfd,
-    can_move,
-    copy_exactly,
-    errors,
-    move,
-    move_many,
-    scan_pages,
-)
+from uffdaemon import Advice, Memory, MemoryType, Outcome, errors
 from uffdaemon.kernel.page_probe import look
+from uffdaemon.lowlevel import Features, PageCategory, RegisterMode, Userfaultfd, scan_pages
+from uffdaemon.moves import Cause, Fallback, Moved, can_move, copy_exactly, move, move_many
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 BOTH = RegisterMode.MISSING | RegisterMode.WP

@@ -17,24 +17,9 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_event, next_fault, wait_readable
 from tests.support.obstacles import Pins
 from tests.support.page_contents import PAGE, content
-from uffdaemon import (
-    Advice,
-    Cause,
-    Fallback,
-    FaultKind,
-    Features,
-    Memory,
-    Outcome,
-    RegisterMode,
-    RemoveEvent,
-    Result,
-    Status,
-    Userfaultfd,
-    copy_exactly,
-    errors,
-    move,
-    move_in_trio,
-)
+from uffdaemon import Advice, FaultKind, Memory, Outcome, errors
+from uffdaemon.lowlevel import Features, RegisterMode, RemoveEvent, Result, Status, Userfaultfd
+from uffdaemon.moves import Cause, Fallback, copy_exactly, move, move_in_trio
 from uffdaemon.moves.ladder import ALONE
 from uffdaemon.uapi.events import PageFault
 

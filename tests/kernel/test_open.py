@@ -14,15 +14,9 @@ from tests.support.calls import in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Features,
-    Memory,
-    PermissionRefused,
-    RegisterMode,
-    Userfaultfd,
-    supported_features,
-)
-from uffdaemon.errors import ClosedDescriptor, FeatureMissing
+from uffdaemon import Memory
+from uffdaemon.errors import ClosedDescriptor, FeatureMissing, PermissionRefused
+from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd, supported_features
 
 How = Literal["auto", "syscall", "device"]
 _NOBODY = 65534

@@ -12,19 +12,9 @@ from tests.support.calls import in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_event, next_fault
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Code,
-    FaultKind,
-    Features,
-    Memory,
-    MemoryType,
-    Operation,
-    OperationError,
-    RegisterMode,
-    Status,
-    Userfaultfd,
-)
-from uffdaemon.errors import InvalidRange
+from uffdaemon import FaultKind, Memory, MemoryType
+from uffdaemon.errors import InvalidRange, OperationError
+from uffdaemon.lowlevel import Code, Features, Operation, RegisterMode, Status, Userfaultfd
 from uffdaemon.uapi.events import PageFault
 from uffdaemon.uapi.outcomes import DONTWAKE
 

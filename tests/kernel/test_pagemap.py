@@ -12,18 +12,16 @@ from tests.kernel.conformance import ALL, map_area
 from tests.support.calls import Barrier, in_child
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE
-from uffdaemon import (
-    Advice,
+from uffdaemon import Advice, Memory, MemoryType
+from uffdaemon.errors import InvalidRange, MemoryRefused
+from uffdaemon.lowlevel import (
     Features,
-    Memory,
-    MemoryType,
     PageCategory,
     PageRange,
     RegisterMode,
     Userfaultfd,
     scan_pages,
 )
-from uffdaemon.errors import InvalidRange, MemoryRefused
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 WP_ASYNC = Features.PAGEFAULT_FLAG_WP | Features.WP_ASYNC | Features.WP_HUGETLBFS_SHMEM

@@ -10,8 +10,9 @@ from tests.support.calls import in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.page_contents import PAGE
-from uffdaemon import Features, IoctlSet, Memory, MemoryType, RegisterMode, Userfaultfd
+from uffdaemon import Memory, MemoryType
 from uffdaemon.errors import InvalidRange, RangeBusy, RegistrationRefused
+from uffdaemon.lowlevel import Features, IoctlSet, RegisterMode, Userfaultfd
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 

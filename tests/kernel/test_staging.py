@@ -16,20 +16,10 @@ from tests.support.calls import in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.page_contents import PAGE, content
-from uffdaemon import (
-    Cause,
-    Fallback,
-    Features,
-    Memory,
-    Moved,
-    Outcome,
-    PageCategory,
-    Staging,
-    Userfaultfd,
-    errors,
-    scan_pages,
-)
+from uffdaemon import Memory, Outcome, errors
 from uffdaemon.kernel.page_probe import look
+from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
+from uffdaemon.moves import Cause, Fallback, Moved, Staging
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:

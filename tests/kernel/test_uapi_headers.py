@@ -11,7 +11,8 @@ import pytest
 
 import uffdaemon.native
 from tests.support import clib
-from uffdaemon import Advice, Code, Features, IoctlSet, PageCategory, RegisterMode
+from uffdaemon import Advice
+from uffdaemon.lowlevel import Code, Features, IoctlSet, PageCategory, RegisterMode
 from uffdaemon.uapi import events
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ import uffdaemon
 PACKAGE = Path(uffdaemon.__file__).parent
 
 FLOORS = (
+    "lazy",
     "native",
     "uapi",
     "errors",
@@ -39,6 +40,7 @@ FLOORS = (
     "rules",
     "loop",
     "external",
+    "lowlevel",
     "daemon",
     "__init__",
     "worker",
@@ -54,7 +56,7 @@ CIRCLES = {
 }
 """Modules that know each other's types, and why that cannot be otherwise."""
 
-PURE = ("uapi", "errors", "ranges", "actions", "model", "policy", "hooks", "placement")
+PURE = ("lazy", "uapi", "errors", "ranges", "actions", "model", "policy", "hooks", "placement")
 PURE_MODULES = ("moves.ladder", "moves.refusals", "moves.requests", "rules.lowering")
 """What decides without a system call, in packages that also carry out."""
 

@@ -15,24 +15,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tests.soak.threads import COLD, DIRECT, DIRECT_BLOCKS, HOT, PAGES, PATTERN, RING, Threads
-from uffdaemon import (
-    Advice,
-    Cause,
-    Fallback,
-    FaultKind,
-    Features,
-    Memory,
-    Moved,
-    MoveRefused,
-    PageCategory,
-    PageNotExclusive,
-    RegisterMode,
-    Userfaultfd,
-    copy_exactly,
-    move,
-    scan_pages,
-)
-from uffdaemon.errors import AlreadyMoved
+from uffdaemon import Advice, FaultKind, Memory
+from uffdaemon.errors import AlreadyMoved, MoveRefused, PageNotExclusive
+from uffdaemon.lowlevel import Features, PageCategory, RegisterMode, Userfaultfd, scan_pages
+from uffdaemon.moves import Cause, Fallback, Moved, copy_exactly, move
 from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.events import PageFault
 

@@ -11,7 +11,7 @@ from tests.soak.bouncing import Report, soak
 from tests.soak.threads import build
 from tests.support import clib
 from tests.support.kernel_tests import kernel_test
-from uffdaemon import Features
+from uffdaemon.lowlevel import Features
 
 PROTECTED = Features.MOVE | Features.PAGEFAULT_FLAG_WP
 

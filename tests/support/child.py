@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from tests.support.requirements import explain_refusal
-from uffdaemon import Memory, PermissionRefused
+from uffdaemon import Memory
+from uffdaemon.errors import PermissionRefused
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType

@@ -25,7 +25,7 @@ import pytest
 from tests.support.deadline import DEADLINE
 from tests.support.forkserver import fork_server
 from tests.support.requirements import require, unavailable
-from uffdaemon import Features
+from uffdaemon.lowlevel import Features
 
 if TYPE_CHECKING:
     from collections.abc import Callable

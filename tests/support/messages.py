@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from uffdaemon.uapi.events import PageFault
 
 if TYPE_CHECKING:
-    from uffdaemon import Event, Userfaultfd
+    from uffdaemon.lowlevel import Event, Userfaultfd
 
 
 def wait_readable(fd: int | Userfaultfd) -> None:

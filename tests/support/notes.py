@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from uffdaemon import Action, Event, Fault, Hooks, Resolved
+from uffdaemon import Fault, Hooks, Resolved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from uffdaemon.actions import Action
+    from uffdaemon.lowlevel import Event
 
 
 class Notes:

@@ -13,8 +13,9 @@ import pytest
 from tests.support.calls import Barrier, Call, in_child, in_thread
 from tests.support.page_contents import PAGE
 from tests.support.requirements import unavailable
-from uffdaemon import Advice, Features, Memory, PageCategory, RegisterMode, scan_pages
+from uffdaemon import Advice, Memory
 from uffdaemon.kernel.page_probe import look
+from uffdaemon.lowlevel import Features, PageCategory, RegisterMode, scan_pages
 
 if TYPE_CHECKING:
     from types import TracebackType

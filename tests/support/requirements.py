@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import pytest
 
-from uffdaemon import Features, PermissionRefused, Userfaultfd
-from uffdaemon.errors import FeatureMissing, OpenRefused
+from uffdaemon.errors import FeatureMissing, OpenRefused, PermissionRefused
+from uffdaemon.lowlevel import Features, Userfaultfd
 
 REQUIRED = "UFFDAEMON_REQUIRE_KERNEL"
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final, cast
 import structlog
 import trio
 
-from uffdaemon import UffdaemonError
 from uffdaemon.demo.errors import DemoError
 from uffdaemon.demo.image import Image, build_image, open_image
 from uffdaemon.demo.progress import Progress, progress_for
@@ -27,6 +26,7 @@ from uffdaemon.demo.results import Mode, Report, Row, Run, Temperature
 from uffdaemon.demo.runs import Setting, check_cold, eager_run, fill_and_verify, lazy_run
 from uffdaemon.demo.sqlite import sqlite_version
 from uffdaemon.demo.table import as_json, as_text
+from uffdaemon.errors import UffdaemonError
 from uffdaemon.ranges import PAGE_SIZE
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from uffdaemon import Userfaultfd
 from uffdaemon.demo.errors import DemoError, WorkerDied, WorkerFailed
 from uffdaemon.demo.protocol import LIMIT, Json, Message, ProtocolError, decode, encode, short_name
+from uffdaemon.lowlevel import Userfaultfd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -24,11 +24,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from uffdaemon import Memory, MemoryType, RegisterMode, UffdaemonError, Userfaultfd
+from uffdaemon import Memory, MemoryType
 from uffdaemon.demo.errors import DemoError
 from uffdaemon.demo.protocol import LIMIT, Json, Message, ProtocolError, decode, encode, short_name
 from uffdaemon.demo.residency import present_pages
 from uffdaemon.demo.sqlite import MemoryDatabase
+from uffdaemon.errors import UffdaemonError
+from uffdaemon.lowlevel import RegisterMode, Userfaultfd
 from uffdaemon.ranges import PAGE_SIZE
 
 if TYPE_CHECKING:

@@ -1,4 +1,40 @@
 """Moving pages with UFFDIO_MOVE: the calls, what to do about a refusal, previews, staging.
 
-Imports `kernel` and what lies below it; knows no daemon.
+The modules in here import `kernel` and what lies below it; they know no daemon.
 """
+
+from typing import TYPE_CHECKING
+
+from uffdaemon.lazy import lazy
+
+if TYPE_CHECKING:
+    from uffdaemon.actions import Fallback
+    from uffdaemon.moves.calls import copy_exactly, move, move_in_trio, move_many
+    from uffdaemon.moves.preview import can_move
+    from uffdaemon.moves.staging import Staging
+    from uffdaemon.uapi.moved import Cause, Moved, Run
+
+__all__ = [
+    "Cause",
+    "Fallback",
+    "Moved",
+    "Run",
+    "Staging",
+    "can_move",
+    "copy_exactly",
+    "move",
+    "move_in_trio",
+    "move_many",
+]
+
+_MODULES = {
+    "uffdaemon.actions": ("Fallback",),
+    "uffdaemon.moves.calls": ("copy_exactly", "move", "move_in_trio", "move_many"),
+    "uffdaemon.moves.preview": ("can_move",),
+    "uffdaemon.moves.staging": ("Staging",),
+    "uffdaemon.uapi.moved": ("Cause", "Moved", "Run"),
+}
+
+if not TYPE_CHECKING:  # checkers believe that a module with `__getattr__` has every name
+    # The pure modules in here must load without trio and the kernel.
+    __getattr__, __dir__ = lazy(__name__, _MODULES)
