@@ -1,7 +1,7 @@
-"""One userfaultfd being served: a port for what C answers by rules, a handler for all the rest.
+"""The loop of one userfaultfd: C resolves faults by rules, the handler resolves the rest.
 
-`Server.run` is the loop: take what was read, let the handler answer it, look again, and sleep when
-nothing came.  It is shielded from cancellation, and ends when it is told to.
+`Server.run` is the loop: dequeue what C has read, hand it to the handler, repeat, and sleep when
+nothing is pending.  It is shielded from cancellation; `Server.stop` ends it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -23,7 +23,7 @@ from uffdaemon.hooks import Resolved
 from uffdaemon.model.region import Fault
 from uffdaemon.native.ports import MESSAGE_BATCH
 from uffdaemon.placement import Shutdown
-from uffdaemon.ports.endpoint import Post
+from uffdaemon.ports.endpoint import Endpoint
 from uffdaemon.rules.publisher import Publisher
 from uffdaemon.uapi.events import PageFault, parse
 from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome
@@ -40,18 +40,31 @@ if TYPE_CHECKING:
     from uffdaemon.model.statistics import Counters
     from uffdaemon.native.ports import Record
     from uffdaemon.placement import Resolver
-    from uffdaemon.ports.endpoint import Staff
+    from uffdaemon.ports.endpoint import Backends
     from uffdaemon.uapi.events import Event, ForkEvent
 
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
 
 _COPY_PAUSE: Final = 0.001
-"""Seconds between two looks whether the copies that are left have ended, or sent an event."""
+"""Seconds between two checks whether the last exact copies have ended, or sent an event."""
 _PATIENCE: Final = 1.0
-"""Seconds that async hooks have to hear of the last faults, when the client is gone."""
+"""Seconds that async hooks have for the last faults, when the client is gone."""
 
 _clock = time.perf_counter_ns
+
+
+class Setup(NamedTuple):
+    """How a userfaultfd is to be served."""
+
+    backends: Backends
+    resolver: Resolver
+    name: str
+    """For people: shown by the watchdog."""
+    fetch_limit: int
+    """How many fetches run at a time."""
+    owns_fd: bool
+    """Whether the server closes the descriptor."""
 
 
 class Server:
@@ -63,27 +76,23 @@ class Server:
         hooks: Sequence[Hooks],
         log: BoundLogger,
         regions: RegionTable | None,
+        setup: Setup,
         *,
-        staff: Staff,
-        resolver: Resolver,
-        name: str,
-        fetch_limit: int,
-        owns_fd: bool,
         on_fork: Callable[[Server, ForkEvent, RegionTable], None],
         peers: Callable[[], Iterable[Served]],
     ) -> None:
         self.uffd = uffd
         self.served = Served(uffd, hooks, log, self, regions)
-        self.handler = Handler(self.served, fetch_limit)
-        self.owns_fd = owns_fd
+        self.handler = Handler(self.served, setup.fetch_limit)
+        self.owns_fd = setup.owns_fd
         self.ended = trio.Event()
         self.on_end: list[Callable[[], None]] = []
-        """Called once nothing is served any more."""
+        """Called when the userfaultfd is no longer served."""
         self._fd = uffd.fileno()
-        self.post = Post(uffd, resolver, staff, name)
-        self._port = self.post.port
+        self.endpoint = Endpoint(uffd, setup.resolver, setup.backends, setup.name)
+        self._port = self.endpoint.port
         self._port.record_all = self.served.hooks.see_endings
-        self.rules = Publisher(self.served, self.post, wake=self.wake, catch_up=self.catch_up)
+        self.rules = Publisher(self.served, self.endpoint, wake=self.wake, catch_up=self.catch_up)
         self._on_fork = on_fork
         self._token = trio.lowlevel.current_trio_token()
         self._begun = trio.Event()
@@ -93,19 +102,19 @@ class Server:
         self._patience = _PATIENCE
         self._awake = True
         self._takes = 0
-        """How many calls of `take` are under way: hooks may make some."""
+        """Nested calls of `take`: a hook may call it."""
         self._taken: tuple[list[Event | Applied], int] | None = None
-        """What is for Python, and when it was read, until it is answered."""
+        """Events that were dequeued and not yet handled, and when they were read."""
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
         self._peers = peers
-        self._carry_out = self._port.execute if self.post.native else None
-        self.uffd.on_close.append(self.let_go)
+        self._carry_out = self._port.execute if self.endpoint.native else None
+        self.uffd.on_close.append(self.release)
         try:
-            self.post.take_up()
+            self.endpoint.start()
         except BaseException:
             self.rules.close()
-            self.uffd.on_close.remove(self.let_go)
+            self.uffd.on_close.remove(self.release)
             raise
 
     # -- the loop ------------------------------------------------------------------------------
@@ -124,10 +133,10 @@ class Server:
                         while self.uffd.copies.under_way and not self.uffd.closed:  # noqa: ASYNC110  # set by threads
                             await trio.sleep(_COPY_PAUSE)
                         reading.cancel_scope.cancel()
-                    self._leave_post()
+                    self._stop_serving()
                     await hooks.finish(self._patience)
         finally:
-            self.let_go()
+            self.release()
             self.ended.set()
 
     async def _loop(self) -> None:
@@ -142,7 +151,7 @@ class Server:
                 begun = trio.current_time()
 
     async def _go_on_reading(self) -> None:
-        """Answer nothing any more; but threads that copy may wait for their events to be read, and
+        """Read events without resolving faults: threads that copy wait until theirs are read, and
         cannot be cancelled."""
         while not self.uffd.closed:
             self.handler.enter_only(self.uffd.read_events(), _clock())
@@ -160,10 +169,10 @@ class Server:
                 self.handler.end([fault], outcome)
 
     def turn(self) -> bool:
-        """Read and answer once; whether anything came."""
+        """Read and resolve once.  Returns whether anything was pending."""
         self._awake = False
         worked = False
-        if not self.post.native:
+        if not self.endpoint.native:
             if self.rules.outdated:
                 self.rules.update()
             self._port.serve()
@@ -180,9 +189,9 @@ class Server:
         return worked
 
     def take(self) -> bool:
-        """Account for what C has read and answered, and answer what it left; whether that was
+        """Dequeue what C has read, and handle what it has not resolved.  Returns whether there was
         anything."""
-        self._answer_taken()  # a hook has come here, and what was taken before comes first
+        self._handle_taken()  # if a hook calls this, what was dequeued before it comes first
         records = [] if self.uffd.closed else self._port.take()
         if not records:
             return False
@@ -205,23 +214,23 @@ class Server:
             self._taken = events_of(forwarded), read_at
         for record in records:
             if record.code and (record.error or self.served.hooks.see_endings):
-                self._tell(record, now)
+                self._notify_after(record, now)
         if self.served.ledger.held:
             # Threads whose faults were held have faulted again, and rules have resolved them.
             by_rule = b"".join(record.message for record in records if record.code)
             self.handler.rules_resolved(parse(by_rule))
-        self._answer_taken()
+        self._handle_taken()
 
-    def _answer_taken(self) -> None:
-        """Have Python answer what was taken last, unless that has been done."""
+    def _handle_taken(self) -> None:
+        """Handle what was dequeued last, unless that has been done."""
         taken, self._taken = self._taken, None
         if taken is not None:
-            self._answer(*taken)
+            self._handle(*taken)
 
-    def _answer(self, events: list[Event | Applied], read_at: int) -> None:
-        """Have Python answer what C left."""
-        if len(events) >= MESSAGE_BATCH and not self.post.native:
-            # The buffer was full: an event that came before these faults may still be unread.
+    def _handle(self, events: list[Event | Applied], read_at: int) -> None:
+        """Have the handler resolve what C did not."""
+        if len(events) >= MESSAGE_BATCH and not self.endpoint.native:
+            # The buffer was full: an event that precedes these faults may still be pending.
             events += self.uffd.read_events()
         self.handler.handle(events, read_at)
         if self.served.stale:
@@ -230,8 +239,8 @@ class Server:
         for event, regions in forks:
             self._on_fork(self, event, regions)
 
-    def _tell(self, record: Record, now: int) -> None:
-        """Tell the ``after`` hooks of a fault that a rule has answered."""
+    def _notify_after(self, record: Record, now: int) -> None:
+        """Tell the ``after`` hooks of a fault that a rule has resolved."""
         [event] = parse(record.message)
         if not isinstance(event, PageFault):
             return
@@ -264,22 +273,22 @@ class Server:
         if self._awake:
             return
         with trio.CancelScope(deadline=trio.current_time() + wait) as self._scope:
-            if self.post.slept_over:
+            if self.endpoint.served_in_sleep:
                 await trio.sleep_forever()
             else:
                 with suppress(trio.ClosedResourceError):
-                    await self.post.wait()
+                    await self.endpoint.wait()
         self._scope = None
 
     # -- what the engine asks of its loop ------------------------------------------------------
 
     @property
     def carry_out(self) -> CarryOut | None:
-        """How operations are carried out while C serves: events may be known to it first."""
+        """How operations are carried out while C serves: it may have read events first."""
         return self._carry_out
 
     def events_applied(self) -> None:
-        """Everything that was taken until now has been applied."""
+        """All events that were dequeued until now have been applied."""
         self._port.events_applied()
 
     def peers(self) -> Iterable[Served]:
@@ -287,7 +296,7 @@ class Server:
         return self._peers()
 
     def wake(self) -> None:
-        """Look again: something has changed."""
+        """Run another turn: something has changed."""
         self._awake = True
         if self._scope is not None:
             self._scope.cancel()
@@ -295,27 +304,27 @@ class Server:
             self._quiet.set()
 
     def wake_if_read(self) -> None:
-        """Look again if C has left something for Python, or does not look itself any more."""
-        if self._port.has_records or self._port.error or self.post.deaf:
+        """Run another turn if C has queued something, or can no longer read by itself."""
+        if self._port.has_records or self._port.error or self.endpoint.sleep_failed:
             self.wake()
 
     def catch_up(self) -> None:
-        """Take in everything that has been read by now."""
-        if self.post.native:
+        """Handle everything that has been read by now."""
+        if self.endpoint.native:
             self._port.settle()
         self.take()
 
     # -- the end -------------------------------------------------------------------------------
 
     def _is_quiet(self) -> bool:
-        """Whether nothing is open but what nobody is going to answer."""
+        """Whether all open faults are held."""
         return len(self.served.ledger) == self.served.ledger.held
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:
-        """Stop serving within `patience` seconds, doing about open faults what `how` says."""
+        """Stop serving within `patience` seconds; `how` says what happens to open faults."""
         await self._begun.wait()
         if not self.ended.is_set():
-            # Whoever waits by now is known, and what can be answered at once is.
+            # Record every fault that is pending now, and resolve what can be resolved at once.
             if not self._over():
                 self.turn()
             if how is Shutdown.RESOLVE:
@@ -333,12 +342,12 @@ class Server:
     def add_counters(self, total: Counters) -> None:
         """Add what this server has counted, in Python and in C."""
         if self._fd >= 0:
-            self._port.settle()  # whoever was woken by an answer finds it counted
+            self._port.settle()  # a thread that was woken finds its fault counted
         total.add(self.served.counters)
         total.add_port(self._port)
 
     def woken(self, start: int, end: int) -> None:
-        """The kernel has woken everybody in a range that is watched no more."""
+        """The kernel has woken every thread that waited in a range that was deregistered."""
         self._port.release(start, end - start)
         self.handler.end(self.served.ledger.inside(start, end), Outcome.WOKEN)
 
@@ -347,46 +356,45 @@ class Server:
         self._stopping = True
         self.wake()
 
-    def let_go(self) -> None:
-        """Never touch the descriptor again; close it if it is ours.  From any thread."""
+    def release(self) -> None:
+        """Stop using the descriptor, and close it if it is ours.  May be called from any thread."""
         if self._fd < 0:
             return
         if not trio.lowlevel.in_trio_run():
-            # Memory may be closed wherever it is used.
-            trio.from_thread.run_sync(self.let_go, trio_token=self._token)
+            # Memory may be closed in any thread.
+            trio.from_thread.run_sync(self.release, trio_token=self._token)
             return
-        self._leave_post()
+        self._stop_serving()
         self._fd = -1
-        self.post.close()
+        self.endpoint.close()
         self._stopping = True
         self.wake()
         for call in self.on_end:
             call()
-        if self.let_go in self.uffd.on_close:
-            self.uffd.on_close.remove(self.let_go)
-            abandon(self.served, self.post, poisoning=self._poisoning)
+        if self.release in self.uffd.on_close:
+            self.uffd.on_close.remove(self.release)
+            abandon(self.served, self.endpoint, poisoning=self._poisoning)
         elif not self.uffd.same_process and not self.served.client_gone:
             warn_of_closing(self.served)
         if self.owns_fd and not self.is_orphan():
             self.uffd.close()
 
-    def _leave_post(self) -> None:
-        """Nobody serves it from here on, and nothing that was read is forgotten."""
+    def _stop_serving(self) -> None:
+        """Stop serving; faults that were read and not resolved are listed as open."""
         if self._left:
             return
         self._left = True
         self.rules.close()
-        self.post.leave()
-        if self.post.native and not self.uffd.closed:
+        self.endpoint.stop()
+        if self.endpoint.native and not self.uffd.closed:
             now, records = _clock(), self._port.take()
             for record in records:
                 if record.code and (record.error or self.served.hooks.see_endings):
-                    self._tell(record, now)
-            # Who waits by now is listed, although nobody is going to answer.
+                    self._notify_after(record, now)
             left = [record for record in records if not record.code]
             self.handler.enter_only(events_of(left), now)
         self._carry_out = None
 
     def is_orphan(self) -> bool:
-        """Whether the descriptor is ours and must stay open nevertheless."""
+        """Whether the descriptor is ours, but closing it would show zeros to a living process."""
         return self.owns_fd and would_read_zeros(self.served)

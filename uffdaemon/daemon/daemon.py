@@ -104,7 +104,7 @@ class Daemon:
         served = server.served
         served.regions.add(region)
         try:
-            if server.post.native:
+            if server.endpoint.native:
                 # Before it is registered: after that, a thread may fault with the GIL held.
                 server.rules.publish()
             if register is not None:
@@ -113,7 +113,7 @@ class Daemon:
             server.rules.forget(served.regions.remove(region))
             server.rules.soon()
             raise
-        if not server.post.native:
+        if not server.endpoint.native:
             server.rules.soon()  # one update for many regions
         for other in servers.own.values():
             if other is not server:

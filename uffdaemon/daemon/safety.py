@@ -24,7 +24,7 @@ _TRIO: Final = "resolved by the trio loop of this process"
 
 def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
     """Why a thread that holds the GIL must not touch the region; "" if it may."""
-    if not server.post.native:
+    if not server.endpoint.native:
         return f"its faults are {_TRIO} (placement='in_process')"
     if server.ended.is_set():
         return "the daemon that guarded it has ended"

@@ -13,9 +13,9 @@ from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.owner import ExternalServer
 from uffdaemon.external.plan import ExternalOptions
 from uffdaemon.kernel.userfaultfd import Userfaultfd
-from uffdaemon.loop import Server
+from uffdaemon.loop import Server, Setup
 from uffdaemon.model.statistics import Counters
-from uffdaemon.ports.endpoint import Staff
+from uffdaemon.ports.endpoint import Backends
 from uffdaemon.ports.resolver import Resolving
 from uffdaemon.ports.trio_sleep import Sleeper
 
@@ -112,16 +112,13 @@ class Servers:
         """Start serving a userfaultfd.  Raises `AlreadyServed` and OSError."""
         options = self._options
         log = self.log.bind(userfaultfd=uffd.fileno())
+        backends = Backends(self._sleeper, self._resolving, options.watchdog, options.rereads)
         server = Server(
             uffd,
             options.hooks,
             log,
             regions,
-            staff=Staff(self._sleeper, self._resolving, options.watchdog, options.rereads),
-            resolver=resolver,
-            name=name,
-            fetch_limit=options.fetch_limit,
-            owns_fd=owns_fd,
+            Setup(backends, resolver, name, options.fetch_limit, owns_fd),
             on_fork=self._forked,
             peers=self._served_of_this_process,
         )
@@ -174,7 +171,7 @@ class Servers:
             return
         self._reap()
         child = Userfaultfd.adopt(event.fd)
-        server = self.start(child, parent.post.resolver, "a child", regions, owns_fd=True)
+        server = self.start(child, parent.endpoint.resolver, "a child", regions, owns_fd=True)
         server.rules.soon()
 
     def _reap(self) -> None:

@@ -1,4 +1,4 @@
-"""What events change: ranges that were discarded, unmapped, moved; children that were born.
+"""Applies events: ranges that were discarded, unmapped or moved, and children that were forked.
 
 The kernel keeps the thread that caused an event waiting until it is read, and refuses operations
 with EAGAIN until that thread has run on.
@@ -71,7 +71,7 @@ def apply_event(served: Served, event: Change | Applied) -> list[tuple[Fault, Ne
             _stale(served, served.regions.remap(source, target, length))
             following = _gone(served, source, source + length)
         case ForkEvent():
-            # Copied now, if not before: what the parent does next is not the child's.
+            # Copied now, unless C did when it read the event: later changes are the parent's alone.
             served.forks.append((event, served.regions.fork(_copier(snapshot))))
         case UnknownEvent(message):
             served.log.warning("unknown event", message=message.hex())
@@ -87,7 +87,7 @@ def tell_event(served: Served, event: Change | Applied) -> None:
 
 
 def _stale(served: Served, segments: list[Segment]) -> None:
-    """Rules that were made from these do not hold any more."""
+    """The rules of these segments no longer hold."""
     served.stale.update(id(segment.region.pages) for segment in segments)
 
 
@@ -101,18 +101,18 @@ def _copier(snapshot: Snapshot | None) -> Callable[[PageMap], PageMap]:
 
 def _removed(served: Served, start: int, end: int, *, applied: bool) -> list[tuple[Fault, Next]]:
     if served.uffd.copies.take_release(start, end):
-        empty(served, start, end - start)  # its content lives on, where it was copied to
+        empty(served, start, end - start)  # its contents live on where they were copied to
         return []
     for segment in served.regions.clip(start, end):
         region = segment.region
         first = (segment.start - region.start) // region.page_size
         last = (segment.end - region.start + region.page_size - 1) // region.page_size
         if applied:
-            region.pages.book.make_void(first, last)  # where no rule has said whose pages they are
+            region.pages.book.make_void(first, last)  # C could not: no rule covers them
         else:
             region.pages.remove(first, last)
     served.refaults.removed(start, end)
-    # Whatever they wait for, those page contents are void now.
+    # Whatever they wait for, the contents of those pages are void now.
     return [
         (fault, Zero())
         for fault in served.ledger.inside(start, end)
@@ -121,7 +121,7 @@ def _removed(served: Served, start: int, end: int, *, applied: bool) -> list[tup
 
 
 def _gone(served: Served, start: int, end: int) -> list[tuple[Fault, Next]]:
-    """There is no memory at these addresses any more; threads that wait there have to find out."""
+    """The addresses are unmapped: wake the threads that wait there, which then fault for good."""
     if start < end:
         served.execute([Operation(Code.WAKE, start, end - start)])
     ended = Ended(Outcome.UNMAPPED)
@@ -129,7 +129,7 @@ def _gone(served: Served, start: int, end: int) -> list[tuple[Fault, Next]]:
 
 
 def events_of(records: list[Record]) -> list[Event | Applied]:
-    """What records that were forwarded say, in their order."""
+    """The events of records that C forwarded, in their order."""
     events: list[Event | Applied] = []
     for record, event in zip(records, parse(b"".join(r.message for r in records)), strict=True):
         snapshot = record.snapshot()

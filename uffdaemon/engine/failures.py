@@ -1,6 +1,6 @@
 """Faults that could not be resolved: what their region declares for that, and those that are held.
 
-A held fault is listed until its page comes by other ways, or its thread faults again.
+A held fault is listed until its page is filled for another fault, or its thread faults again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def refused_in_c(served: Served, fault: Fault, number: int) -> None:
 
 
 def comes_back(served: Served, fault: Fault, limit: int) -> Failed | None:
-    """A thread is about to be woken: the failure if it came back more than `limit` times."""
+    """A thread is about to be woken.  Returns a failure if that has been in vain too often: more
+    than `limit` times in a row the thread faulted again at once."""
     count = served.refaults.woken(fault, time.perf_counter_ns(), limit)
     if not count:
         return None
@@ -63,18 +64,18 @@ def comes_back(served: Served, fault: Fault, limit: int) -> Failed | None:
 
 
 def hold(served: Served, fault: Fault, reason: str) -> None:
-    """Nobody is going to resolve the open fault: it is listed, with the reason."""
+    """Hold an open fault: its thread waits on, and the fault stays listed with the reason."""
     served.ledger.wait(fault, Waiting.NOBODY, reason)
     if fault.kind is not FaultKind.WP:
-        # Known by now not to be there; should it come, the thread is held no longer.
+        # The page is known to be missing now.  If it is filled later, the fault ends.
         fault.region.pages.present.discard_range(fault.page, fault.page + 1)
     served.counters.outcomes[fault.kind, Outcome.HELD] += 1
     served.loop.wake()
 
 
 def arrived(served: Served) -> list[Fault]:
-    """Held faults whose pages have come by other ways, such as a neighbour's window: the kernel has
-    woken their threads."""
+    """Held faults whose pages have been filled for another fault, such as a neighbour's window:
+    the kernel has woken their threads."""
     return [
         fault
         for fault in served.ledger.held_faults()
@@ -107,13 +108,13 @@ def _log(served: Served, fault: Fault, error: Exception, then: str) -> None:
 
 
 def _declared_action(hooks: HookCalls, fault: Fault, error: Exception) -> Action:
-    """What the region declares for a fault that failed; its application may be asked."""
+    """The action that the region declares for a failed fault; ``on_failure`` may be a callable."""
     declared = fault.region.on_failure
     if isinstance(declared, ACTIONS):
         return declared
     try:
         answer = untrusted(declared(fault, error))
-    except Exception as raised:  # noqa: BLE001  # then nobody knows: hold
+    except Exception as raised:  # noqa: BLE001  # whatever it is, the fault is held
         hooks.raised(declared, raised)
         return Hold()
     if isinstance(answer, ACTIONS):
@@ -124,12 +125,12 @@ def _declared_action(hooks: HookCalls, fault: Fault, error: Exception) -> Action
 
 
 def untrusted(answer: object) -> object:
-    """What somebody else's code returned, whatever its types promise."""
+    """The return value of code that is not ours: its type is checked, not trusted."""
     return answer
 
 
 def nonsense(answer: object) -> str:
-    """What is wrong with an answer that is no action."""
+    """What is wrong with a return value that is no action."""
     if inspect.iscoroutine(answer):
         answer.close()
         return "returned a coroutine: it has to decide at once, and to return Perform to wait"

@@ -43,14 +43,15 @@ def refused(served: Served, fault: Fault, action: Move, result: Result) -> Next:
 
 
 def _is_there(fault: Fault, error: int) -> bool:
-    """Another thread's fault has brought the page: it is at its place, or gone from its source."""
+    """Whether another fault has moved the page already: its destination is full, or its source
+    empty."""
     if error == errno.EEXIST:
         return True
     return error == errno.ENOENT and fault.page in fault.region.pages.present
 
 
 def _is_marker(served: Served, fault: Fault) -> bool:
-    """Whether there is no page at the destination, so that a thread woken would come back."""
+    """Whether the destination holds a marker and no page: a woken thread would fault again."""
     return served.uffd.same_process and look(fault.address, PAGE_SIZE)[0].marker
 
 
@@ -76,7 +77,7 @@ def climbed(served: Served, fault: Fault, action: Move, moved: Moved) -> Next:
 
 
 def verify(served: Served, step: Step, result: Result) -> None:
-    """Look whether a move has left nothing behind, if one of its policies wants that."""
+    """Check that the source of a move is empty, if one of its policies asks for that."""
     for fault, action in zip(step.faults, step.actions, strict=True):
         if isinstance(action, Move) and action.verify:
             _prove_empty(served, fault, result.operation.src, result.done)
@@ -100,8 +101,8 @@ def _what_is_left(src: int, length: int) -> SourceNotEmpty | None:
 
 
 def waits_for_copy(served: Served, fault: Fault) -> bool:
-    """Whether a write has to wait because an exact copy of its page is under way, whose end lets
-    it go; lifting the protection earlier would lose the write."""
+    """Whether a write has to wait for the end of an exact copy of its page.  Lifting the
+    protection earlier would lose the write."""
     return fault.kind is FaultKind.WP and served.uffd.copies.overlap(fault.address, 1)
 
 
@@ -115,7 +116,7 @@ def issue(served: Served, steps: list[Step]) -> tuple[list[Step], list[Result], 
         return steps, served.execute([step.operation for step in steps]), []
     late: list[Fault] = []
     kept: list[Step] = []
-    with copies.marking:  # none begins meanwhile
+    with copies.marking:  # no copy may begin between the check and the call
         for step in steps:
             _, start, length, *_ = operation = step.operation
             if operation.code is Code.WRITEPROTECT and copies.overlap(start, length):
@@ -127,7 +128,7 @@ def issue(served: Served, steps: list[Step]) -> tuple[list[Step], list[Result], 
 
 
 def record_moves(served: Served, moved: Moved) -> None:
-    """Record which pages a direct move has brought, and where it has left nothing."""
+    """Record which pages a move has filled, and which it has emptied."""
     for run in moved.runs:
         if run.arrived:
             served.counters.bytes_done[run.outcome] += run.length
@@ -142,7 +143,7 @@ def _arrived(served: Served, segment: Segment) -> None:
     if not served.uffd.same_process:
         present.add_range(first, end)
         return
-    # Holes may have been left as they are: what is not there must not count as filled.
+    # Source holes leave holes at the destination: those pages must not count as present.
     size = segment.region.page_size // PAGE_SIZE
     there = [page.there for page in look(segment.start, segment.end - segment.start)]
     for number in range(first, end):
@@ -151,7 +152,7 @@ def _arrived(served: Served, segment: Segment) -> None:
 
 
 def empty(served: Served, src: int, length: int) -> None:
-    """Note that a move has left nothing at its source, if that is served, too."""
+    """Record that the source of a move is empty, if it is served here, too."""
     for each in served.loop.peers():
         for segment in each.regions.clip(src, src + length):
             segment.region.pages.present.discard_range(*_pages(segment))

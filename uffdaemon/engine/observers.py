@@ -1,4 +1,4 @@
-"""Async hooks that only observe: run one after the other, beside the loop."""
+"""Runs async ``after``, ``failed`` and event hooks in a task, one after the other."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 class AsyncHooks:
-    """Runs async hooks that only observe: one after the other, in the order of what they are
-    told."""
+    """Awaits what async hooks return, in the order of the faults and events."""
 
     def __init__(self, calls: HookCalls) -> None:
         self._calls = calls
@@ -29,7 +28,7 @@ class AsyncHooks:
     @classmethod
     @asynccontextmanager
     async def open(cls, calls: HookCalls) -> AsyncGenerator[AsyncHooks]:
-        """Runs them while the block does; those that are left then are told nothing."""
+        """Await them while the block runs; those that are pending at its end are dropped."""
         hooks = cls(calls)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hooks._run)  # of the same class
@@ -40,7 +39,7 @@ class AsyncHooks:
                 nursery.cancel_scope.cancel()
 
     async def finish(self, patience: float) -> None:
-        """Let them hear of everything that has happened, for at most `patience` seconds."""
+        """Await those that are pending, for at most `patience` seconds."""
         self._sender.close()
         with trio.move_on_after(patience):
             await self._done.wait()

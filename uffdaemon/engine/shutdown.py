@@ -1,4 +1,4 @@
-"""What a daemon that ends does about open faults, and about memory that is not complete."""
+"""The end of a daemon: what happens to open faults, and to memory that still has missing pages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from uffdaemon.uapi.outcomes import Code, Operation, Outcome, Status
 if TYPE_CHECKING:
     from uffdaemon.engine.state import Served
     from uffdaemon.model.region import Fault
-    from uffdaemon.ports.endpoint import Post
+    from uffdaemon.ports.endpoint import Endpoint
 
 _LOW_PAGE: Final = 0x10000  # the lowest that programs may map by default: vm.mmap_min_addr
 
 
 def poison_open_faults(served: Served) -> list[tuple[Fault, Outcome]]:
-    """Have the threads that wait get SIGBUS; returns the faults that have ended so."""
+    """Poison the pages of open faults: their threads get SIGBUS.  Returns the faults that ended."""
     ended: list[tuple[Fault, Outcome]] = []
     for fault in served.ledger:
         if fault.kind is FaultKind.WP:
@@ -34,42 +34,41 @@ def poison_open_faults(served: Served) -> list[tuple[Fault, Outcome]]:
 
 
 def is_alive(served: Served) -> bool:
-    """Whether the process still exists, as far as an operation that does nothing can tell."""
+    """Whether the process still exists, by the errno of an operation that does nothing."""
     if served.client_gone:
         return False
     page = next(
         page for page in range(_LOW_PAGE, 1 << 40, PAGE_SIZE) if served.regions.find(page) is None
     )
-    # Nothing is watched there, so that a living process answers ENOENT.
+    # Nothing is registered there: ENOENT if the process lives, ESRCH if it is gone.
     [result] = served.uffd.execute([Operation(Code.ZEROPAGE, page, PAGE_SIZE)])
     return result.status is not Status.CLIENT_GONE
 
 
 def would_read_zeros(served: Served) -> bool:
-    """Whether a process lives that would, if the descriptor were closed: its pages are not
-    complete."""
+    """Whether closing the descriptor would show zeros: its process lives and lacks pages."""
     if served.uffd.closed or served.client_gone:
         return False
     maps = [segment.region.pages for segment in served.regions]
     return any(pages.filled() != pages.pages for pages in maps) and is_alive(served)
 
 
-def abandon(served: Served, post: Post, *, poisoning: bool) -> None:
-    """Memory of this process may be touched on, while nobody answers: see that nobody forks for
-    ever, and leave the rest to the watchdog."""
+def abandon(served: Served, endpoint: Endpoint, *, poisoning: bool) -> None:
+    """Threads of this process may touch the memory on, and nothing serves it: make sure that no
+    fork waits for ever, and leave the rest to the watchdog."""
     if served.uffd.same_process:
         for segment in served.regions:
             leave_behind(served.uffd, segment)
     regions = [segment.region for segment in served.regions]
     if regions:
         exported = any(isinstance(r, GuardedRegion) and r.memory.exported for r in regions)
-        # A thread with a buffer may hold the GIL while it waits: then no successor can come.
+        # A thread with a buffer may hold the GIL while it waits: then no successor can start.
         ranges = [(segment.start, segment.end) for segment in served.regions]
-        post.abandon(ranges, "poison" if poisoning or exported else None)
+        endpoint.abandon(ranges, "poison" if poisoning or exported else None)
 
 
 def warn_of_closing(served: Served) -> None:
-    """Somebody closes a descriptor under us, whose client may go on to fault."""
+    """Log that a descriptor was closed while it was served and its client lacks pages."""
     maps = [segment.region.pages for segment in served.regions]
     missing = sum(pages.pages - pages.filled() for pages in maps)
     if missing:

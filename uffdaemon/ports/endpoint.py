@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uffdaemon.ports.trio_sleep import Sleeper
 
 
-class Staff(NamedTuple):
+class Backends(NamedTuple):
     """What a daemon has to serve its userfaultfds."""
 
     sleeper: Sleeper | None
@@ -31,23 +31,25 @@ class Staff(NamedTuple):
     rereads: int
 
 
-class Post:
+class Endpoint:
     """Serves one userfaultfd.  Raises `AlreadyServed` and OSError."""
 
-    def __init__(self, uffd: Userfaultfd, resolver: Resolver, staff: Staff, name: str) -> None:
+    def __init__(
+        self, uffd: Userfaultfd, resolver: Resolver, backends: Backends, name: str
+    ) -> None:
         self.resolver = resolver
         self.native = resolver is not Resolver.LOOP
         """Whether C serves it independently of the event loop."""
-        self.port = Port(uffd.fileno(), staff.rereads, told=self.native)
+        self.port = Port(uffd.fileno(), backends.rereads, told=self.native)
         self._uffd = uffd
         self._fd = uffd.fileno()
         self._name = name
-        self._sleeper = None if self.native else staff.sleeper
-        self._resolving = staff.resolving if self.native else None
-        self._watchdog = staff.watchdog if uffd.same_process else None
+        self._sleeper = None if self.native else backends.sleeper
+        self._resolving = backends.resolving if self.native else None
+        self._watchdog = backends.watchdog if uffd.same_process else None
         self._watch: Watch | None = None
 
-    def take_up(self) -> None:
+    def start(self) -> None:
         """Start serving."""
         resume(self._uffd)
         if self._sleeper is not None:
@@ -58,7 +60,7 @@ class Post:
         if self._watchdog is not None:
             self._watch = watch(self._uffd, self.port, self._name, self._watchdog)
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Stop serving.  Pending records can be dequeued from the port until `close`."""
         if self._watch is not None:
             self._watch.end()
@@ -76,12 +78,12 @@ class Post:
         trio.lowlevel.notify_closing(self._fd)
 
     @property
-    def deaf(self) -> bool:
+    def sleep_failed(self) -> bool:
         """Whether the event loop's sleep has failed, and no longer serves it."""
         return self._sleeper is not None and self._sleeper.failed
 
     @property
-    def slept_over(self) -> bool:
+    def served_in_sleep(self) -> bool:
         """Whether the event loop's sleep serves it, so that its task only waits to be woken."""
         return self._sleeper is not None and not self._sleeper.failed
 

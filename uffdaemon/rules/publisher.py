@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from uffdaemon.engine.state import Served
     from uffdaemon.model.region import Region
     from uffdaemon.model.region_table import Segment
-    from uffdaemon.ports.endpoint import Post
+    from uffdaemon.ports.endpoint import Endpoint
     from uffdaemon.uapi.events import FaultKind
 
 _ROUNDS: Final = 100
@@ -32,21 +32,21 @@ class Publisher:
     def __init__(
         self,
         served: Served,
-        post: Post,
+        endpoint: Endpoint,
         *,
         wake: Callable[[], None],
         catch_up: Callable[[], object],
     ) -> None:
         self.outdated = False
-        self._native = post.native
+        self._native = endpoint.native
         self._wake = wake
         self._catch_up = catch_up
         self._token = trio.lowlevel.current_trio_token()
         self._rulebook = Rulebook(
             served,
-            post.port,
+            endpoint.port,
             self._from_any_thread,
-            native=post.native,
+            native=endpoint.native,
         )
 
     def close(self) -> None:
