@@ -12,7 +12,7 @@
 #define PENDING 65536
 #define RECORDS 512
 
-unsigned char nothing[PAGE] __attribute__((aligned(4096)));
+unsigned char nothing[PAGE] __attribute__((aligned(PAGE)));
 unsigned char *forbidden;
 
 static int refused(const struct region *region, unsigned page)

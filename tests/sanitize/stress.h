@@ -9,7 +9,7 @@
 
 #include "native.h"
 
-#define PAGE 4096u
+/* PAGE, the size of a page in bytes, comes from the command line. */
 #define PAGES 128u
 #define LENGTH (PAGES * PAGE)
 

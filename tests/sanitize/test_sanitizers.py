@@ -17,6 +17,7 @@ import pytest
 import uffdaemon.native
 from tests.support import clib
 from tests.support.requirements import unavailable
+from uffdaemon.ranges import PAGE_SIZE
 
 HERE = Path(__file__).parent
 NATIVE = Path(uffdaemon.native.__file__).parent
@@ -58,7 +59,8 @@ def build(
 ) -> Path:
     """Compile a program together with the library's C sources; where it lies."""
     program = directory / f"{name}-{sanitizer.partition(',')[0]}"
-    options = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread")
+    options = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    options.append(f"-DPAGE={PAGE_SIZE}u")
     checks = (f"-fsanitize={sanitizer}", "-fno-sanitize-recover=undefined")
     wraps = (f"-Wl,--wrap={function}" for function in WRAPPED[name])
     parts = (str(HERE / f"{part}.c") for part in (*PARTS[name], *driver))

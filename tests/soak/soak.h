@@ -5,7 +5,7 @@
 #define _GNU_SOURCE
 #include <stdint.h>
 
-#define PAGE 4096u
+/* PAGE, the size of a page in bytes, comes from the command line. */
 #define WRITERS 4
 
 /* Pages of each slot, by what happens to them. */

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.support import clib
+from uffdaemon.ranges import PAGE_SIZE
 
 HERE = Path(__file__).parent
 WRITERS = 4
@@ -50,9 +51,9 @@ def build(directory: Path) -> Path:
     library = directory / "soak.so"
     found = clib.compiler()
     assert found is not None
-    options = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+    options = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-DPAGE={PAGE_SIZE}u")
     sources = [str(HERE / name) for name in ("writers.c", "disturb.c")]
-    subprocess.run([found, *options, "-o", str(library), *sources], check=True)
+    subprocess.run([found, *options, "-shared", "-fPIC", "-o", str(library), *sources], check=True)
     return library
 
 
