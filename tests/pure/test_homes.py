@@ -9,11 +9,14 @@ import inspect
 import subprocess
 import sys
 from collections import Counter
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 import uffdaemon
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 HOMES = ("actions", "errors", "lowlevel", "moves")
 LAZY = ("uffdaemon", "uffdaemon.moves")

@@ -165,3 +165,29 @@ def test_who_is_stuck_is_said_in_one_line(ledger: Ledger) -> None:
         f"thread 7: write_protect write at {newer.address:#x} in heap, 1.500000 s, "
         "waits for source: FileSource('image')"
     )
+
+
+def test_a_held_fault_that_is_acted_upon_is_held_no_longer(ledger: Ledger) -> None:
+    held, waiting = a_fault(REGION, 1), a_fault(REGION, 2)
+    for fault in (held, waiting):
+        ledger.enter(fault)
+    ledger.wait(held, Waiting.NOBODY, "its source failed")
+    ledger.wait(waiting, Waiting.SOURCE, "disk")
+    assert ledger.held_faults() == [held]
+    for fault in (held, waiting):
+        record = ledger.at(fault.address, fault.kind)
+        assert record is not None
+        assert record is ledger.find(fault)
+        ledger.reopen(record)
+    assert ledger.held_faults() == []
+    assert ledger.open_fault(held, 0).waiting is Waiting.DECISION
+    assert ledger.open_fault(waiting, 0).waiting is Waiting.SOURCE
+
+
+def test_a_held_fault_that_leaves_is_not_counted_as_held(ledger: Ledger) -> None:
+    fault = a_fault(REGION)
+    ledger.enter(fault)
+    ledger.wait(fault, Waiting.NOBODY, "held")
+    assert ledger.held == 1
+    ledger.leave(fault)
+    assert ledger.held == 0

@@ -132,6 +132,16 @@ class LedgerKeepsItsRules(RuleBasedStateMachine):
         entry.failures += 1
         assert self.ledger.count_failure(entry.fault) == entry.failures
 
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def reopen(self, data: st.DataObject) -> None:
+        entry = self.some(data)
+        record = self.ledger.at(entry.fault.address, entry.fault.kind)
+        assert record is not None
+        self.ledger.reopen(record)
+        if entry.waiting[0] is Waiting.NOBODY:
+            entry.waiting = Waiting.DECISION, ""
+
     @rule(passed=st.one_of(st.just(FIRST_DELAY_NS), TIMES), again=st.booleans())
     def time_passes(self, passed: int, again: bool) -> None:
         self.now += passed
