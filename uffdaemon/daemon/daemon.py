@@ -18,7 +18,7 @@ from uffdaemon.daemon.servers import Options, Servers, end_with_process
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.plan import ExternalPolicy
 from uffdaemon.guard.guarded_region import GuardedRegion
-from uffdaemon.guard.requirements import prepare, resolver_for
+from uffdaemon.guard.requirements import resolver_for, userfaultfd_for
 from uffdaemon.model.region import (
     HOLD,
     POLICY_TIMEOUT,
@@ -110,11 +110,11 @@ class Daemon:
             if register is not None:
                 uffd.register(region.start, region.length, register)
         except BaseException:
-            server.rules.forget(served.regions.remove(region))
-            server.rules.soon()
+            server.rules.drop(served.regions.remove(region))
+            server.rules.schedule_update()
             raise
         if not server.endpoint.native:
-            server.rules.soon()  # one update for many regions
+            server.rules.schedule_update()  # one update for many regions
         for other in servers.own.values():
             if other is not server:
                 other.rules.region_added()
@@ -138,7 +138,7 @@ class Daemon:
         for segment in regions:
             check_moves(uffd, segment.region.policy)
         server = self._servers.start(uffd, Resolver.LOOP, "a successor's", regions, owns_fd=owns_fd)
-        server.rules.soon()
+        server.rules.schedule_update()
         uffd.execute([Operation(Code.WAKE, s.start, s.end - s.start) for s in regions])
 
     def guard(
@@ -193,7 +193,7 @@ class Daemon:
             placement=placement,
         )
         again = memory.userfaultfd is not None
-        uffd = prepare(memory, features, user_mode_only, register, resolver)
+        uffd = userfaultfd_for(memory, features, user_mode_only, register, resolver)
         self._memories[region] = memory
         if placement is Placement.EXTERNAL:
             worker = self._servers.start_external(uffd, region, register)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from uffdaemon import errors
 from uffdaemon.daemon.fill import poison_absent
-from uffdaemon.guard.requirements import refuse_to_hold
+from uffdaemon.guard.requirements import refuse_if_exported
 
 if TYPE_CHECKING:
     from uffdaemon.loop import Server
@@ -17,7 +17,7 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
     """Stop serving the region: see `Daemon.remove_region`."""
     pages = region.pages
     if missing == "hold":
-        refuse_to_hold(region)
+        refuse_if_exported(region)
     absent = pages.pages - pages.filled()
     if absent and missing is None:
         raise errors.RegionIncomplete(
@@ -35,7 +35,7 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
         for segment in segments:
             served.uffd.unregister(segment.start, segment.end - segment.start)
     served.regions.remove(region)
-    server.rules.forget(segments)
+    server.rules.drop(segments)
     server.rules.update()
     for segment in segments:
         if not stays_registered:

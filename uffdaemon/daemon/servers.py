@@ -16,7 +16,7 @@ from uffdaemon.kernel.userfaultfd import Userfaultfd
 from uffdaemon.loop import Server, Setup
 from uffdaemon.model.statistics import Counters
 from uffdaemon.ports.endpoint import Backends
-from uffdaemon.ports.resolver import Resolving
+from uffdaemon.ports.resolver import SharedResolver
 from uffdaemon.ports.trio_sleep import Sleeper
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Servers:
         self._nursery = nursery
         self._options = options
         self._sleeper: Sleeper | None = None
-        self._resolving = Resolving()
+        self._shared_resolver = SharedResolver()
         self._past = Counters()
         self.log = structlog.stdlib.get_logger("uffdaemon")
         self.own: dict[Userfaultfd, Server] = {}
@@ -112,7 +112,7 @@ class Servers:
         """Start serving a userfaultfd.  Raises `AlreadyServed` and OSError."""
         options = self._options
         log = self.log.bind(userfaultfd=uffd.fileno())
-        backends = Backends(self._sleeper, self._resolving, options.watchdog, options.rereads)
+        backends = Backends(self._sleeper, self._shared_resolver, options.watchdog, options.rereads)
         server = Server(
             uffd,
             options.hooks,
@@ -172,7 +172,7 @@ class Servers:
         self._reap()
         child = Userfaultfd.adopt(event.fd)
         server = self.start(child, parent.endpoint.resolver, "a child", regions, owns_fd=True)
-        server.rules.soon()
+        server.rules.schedule_update()
 
     def _reap(self) -> None:
         """Close the userfaultfds of children that have exited: the kernel does not report it."""
@@ -206,7 +206,7 @@ class Servers:
         finally:
             if self._sleeper is not None:
                 self._sleeper.leave(self._wake)
-            self._resolving.close()
+            self._shared_resolver.close()
         orphans = [server.uffd for server in self.own.values() if server.is_orphan()]
         for orphan in orphans:
             self.log.warning("child left with missing pages", userfaultfd=orphan.fileno())

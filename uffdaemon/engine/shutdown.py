@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from uffdaemon.guard.guarded_region import GuardedRegion
-from uffdaemon.guard.requirements import leave_behind
+from uffdaemon.guard.requirements import unblock_forks
 from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.outcomes import Code, Operation, Outcome, Status
@@ -58,7 +58,7 @@ def abandon(served: Served, endpoint: Endpoint, *, poisoning: bool) -> None:
     fork waits for ever, and leave the rest to the watchdog."""
     if served.uffd.same_process:
         for segment in served.regions:
-            leave_behind(served.uffd, segment)
+            unblock_forks(served.uffd, segment)
     regions = [segment.region for segment in served.regions]
     if regions:
         exported = any(isinstance(r, GuardedRegion) and r.memory.exported for r in regions)

@@ -25,7 +25,7 @@ from uffdaemon.engine.observers import AsyncHooks
 from uffdaemon.external.listener import Listener
 from uffdaemon.external.plan import DEFAULTS, EXIT_TIMEOUT, ExternalOptions, ExternalPolicy, plan_of
 from uffdaemon.guard.guarded_region import GuardedRegion
-from uffdaemon.guard.requirements import leave_behind, refuse_to_hold
+from uffdaemon.guard.requirements import refuse_if_exported, unblock_forks
 from uffdaemon.kernel.page_scan import PageCategory, scan_pages
 from uffdaemon.model.page_map import PageMap
 from uffdaemon.model.region_table import Segment
@@ -186,7 +186,7 @@ class ExternalServer:
         region = self.region
         if self._removed_region or self.uffd.closed:
             return
-        leave_behind(self.uffd, Segment(region.start, region.end, region))
+        unblock_forks(self.uffd, Segment(region.start, region.end, region))
         if self._watchdog is None:
             return
         # A thread with a buffer may hold the GIL while it waits, so no other daemon could start.
@@ -279,7 +279,7 @@ class ExternalServer:
     def remove(self, missing: Missing | None) -> None:
         """Stop serving the region: see `Daemon.remove_region`."""
         if missing == "hold":
-            refuse_to_hold(self.region)
+            refuse_if_exported(self.region)
         start, page_size = self.region.start, self.region.page_size
         absent = list(self._absent())
         if absent and missing is None:

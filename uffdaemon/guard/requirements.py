@@ -44,7 +44,7 @@ def resolver_for(placement: Placement, resolver: Resolver) -> Resolver:
     return resolver
 
 
-def prepare(
+def userfaultfd_for(
     memory: Memory,
     features: Features,
     user_mode_only: bool | None,  # noqa: FBT001  # as it was given to `guard`
@@ -81,7 +81,7 @@ def prepare(
     return memory.userfaultfd
 
 
-def leave_behind(uffd: Userfaultfd, segment: Segment) -> None:
+def unblock_forks(uffd: Userfaultfd, segment: Segment) -> None:
     """Prepare a segment whose events are no longer read, so that fork(2) does not block on them.
 
     A complete region is unregistered; an incomplete one is advised DONTFORK.
@@ -124,7 +124,7 @@ def _open(
     return Userfaultfd.open(last[0], user_mode_only=last[1])
 
 
-def refuse_to_hold(region: Region) -> None:
+def refuse_if_exported(region: Region) -> None:
     """Raise `PlacementRefused` if the region has a buffer: a thread that touches a held page of it
     with the GIL held would wait forever."""
     if isinstance(region, GuardedRegion) and region.memory.exported:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uffdaemon.kernel.userfaultfd import Userfaultfd
     from uffdaemon.native.ports import Watch
     from uffdaemon.placement import Then, Watchdog
-    from uffdaemon.ports.resolver import Resolving
+    from uffdaemon.ports.resolver import SharedResolver
     from uffdaemon.ports.trio_sleep import Sleeper
 
 
@@ -26,7 +26,7 @@ class Backends(NamedTuple):
     """What a daemon has to serve its userfaultfds."""
 
     sleeper: Sleeper | None
-    resolving: Resolving
+    shared_resolver: SharedResolver
     watchdog: Watchdog | None
     rereads: int
 
@@ -45,7 +45,7 @@ class Endpoint:
         self._fd = uffd.fileno()
         self._name = name
         self._sleeper = None if self.native else backends.sleeper
-        self._resolving = backends.resolving if self.native else None
+        self._shared_resolver = backends.shared_resolver if self.native else None
         self._watchdog = backends.watchdog if uffd.same_process else None
         self._watch: Watch | None = None
 
@@ -54,9 +54,9 @@ class Endpoint:
         resume(self._uffd)
         if self._sleeper is not None:
             self._sleeper.add(self._fd, self.port)
-        if self._resolving is not None:
+        if self._shared_resolver is not None:
             self._uffd.copies.before_release.append(self.port.leave_events)
-            self._resolving.add(self.port, self.resolver)
+            self._shared_resolver.add(self.port, self.resolver)
         if self._watchdog is not None:
             self._watch = watch(self._uffd, self.port, self._name, self._watchdog)
 
@@ -66,8 +66,8 @@ class Endpoint:
             self._watch.end()
         if self._sleeper is not None:
             self._sleeper.remove(self._fd)
-        if self._resolving is not None:
-            self._resolving.remove(self.port, self.resolver)
+        if self._shared_resolver is not None:
+            self._shared_resolver.remove(self.port, self.resolver)
             self._uffd.copies.before_release.remove(self.port.leave_events)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from uffdaemon.native.ports import Port
 
 
-class Resolving:
+class SharedResolver:
     """Starts and stops the thread, and assigns ports to it."""
 
     def __init__(self) -> None:

@@ -45,7 +45,7 @@ class Publisher:
         self._rulebook = Rulebook(
             served,
             endpoint.port,
-            self._from_any_thread,
+            self._schedule_from_any_thread,
             native=endpoint.native,
         )
 
@@ -53,7 +53,7 @@ class Publisher:
         """Withdraw the rules: the userfaultfd is no longer served."""
         self._rulebook.close()
 
-    def soon(self) -> None:
+    def schedule_update(self) -> None:
         """Schedule one update, for any number of changes."""
         self.outdated = True
         self._wake()
@@ -61,7 +61,7 @@ class Publisher:
     def region_added(self) -> None:
         """Schedule an update: the rules may copy or move from a region that was added elsewhere."""
         if self._rulebook.moves or self._native:
-            self.soon()
+            self.schedule_update()
 
     def update(self) -> None:
         """Lower the regions' policies, and publish the rules to C."""
@@ -81,10 +81,10 @@ class Publisher:
         """The first offset at which no rule covers faults of `kind`; None if there is none."""
         return 0 if not self._native else self._rulebook.gap(region, kind)
 
-    def forget(self, segments: list[Segment]) -> None:
+    def drop(self, segments: list[Segment]) -> None:
         """Drop the rules of segments that are no longer served."""
-        self._rulebook.forget(segments)
+        self._rulebook.drop(segments)
 
-    def _from_any_thread(self) -> None:
+    def _schedule_from_any_thread(self) -> None:
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self.soon)
+            self._token.run_sync_soon(self.schedule_update)

@@ -115,7 +115,7 @@ class Rulebook:
         ]
         return self._port.publish(rules)
 
-    def forget(self, segments: list[Segment]) -> None:
+    def drop(self, segments: list[Segment]) -> None:
         """Drop the rules of segments that are no longer served."""
         for segment in segments:
             self._known.pop(id(segment.region.pages), None)
