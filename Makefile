@@ -36,6 +36,8 @@ check: check-forge docs  ## lint, types and the site
 	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
 	$(BIN)/mypy
 	$(BIN)/pyright
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=$(CURDIR) $(BIN)/pyright --verifytypes uffdaemon \
+		--ignoreexternal >build/types.log || { cat build/types.log; false; }
 
 check-forge: .venv/develops  ## shell scripts, workflows, issue forms
 	$(BIN)/shellcheck .ci/run tools/*.sh

@@ -67,7 +67,7 @@ class Handler:
 
     def __init__(self, served: Served, fetch_limit: int) -> None:
         self.served = served
-        self.tasks = Tasks(served, self.resume, fetch_limit)
+        self.tasks: Tasks = Tasks(served, self.resume, fetch_limit)
         self._ledger = served.ledger
         self._events: deque[Change | Applied] = deque()
         self._batch: list[Step] = []

@@ -79,7 +79,7 @@ class HookCalls:
         self._hooks = tuple(hooks)
         self._counters = counters
         self._log = log
-        self.before = [each.before for each in hooks if each.before is not None]
+        self.before: list[Before] = [each.before for each in hooks if each.before is not None]
         """The ``before`` hooks, in the order in which they are called."""
         self._after = [each.after for each in hooks if each.after is not None]
         self.await_later: Callable[[Awaitable[None], object], None]

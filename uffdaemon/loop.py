@@ -22,8 +22,8 @@ from uffdaemon.handlers import Handler
 from uffdaemon.hooks import Resolved
 from uffdaemon.model.region import Fault
 from uffdaemon.native.ports import MESSAGE_BATCH
-from uffdaemon.placement import Shutdown
-from uffdaemon.ports.endpoint import Endpoint
+from uffdaemon.placement import Resolver, Shutdown
+from uffdaemon.ports.endpoint import Backends, Endpoint
 from uffdaemon.rules.publisher import Publisher
 from uffdaemon.uapi.events import PageFault, parse
 from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from uffdaemon.model.region_table import RegionTable
     from uffdaemon.model.statistics import Counters
     from uffdaemon.native.ports import Record
-    from uffdaemon.placement import Resolver
-    from uffdaemon.ports.endpoint import Backends
     from uffdaemon.uapi.events import Event, ForkEvent
 
 _TURN: Final = 0.001
@@ -82,17 +80,19 @@ class Server:
         peers: Callable[[], Iterable[Served]],
     ) -> None:
         self.uffd = uffd
-        self.served = Served(uffd, hooks, log, self, regions)
-        self.handler = Handler(self.served, setup.fetch_limit)
-        self.owns_fd = setup.owns_fd
-        self.ended = trio.Event()
+        self.served: Served = Served(uffd, hooks, log, self, regions)
+        self.handler: Handler = Handler(self.served, setup.fetch_limit)
+        self.owns_fd: bool = setup.owns_fd
+        self.ended: trio.Event = trio.Event()
         self.on_end: list[Callable[[], None]] = []
         """Called when the userfaultfd is no longer served."""
         self._fd = uffd.fileno()
-        self.endpoint = Endpoint(uffd, setup.resolver, setup.backends, setup.name)
+        self.endpoint: Endpoint = Endpoint(uffd, setup.resolver, setup.backends, setup.name)
         self._port = self.endpoint.port
         self._port.record_all = self.served.hooks.see_endings
-        self.rules = Publisher(self.served, self.endpoint, wake=self.wake, catch_up=self.catch_up)
+        self.rules: Publisher = Publisher(
+            self.served, self.endpoint, wake=self.wake, catch_up=self.catch_up
+        )
         self._on_fork = on_fork
         self._token = trio.lowlevel.current_trio_token()
         self._begun = trio.Event()

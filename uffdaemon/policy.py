@@ -254,7 +254,7 @@ class FirstOf(Combinator):
 
     def __init__(self, *policies: Policy) -> None:
         self.policies = policies
-        self.moves = any(map(moves, policies))
+        self.moves: bool = any(map(moves, policies))
 
     def __repr__(self) -> str:
         return f"FirstOf({', '.join(map(policy_name, self.policies))})"
@@ -280,12 +280,14 @@ class ByKind(Combinator):
         minor: Policy | None = None,
         write_protect: Policy | None = None,
     ) -> None:
-        self.policies = {
+        self.policies: dict[FaultKind, Policy | None] = {
             FaultKind.MISSING: missing,
             FaultKind.MINOR: minor,
             FaultKind.WP: write_protect,
         }
-        self.moves = any(moves(policy) for policy in self.policies.values() if policy is not None)
+        self.moves: bool = any(
+            moves(policy) for policy in self.policies.values() if policy is not None
+        )
 
     def __repr__(self) -> str:
         named = (
@@ -309,7 +311,7 @@ class ByRange(Combinator):
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int, Policy]]) -> None:
-        self.ranges = sorted(ranges, key=lambda entry: entry[0])
+        self.ranges: list[tuple[int, int, Policy]] = sorted(ranges, key=lambda entry: entry[0])
         end = 0
         for offset, length, policy in self.ranges:
             if offset < end or length <= 0:
@@ -319,7 +321,7 @@ class ByRange(Combinator):
                 )
             end = offset + length
         self._offsets = [offset for offset, _, _ in self.ranges]
-        self.moves = any(moves(policy) for _, _, policy in self.ranges)
+        self.moves: bool = any(moves(policy) for _, _, policy in self.ranges)
 
     def __repr__(self) -> str:
         named = (f"{o:#x}+{n:#x}: {policy_name(policy)}" for o, n, policy in self.ranges)
@@ -359,7 +361,7 @@ class FaultAround(Combinator):
             raise InvalidRange(f"fault-around of {pages} pages: at least 1 is needed")
         self.policy = policy
         self.pages = pages
-        self.moves = moves(policy)
+        self.moves: bool = moves(policy)
         self._last: tuple[Action | None, Action | None] = (None, None)
 
     def __repr__(self) -> str:

@@ -38,7 +38,7 @@ class BytesSource:
 
     def __init__(self, data: Buffer) -> None:
         self._pinned = native.PinnedBuffer(data)
-        self.size = self._pinned.length
+        self.size: int = self._pinned.length
 
     def __repr__(self) -> str:
         return f"BytesSource({self.size} bytes)"
@@ -85,7 +85,7 @@ class FileSource:
     ) -> None:
         if how not in ("map", "read"):
             raise ValueError(f"how is 'map' or 'read', not {how!r}")
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         self.how = how
         self._offset = offset
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -99,7 +99,7 @@ class FileSource:
                 raise ValueError(f"offset {offset} is no multiple of {mmap.ALLOCATIONGRANULARITY}")
             self._data_size = used
             tail = -used % PAGE_SIZE if zero_tail else 0
-            self.size = used + tail
+            self.size: int = used + tail
             if how == "map" and used:
                 self._map = mmap.mmap(self._fd, used, prot=mmap.PROT_READ, offset=offset)
                 self._pinned = native.PinnedBuffer(self._map)

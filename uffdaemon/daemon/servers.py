@@ -22,6 +22,8 @@ from uffdaemon.ports.trio_sleep import Sleeper
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from structlog.stdlib import BoundLogger
+
     from uffdaemon.engine.state import Served
     from uffdaemon.hooks import Hooks
     from uffdaemon.model.ledger import OpenFault
@@ -55,12 +57,12 @@ class Servers:
         self._sleeper: Sleeper | None = None
         self._shared_resolver = SharedResolver()
         self._past = Counters()
-        self.log = structlog.stdlib.get_logger("uffdaemon")
+        self.log: BoundLogger = structlog.stdlib.get_logger("uffdaemon")
         self.own: dict[Userfaultfd, Server] = {}
         """The userfaultfds that this process serves."""
         self.external: dict[Region, ExternalServer] = {}
         """The regions that worker processes serve."""
-        self.closing = False
+        self.closing: bool = False
 
     # -- lookup --------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ class FetchedSource:
     def __init__(self, data: Buffer, base: int) -> None:
         self._pinned = native.PinnedBuffer(data)
         self._base = base
-        self.size = base + self._pinned.length
+        self.size: int = base + self._pinned.length
 
     def address(self, offset: int, length: int) -> int | None:
         """Where the bytes lie.  Raises `SourceTooShort`."""

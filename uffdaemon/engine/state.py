@@ -63,11 +63,11 @@ class Served:
         self.uffd = uffd
         self.log = log
         self.loop = loop
-        self.regions = RegionTable() if regions is None else regions
-        self.ledger = Ledger()
-        self.counters = Counters()
-        self.hooks = HookCalls(hooks, self.counters, log)
-        self.refaults = Refaults()
+        self.regions: RegionTable = RegionTable() if regions is None else regions
+        self.ledger: Ledger = Ledger()
+        self.counters: Counters = Counters()
+        self.hooks: HookCalls = HookCalls(hooks, self.counters, log)
+        self.refaults: Refaults = Refaults()
         self.forks: list[tuple[ForkEvent, RegionTable]] = []
         """Children whose userfaultfd is ours, with their regions, that nobody serves yet."""
         self.stale: set[int] = set()

@@ -59,14 +59,14 @@ class Listener:
         """The process id of the worker; None while there is none."""
         self.ended = False
         """Set by the owner when no more reports will come."""
-        self.worker_ended = False
+        self.worker_ended: bool = False
         """Whether the worker has dealt with its open faults, as `end` asked."""
         self._region = region
         self._policy = policy
         self._log = log
         self._send = send
         self._counters = Counters()
-        self.calls = HookCalls(hooks, self._counters, log)
+        self.calls: HookCalls = HookCalls(hooks, self._counters, log)
         self._current = Counters()
         self._current_pid = 0
         self._open: Packet | None = None

@@ -82,8 +82,8 @@ class ExternalServer:
             raise TypeError(f"the region's policy is not external: {region.policy!r:.100}")
         self.uffd = uffd
         self.region = region
-        self.policy = region.policy.name
-        self.ended = trio.Event()
+        self.policy: str = region.policy.name
+        self.ended: trio.Event = trio.Event()
         log = log.bind(region=region.label, policy=self.policy)
         self._log = log
         self._listener = Listener(region, self.policy, hooks, log, self._send)

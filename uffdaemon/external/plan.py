@@ -150,7 +150,7 @@ class ExternalPolicy:
             raise errors.PlacementRefused(
                 f"{name!r} cannot be imported: there is no module named {package!r}"
             )
-        self.name = str(name)
+        self.name: str = str(name)
 
     def __repr__(self) -> str:
         return self.name

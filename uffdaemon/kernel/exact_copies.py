@@ -19,11 +19,11 @@ class Copies:
     """The copies under way on one userfaultfd; used from several threads."""
 
     def __init__(self) -> None:
-        self.any_yet = False
+        self.any_yet: bool = False
         """Whether there ever was one."""
         self.before_release: list[Callable[[], None]] = []
         """Called, from any thread, before a release sends its event."""
-        self.marking = Lock()
+        self.marking: Lock = Lock()
         """Held while a copy is entered, and by whoever must not be overtaken by one."""
         self._lock = Lock()
         self._ranges: list[tuple[int, int]] = []

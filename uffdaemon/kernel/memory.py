@@ -93,13 +93,13 @@ class Memory:
     """
 
     def __init__(self, start: int, length: int, kind: MemoryType, page_size: int, fd: int) -> None:
-        self.start = start
+        self.start: int = start
         self.length = length
         own(start, start + length)
         self.type = kind
         self.page_size = page_size
         """Bytes; what faults, registration and advice are counted in."""
-        self.fd = fd
+        self.fd: int = fd
         """The memory file behind it, -1 for anonymous memory."""
         self._exports = 0
         self.kept_from_children = False

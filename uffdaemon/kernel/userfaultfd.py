@@ -70,7 +70,7 @@ class Userfaultfd:
         self._operations: list[native.OperationArray] = []
         self.on_close: list[Callable[[], None]] = []
         """Called before the descriptor is closed, so that a daemon stops serving it."""
-        self.copies = Copies()
+        self.copies: Copies = Copies()
         """Exact copies that are under way."""
 
     def __repr__(self) -> str:

@@ -39,7 +39,7 @@ class PageSet:
     __slots__ = ("_book", "_shift", "pages")
 
     def __init__(self, book: PageBook, shift: int) -> None:
-        self.pages = book.pages
+        self.pages: int = book.pages
         self._book = book
         self._shift = shift
 
@@ -131,10 +131,10 @@ class PageMap:
         file: int | None = None,
         book: PageBook | None = None,
     ) -> None:
-        self.book = PageBook(pages, shared=shared, file=file) if book is None else book
-        self.pages = pages
-        self.present = PresentPages(self.book, 0)
-        self.removed = PageSet(self.book, 1)
+        self.book: PageBook = PageBook(pages, shared=shared, file=file) if book is None else book
+        self.pages: int = pages
+        self.present: PresentPages = PresentPages(self.book, 0)
+        self.removed: PageSet = PageSet(self.book, 1)
 
     def copy(self) -> PageMap:
         """The same states, to go their own way from now on."""

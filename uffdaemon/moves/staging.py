@@ -43,9 +43,9 @@ class Staging:
         unit = HUGE_PAGE_SIZE if transparent_huge else PAGE_SIZE
         if length <= 0:
             raise errors.InvalidRange(f"a staging of {length} bytes: at least 1 is needed")
-        self.length = length + -length % PAGE_SIZE
+        self.length: int = length + -length % PAGE_SIZE
         """Bytes."""
-        self.memory = Memory.map(
+        self.memory: Memory = Memory.map(
             length + -length % unit, transparent_huge=transparent_huge, dont_fork=dont_fork
         )
         """The memory itself, which is made of whole huge pages."""

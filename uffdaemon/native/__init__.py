@@ -59,8 +59,8 @@ class OperationArray:
     __slots__ = ("_execute", "buffer", "capacity", "pointer")
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.buffer = bytearray(OPERATION.size * capacity)
+        self.capacity: int = capacity
+        self.buffer: bytearray = bytearray(OPERATION.size * capacity)
         self.pointer: Any = ffi.from_buffer("struct uffdaemon_operation[]", self.buffer)
         self._execute: Callable[[int, Any, int], None] = lib.uffdaemon_execute
 
@@ -75,8 +75,8 @@ class MessageArray:
     __slots__ = ("_pointer", "_read", "buffer", "size")
 
     def __init__(self, capacity: int) -> None:
-        self.size = MESSAGE_SIZE * capacity
-        self.buffer = bytearray(self.size)
+        self.size: int = MESSAGE_SIZE * capacity
+        self.buffer: bytearray = bytearray(self.size)
         self._pointer: Any = ffi.from_buffer(self.buffer)
         self._read: Callable[[int, Any, int, int], int] = lib.uffdaemon_read
 

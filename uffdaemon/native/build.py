@@ -37,7 +37,7 @@ SOURCES = (
     "watchdog.c",
 )
 
-ffibuilder = FFI()
+ffibuilder: FFI = FFI()
 ffibuilder.cdef(
     """
     struct uffdaemon_operation {

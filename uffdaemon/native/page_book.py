@@ -42,7 +42,7 @@ class PageBook:
             book = lib.uffdaemon_pages_new(pages)
         if book == ffi.NULL:
             raise MemoryError
-        self.pages = pages
+        self.pages: int = pages
         self._book: Any = ffi.gc(book, lib.uffdaemon_pages_put)
         states = ffi.cast("char *", book.storage) + _HEAD
         self.buffer: Any = ffi.buffer(states, (pages + 3) >> 2)

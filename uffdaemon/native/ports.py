@@ -95,7 +95,7 @@ class Port:
     """
 
     def __init__(self, fd: int, reread_limit: int, *, told: bool = False) -> None:
-        self.notify = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if told else -1
+        self.notify: int = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if told else -1
         self._records = bytearray(_RECORD.size * _CAPACITY)
         self._pinned_records: Any = ffi.from_buffer("struct uffdaemon_record[]", self._records)
         self._withdrawn = False
@@ -103,7 +103,7 @@ class Port:
         if made == ffi.NULL:
             raise MemoryError
         self._port: Any = ffi.gc(made, lib.uffdaemon_port_free)
-        self.events = 0
+        self.events: int = 0
         """How many events Python has applied that C had applied before."""
         self._taken = 0
 
@@ -250,7 +250,7 @@ class Waiter:
     """Sleeps in the place of the event loop."""
 
     def __init__(self) -> None:
-        self.fd = int(lib.uffdaemon_epoll_open())
+        self.fd: int = int(lib.uffdaemon_epoll_open())
         if self.fd < 0:
             raise OSError(-self.fd, "epoll_create1")
 

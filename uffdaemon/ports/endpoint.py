@@ -38,9 +38,9 @@ class Endpoint:
         self, uffd: Userfaultfd, resolver: Resolver, backends: Backends, name: str
     ) -> None:
         self.resolver = resolver
-        self.native = resolver is not Resolver.LOOP
+        self.native: bool = resolver is not Resolver.LOOP
         """Whether C serves it independently of the event loop."""
-        self.port = Port(uffd.fileno(), backends.rereads, told=self.native)
+        self.port: Port = Port(uffd.fileno(), backends.rereads, told=self.native)
         self._uffd = uffd
         self._fd = uffd.fileno()
         self._name = name

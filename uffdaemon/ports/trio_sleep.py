@@ -44,7 +44,7 @@ class Sleeper(trio.abc.Instrument):
         self._users: list[Callable[[], None]] = []
         self._token = trio.lowlevel.current_trio_token()
         self._ports = 0
-        self.failed = False
+        self.failed: bool = False
         """Whether sleeping has failed: then tasks must serve the userfaultfds."""
 
     @classmethod

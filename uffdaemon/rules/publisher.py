@@ -37,7 +37,7 @@ class Publisher:
         wake: Callable[[], None],
         catch_up: Callable[[], object],
     ) -> None:
-        self.outdated = False
+        self.outdated: bool = False
         self._native = endpoint.native
         self._wake = wake
         self._catch_up = catch_up

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from enum import Enum, IntFlag
-from typing import Final, NamedTuple, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, assert_never
 
 MESSAGE: Final = struct.Struct("=B7xQQQ")
 """``struct uffd_msg``: event, and three 8-byte words whose meaning depends on it."""
@@ -43,7 +43,12 @@ class FaultKind(Enum):
     UNKNOWN = "unknown"
     """A reason of a newer kernel, such as RWP of Linux 7.3."""
 
-    __hash__ = object.__hash__  # half of every dictionary look-up on the way of a fault
+    if TYPE_CHECKING:
+
+        def __hash__(self) -> int: ...
+
+    else:
+        __hash__ = object.__hash__  # half of every dictionary look-up on the way of a fault
 
 
 class PageFault(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from enum import Enum, IntEnum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 
 class Code(IntEnum):
@@ -154,7 +154,12 @@ class Outcome(Enum):
     HELD = "held"
     """Not final: the thread waits, and the fault is listed with the reason."""
 
-    __hash__ = object.__hash__  # counted once a fault
+    if TYPE_CHECKING:
+
+        def __hash__(self) -> int: ...
+
+    else:
+        __hash__ = object.__hash__  # counted once a fault
 
     @property
     def final(self) -> bool:

@@ -49,7 +49,7 @@ class SavedState:
         """The supervisor's number for each userfaultfd; 0 is the owner's."""
         self._last = 0
         self._known: dict[int, list[list[int]]] = {}
-        self.hooks = Hooks(fork=self._event, remap=self._event, unmap=self._event)
+        self.hooks: Hooks = Hooks(fork=self._event, remap=self._event, unmap=self._event)
 
     def load(self, uffd: Userfaultfd, region: Region) -> dict[Userfaultfd, RegionTable]:
         """What to serve: the region of `uffd`, with its current segments, and forked children."""
