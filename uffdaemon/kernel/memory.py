@@ -125,8 +125,9 @@ class Memory:
     ) -> Self:
         """Map `length` bytes (a multiple of the page size) of new, empty memory.
 
-        `transparent_huge` aligns to 2 MiB and asks for huge pages; `dont_fork` keeps children
-        from sharing it, so that its pages can always be moved.  Raises `InvalidRange` and
+        `transparent_huge` asks for huge pages, and aligns to one; `dont_fork` keeps children from
+        sharing it, so that its pages can always be moved.  `huge_page_size` (bytes) is that of
+        hugetlb memory, by default 2 MiB where pages have 4 KiB.  Raises `InvalidRange` and
         `MemoryRefused` (ENOMEM for hugetlb: none are reserved).
         """
         _close_left()

@@ -32,7 +32,7 @@ _HUGE_OR_ZERO = PageCategory.HUGE | PageCategory.PFNZERO
 
 
 def look(start: int, length: int) -> list[PageFacts]:
-    """What is at each 4 KiB from `start`.
+    """What is at each page from `start`.
 
     Without CAP_SYS_ADMIN a merged page looks like one that is shared, and a marker like a page
     that is swapped out.

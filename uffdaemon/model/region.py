@@ -104,7 +104,7 @@ class Region:
     length: int
     policy: Policy
     page_size: int = PAGE_SIZE
-    """Bytes: `PAGE_SIZE`, or the huge page size of hugetlb memory."""
+    """Bytes: the kernel's (`mmap.PAGESIZE`), or the huge page size of hugetlb memory."""
     on_failure: FailureAction = HOLD
     retry: Retry = RETRY
     policy_timeout: float = POLICY_TIMEOUT

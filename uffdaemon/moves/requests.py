@@ -27,7 +27,7 @@ class Issue:
 
 @dataclass(slots=True)
 class Look:
-    """See what is at `length` bytes from `start`: one `PageFacts` for each 4 KiB."""
+    """See what is at `length` bytes from `start`: one `PageFacts` for each page."""
 
     start: int
     length: int
