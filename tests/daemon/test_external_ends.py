@@ -224,12 +224,12 @@ async def test_a_supervisor_that_is_killed_is_replaced() -> None:
 
 
 OWNER = """
-import os, sys, threading
+import mmap, sys
 import trio
 from uffdaemon import Memory, open_daemon
 
 async def main():
-    with Memory.map(PAGE) as memory:
+    with Memory.map(mmap.PAGESIZE) as memory:
         async with open_daemon() as daemon:
             region = daemon.guard(memory, sys.argv[1], placement="external")
             server = daemon.external[region]
@@ -250,19 +250,20 @@ def test_nothing_outlives_its_owner() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as owner:
         assert owner.stdout is not None
         pidfds = [os.pidfd_open(int(pid)) for pid in owner.stdout.readline().split()]
+        assert len(pidfds) == 2, "the owner printed no supervisor and worker"
         owner.kill()
         for pidfd in pidfds:
             wait_readable(pidfd)
 
 
 PARENT = """
-import ctypes, os, sys
+import ctypes, mmap, os, sys
 import trio
 from uffdaemon import Memory, open_daemon
 from uffdaemon.lowlevel import Features
 
 async def main():
-    with Memory.map(PAGE) as memory:
+    with Memory.map(mmap.PAGESIZE) as memory:
         async with open_daemon() as daemon:
             region = daemon.guard(
                 memory, sys.argv[1], placement="external", features=Features.EVENT_FORK
@@ -290,6 +291,7 @@ def test_children_that_outlive_the_owner_are_served_to_their_end() -> None:
         assert owner.stdin is not None
         assert owner.stdout is not None
         pidfds = [os.pidfd_open(int(pid)) for pid in owner.stdout.readline().split()]
+        assert len(pidfds) == 2, "the owner printed no supervisor and worker"
         owner.kill()
         owner.wait()
         owner.stdin.close()
