@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 
 _clock = time.perf_counter_ns
 
+_BATCHED = (*FILLS, Wake)
+"""The actions that are carried out in the batch."""
+
 
 class Handler:
     """Resolves the faults of one userfaultfd that need Python."""
@@ -152,7 +155,10 @@ class Handler:
     def _follow(self, fault: Fault, step: Next) -> None:
         """Take what comes next for a fault, until it is in the batch, waits, or has ended."""
         while step is not None and self._ledger.is_open(fault):
-            if isinstance(step, (*FILLS, Wake)):
+            if isinstance(step, Ended):
+                self.resolve(fault, step.outcome, step.done)
+                return
+            if isinstance(step, _BATCHED):
                 step = self._plan(fault, step)
             elif isinstance(step, Failed):
                 step = fail(self.served, fault, step.error)
@@ -163,10 +169,8 @@ class Handler:
                 return
 
     def _leave_off(self, fault: Fault, step: Last) -> None:
-        """Nothing comes next for now: the fault has ended, or waits."""
-        if isinstance(step, Ended):
-            self.resolve(fault, step.outcome, step.done)
-        elif isinstance(step, Hold):
+        """Nothing comes next for now: the fault waits."""
+        if isinstance(step, Hold):
             hold(self.served, fault, step.reason)
         elif isinstance(step, Later):
             self._defer(fault, step, _clock())
@@ -177,8 +181,7 @@ class Handler:
 
     def _plan(self, fault: Fault, action: Fill | Wake) -> Next:
         """Add the step of an action to the batch, or return what has to come before it."""
-        record = self._ledger.find(fault)
-        if record is not None:
+        if self._ledger.held and (record := self._ledger.find(fault)) is not None:
             self._ledger.reopen(record)
         if isinstance(action, Wake):
             self._batch.append(wake_step(fault))
@@ -268,7 +271,8 @@ class Handler:
         else:
             latency = _clock() - fault.read_at
             self.served.counters.resolved(fault.kind, outcome, latency)
-            self._ended.append(Resolved(fault, outcome, latency, done))
+            if self.served.hooks.see_endings:
+                self._ended.append(Resolved(fault, outcome, latency, done))
         if len(self._ledger) == self._ledger.held:
             self.served.loop.wake()
 

@@ -74,8 +74,8 @@ class ClientGone(NamedTuple):
     """The process is gone, and its faults with it."""
 
 
-Last: TypeAlias = Ended | Hold | Later | ClientGone | Fetch | Climb | AskHook | Perform
-"""After these nothing is left to do for now: the fault has ended, or waits."""
+Last: TypeAlias = Hold | Later | ClientGone | Fetch | Climb | AskHook | Perform
+"""After these nothing is left to do for now: the fault waits, or its process is gone."""
 
-Next: TypeAlias = Action | Failed | Claimed | Last | None
+Next: TypeAlias = Action | Ended | Failed | Claimed | Last | None
 """None: the fault is in the batch."""

@@ -20,7 +20,7 @@ kernel or an event loop.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -86,7 +86,7 @@ class Record:
     fault: Fault
     state: Waiting = Waiting.DECISION
     reason: str = ""
-    joined: list[int] = field(default_factory=list[int])
+    joined: tuple[int, ...] = ()
     """Further threads that reported the same page and kind."""
     failed: bool = False
     """Whether its region's ``on_failure`` has been asked for already."""
@@ -103,12 +103,13 @@ class Record:
 class Ledger:
     """The open faults of one userfaultfd."""
 
-    __slots__ = ("_held", "_records", "_timers", "_timers_set")
+    __slots__ = ("_records", "_timers", "_timers_set", "held")
 
     def __init__(self) -> None:
         # In the order in which the faults entered.
         self._records: dict[Key, Record] = {}
-        self._held = 0
+        self.held: int = 0
+        """How many open faults wait for nobody."""
         # By due time.  An entry counts as long as its record still has the timer of this number.
         self._timers: list[tuple[int, int, Record]] = []
         self._timers_set = 0
@@ -119,11 +120,6 @@ class Ledger:
     def __iter__(self) -> Iterator[Fault]:
         """The open faults, in the order in which they entered; a copy, safe against changes."""
         return iter([record.fault for record in self._records.values()])
-
-    @property
-    def held(self) -> int:
-        """How many open faults wait for nobody."""
-        return self._held
 
     # -- in and out ----------------------------------------------------------------------------
 
@@ -136,17 +132,19 @@ class Ledger:
             self._records[key] = Record(fault)
             return True
         if fault.thread != record.fault.thread and fault.thread not in record.joined:
-            record.joined.append(fault.thread)
+            record.joined += (fault.thread,)
         return False
 
     def leave(self, fault: Fault) -> bool:
         """Remove the record of a fault that has its final outcome.  False: it had left before, for
         instance with its range."""
-        record = self.find(fault)
-        if record is None:
+        key = (fault.address, fault.kind)
+        record = self._records.get(key)
+        if record is None or record.fault is not fault:
             return False
-        self._set(record, Waiting.DECISION, "")  # no timer, and not held
-        del self._records[fault.address, fault.kind]
+        if record.state is not Waiting.DECISION:
+            self._set(record, Waiting.DECISION, "")  # no timer, and not held
+        del self._records[key]
         return True
 
     # -- one fault -----------------------------------------------------------------------------
@@ -167,7 +165,7 @@ class Ledger:
 
     def _set(self, record: Record, state: Waiting, reason: str) -> None:
         """The one place where a record changes its state."""
-        self._held += (state is Waiting.NOBODY) - (record.state is Waiting.NOBODY)
+        self.held += (state is Waiting.NOBODY) - (record.state is Waiting.NOBODY)
         record.state, record.reason, record.timer = state, reason, 0
 
     def wait(self, fault: Fault, waiting: Waiting, reason: str = "") -> None:
@@ -239,7 +237,7 @@ class Ledger:
 
     def held_faults(self) -> list[Fault]:
         """The open faults that wait for nobody."""
-        if not self._held:
+        if not self.held:
             return []
         return [r.fault for r in self._records.values() if r.state is Waiting.NOBODY]
 
