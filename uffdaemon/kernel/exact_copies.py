@@ -1,8 +1,8 @@
-"""Which ranges of a userfaultfd are being copied in the place of a move.
+"""Which ranges of a userfaultfd are being copied exactly, instead of moved.
 
-Who answers its faults and reads its events has to know: a write-protect fault there is answered by
-the end of the copy and by nothing else, and the REMOVE event of the released source is no discard
-by its owner, whose data would be void.
+The loop has to know them.  A write-protect fault in such a range ends with the copy and must not be
+resolved before.  The REMOVE event of the released source is not a discard by the owner: the page
+contents live on at the destination.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Copies:
         self.before_release: list[Callable[[], None]] = []
         """Called, from any thread, before a release sends its event."""
         self.marking: Lock = Lock()
-        """Held while a copy is entered, and by whoever must not be overtaken by one."""
+        """Held while a copy is added, and while no copy may begin."""
         self._lock = Lock()
         self._ranges: list[tuple[int, int]] = []
         self._released: list[tuple[int, int]] = []
@@ -68,8 +68,8 @@ class Copies:
             ]
 
     def take_release(self, start: int, end: int) -> bool:
-        """Whether the REMOVE event for `start` to `end` is a copy's; asked once for each.  A
-        range of several mappings sends several."""
+        """Whether a copy caused the REMOVE event for `start` to `end`.  Called once for each
+        event; a range of several mappings sends several."""
         with self._lock:
             for low, high in self._released:
                 if low <= start and end <= high:

@@ -1,7 +1,7 @@
 """Memory of this process: the five types, advice about it, and access that cannot hang Python.
 
 A Python thread that touches a missing page while it holds the GIL stops the interpreter that might
-answer.  `read`, `write` and `touch` release it; they block the calling thread alone.
+resolve its fault.  `read`, `write` and `touch` release the GIL and block only the calling thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class MemoryType(Enum):
-    """What lies behind a mapping; userfaultfd treats each a little differently."""
+    """The type of memory behind a mapping; userfaultfd treats each a little differently."""
 
     ANONYMOUS = "anon"
     SHMEM = "shmem"
@@ -64,14 +64,14 @@ class Advice(IntEnum):
 
 _left_lock = threading.Lock()
 _left: list[Memory] = []
-"""What errors have left mapped, since buffers of it were alive."""
+"""Memory that an error left mapped because buffers of it were alive."""
 
 
 class Present(Protocol):
-    """Which pages are known to be there."""
+    """The pages that are known to be present."""
 
     def next_absent(self, page: int, end: int) -> int | None:
-        """The first page from `page` up to `end` that is not there."""
+        """The first page from `page` up to `end` that is not present."""
         ...
 
 
@@ -80,7 +80,7 @@ class Pages(Protocol):
 
     @property
     def present(self) -> Present:
-        """Those that are there."""
+        """The pages that are present."""
         ...
 
 
@@ -98,12 +98,12 @@ class Memory:
         own(start, start + length)
         self.type = kind
         self.page_size = page_size
-        """Bytes; what faults, registration and advice are counted in."""
+        """Bytes; the unit of faults, registration and advice."""
         self.fd: int = fd
         """The memory file behind it, -1 for anonymous memory."""
         self._exports = 0
         self.kept_from_children = False
-        """Whether children do not get it because nobody would guard it there (MADV_DONTFORK)."""
+        """Whether children do not inherit it (MADV_DONTFORK): nothing would serve it there."""
         self._thread = 0
         self._guarded: Pages | None = None
         self.userfaultfd: Userfaultfd | None = None
@@ -194,11 +194,11 @@ class Memory:
         return self.start + offset, length
 
     def refuse_in_thread(self, thread: int, pages: Pages) -> None:
-        """Have accesses to missing pages refused in the thread that would have to answer them."""
+        """Refuse accesses to missing pages in the thread that has to resolve their faults."""
         self._thread, self._guarded = thread, pages
 
     def allow_in_thread(self) -> None:
-        """Nobody in this process answers any more."""
+        """No thread of this process resolves its faults any more."""
         self._guarded = None
 
     def _access(self, offset: int, length: int | None) -> tuple[int, int]:
@@ -306,8 +306,8 @@ class Memory:
         if self.start:
             start, self.start = self.start, 0
             disown(start, start + self.length)
-            # With EVENT_UNMAP, munmap would wait until its event is read, and there may be nobody
-            # who reads.  Without access nothing can be seen between closing and unmapping.
+            # With EVENT_UNMAP, munmap would wait until its event is read, and possibly nothing
+            # reads it.  Without access nothing can be seen between closing and unmapping.
             native.protect_memory(start, self.length)
             if self.userfaultfd is not None:
                 self.userfaultfd.close()
@@ -328,14 +328,14 @@ class Memory:
         if error is None or not self.exported:
             self.close()
             return
-        # The frames that it passed through still hold their arrays: it must not be replaced.
+        # The traceback still holds the arrays: do not replace the exception.
         error.add_note(f"{self!r} stays mapped: {self._exports} buffers of it are alive")
         with _left_lock:
             _left.append(self)
 
 
 def _close_left() -> None:
-    """Close what errors have left mapped, as far as nothing uses it any more."""
+    """Close memory that an error left mapped and that nothing uses any more."""
     with _left_lock:
         unused = [memory for memory in _left if not memory.exported]
         for memory in unused:
@@ -357,7 +357,7 @@ def _map(fd: int, length: int, kind: MemoryType, page_size: int, *, transparent_
 
 
 def _huge_page_advice(wanted: int, page_size: int) -> str:
-    """The line that sets so many more huge pages aside as are lacking; it shrinks no pool."""
+    """The command that reserves the huge pages that are lacking; it never shrinks the pool."""
     pool = Path(f"/sys/kernel/mm/hugepages/hugepages-{page_size // 1024}kB")
     try:
         total = int((pool / "nr_hugepages").read_text("ascii"))

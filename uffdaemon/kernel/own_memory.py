@@ -1,4 +1,4 @@
-"""Which memory this library has mapped itself, and who is told before it goes."""
+"""The memory that this library has mapped, and callbacks for when it is unmapped."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _owned: list[tuple[int, int]] = []
 """(start, end) of what this library has mapped; sorted, without overlaps."""
 _lock = threading.Lock()
 before_unmapping: list[Callable[[int, int], None]] = []
-"""Called with the start and the end of memory that is about to go; from any thread."""
+"""Called with the start and end of memory that is about to be unmapped, from any thread."""
 
 
 def own(start: int, end: int) -> None:
-    """The library has mapped this range."""
+    """Record that the library has mapped a range."""
     with _lock:
         insort(_owned, (start, end))
 
 
 def disown(start: int, end: int) -> None:
-    """The range is about to be unmapped: tells whoever asked to know."""
+    """Record that a range is about to be unmapped, and call `before_unmapping`."""
     with _lock:
         kept = [
             part

@@ -1,4 +1,4 @@
-"""What can be seen of pages and mappings of this process from outside, for whoever moves them.
+"""Facts about pages and mappings of this process, for moving pages: from pagemap, maps, mincore.
 
 Source: ``Documentation/admin-guide/mm/pagemap.rst``, proc_pid_maps(5).
 """
@@ -32,13 +32,13 @@ _HUGE_OR_ZERO = PageCategory.HUGE | PageCategory.PFNZERO
 
 
 def look(start: int, length: int) -> list[PageFacts]:
-    """What is at each page from `start`.
+    """The facts of each page from `start`.
 
     Without CAP_SYS_ADMIN a merged page looks like one that is shared, and a marker like a page
     that is swapped out.
     """
     count = length // PAGE_SIZE
-    # Opened each time: after a fork the same descriptor would show the parent's memory.
+    # Opened each time: after a fork, an old descriptor would show the parent's memory.
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         read = os.pread(pagemap, count * 8, start // PAGE_SIZE * 8)
@@ -69,8 +69,8 @@ def look(start: int, length: int) -> list[PageFacts]:
 
 
 def _cached(start: int, entries: list[int]) -> set[int]:
-    """Which of the pages are a shared file's, and in memory without being mapped here.  One that is
-    swapped out as well is not seen by anybody."""
+    """Which pages of a shared file are in the page cache without being mapped here.  Pages that are
+    swapped out cannot be seen."""
     holes = [page for page, entry in enumerate(entries) if not entry & (_PRESENT | _SWAPPED)]
     if not holes:
         return set()
@@ -106,7 +106,7 @@ def _scan(pagemap: int, start: int, length: int) -> Iterator[tuple[int, int, int
 
 
 def _merged(entries: list[int], zero: set[int]) -> set[int]:
-    """Which of the pages KSM has merged; none without the right to see frame numbers."""
+    """Which pages KSM has merged; none without the right to see frame numbers (CAP_SYS_ADMIN)."""
     frames = {
         page: entry & _FRAME
         for page, entry in enumerate(entries)
@@ -140,7 +140,7 @@ class Mapping(NamedTuple):
 
     @property
     def shared(self) -> bool:
-        """Whether its pages are a file's, for everybody who maps it."""
+        """Whether its pages are shared by all mappings of a file."""
         return self.access.endswith("s")
 
     @property
@@ -176,8 +176,8 @@ def divide(dst: int, src: int, length: int) -> list[int]:
 
 
 def registered(uffd: Userfaultfd, start: int) -> bool:
-    """Whether `uffd` watches the page at `start`, as far as can be found out without changing
-    anything: of other than private anonymous memory, and of huge pages, it is taken for granted."""
+    """Whether the page at `start` is registered with `uffd`, found out without changing anything.
+    For huge pages and for other than private anonymous memory it is assumed."""
     mapped = mappings(start, PAGE_SIZE)
     return bool(mapped) and watches(uffd, mapped[0], start)
 
@@ -186,13 +186,13 @@ def watches(uffd: Userfaultfd, mapping: Mapping, start: int) -> bool:
     """The same for a page whose mapping is known."""
     if mapping.file:
         return True  # not asked: there CONTINUE might map a page
-    # CONTINUE is EINVAL for anonymous memory that anybody watches, and ENOENT for other.
+    # CONTINUE is EINVAL for registered anonymous memory, ENOENT for any other.
     [result] = uffd.execute([Operation(Code.CONTINUE, start, PAGE_SIZE)])
     if result.error == errno.ENOENT:
         return False
     if not mapping.movable or not uffd.same_process or look(start, PAGE_SIZE)[0].huge:
         return True  # a huge page would be split
-    # MOVE onto itself moves nothing: EEXIST or ENOENT where this userfaultfd watches, EINVAL where
-    # another one does.
+    # MOVE onto itself moves nothing: EEXIST or ENOENT if registered with this userfaultfd, EINVAL
+    # if with another one.
     [result] = uffd.execute([Operation(Code.MOVE, start, PAGE_SIZE, start)])
     return result.error != errno.EINVAL

@@ -1,4 +1,4 @@
-"""Moving pages by a call: from any thread, from trio, many at once, and exact copies."""
+"""The calls that move pages: from any thread, from trio, many at once, and exact copies."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def move(
     page_size: int = PAGE_SIZE,
     piece: int = PIECE,
 ) -> Moved:
-    """Move `length` bytes from address `src` of this process to `dst`, which `uffd` watches.
+    """Move `length` bytes from address `src` of this process to `dst`, registered with `uffd`.
 
-    Without a `fallback` pages are moved, atomically for whoever writes to them, or refused.  With
-    one they climb: a page that is shared is unshared first; a pinned one is waited for, and copied
-    only if ``copy_pinned``; where MOVE is impossible the copy is exact, which takes both sides
-    registered MISSING and WP (the source with `source_uffd`, if that is another one).
+    Without a `fallback`, pages are moved, atomically for threads that write to them, or refused.
+    With one, a shared page is unshared first; a pinned page is waited for, and copied only with
+    ``copy_pinned``; where MOVE is impossible, the page is copied exactly, for which both sides must
+    be registered MISSING and WP (the source with `source_uffd`, if that is another userfaultfd).
 
-    Everything that can arrive arrives.  The source must be memory that this library mapped, unless
-    `foreign` says that nobody misses what is taken there.  With `verify`, PAGEMAP_SCAN proves that
+    A refused page does not stop the others.  The source must be memory that this library mapped,
+    unless `foreign` allows any memory.  With `verify`, PAGEMAP_SCAN proves that
     the source is empty afterwards.  `page_size` (bytes) is that of hugetlb pages, which are copied
     only; `piece` is how many bytes an exact copy takes in one go.
 
@@ -64,7 +64,7 @@ def move(
     _check(dst, src, length, page_size, foreign=foreign)
     done = 0
     if page_size == PAGE_SIZE:
-        # Most of the time this is all: nothing else has to be set up for that.
+        # Most of the time this is all, and nothing has to be set up for it.
         done = move_at_once(uffd, dst, src, length, allow_source_holes=allow_source_holes)
     moved: Moved = AllMoved(array("Q", (dst, src, length)))
     if done != length:
@@ -93,10 +93,10 @@ async def move_in_trio(
     page_size: int = PAGE_SIZE,
     piece: int = PIECE,
 ) -> Moved:
-    """`move` for the thread that runs trio, which goes on meanwhile.
+    """`move` for the thread that runs trio; other tasks run meanwhile.
 
-    Cancelled, it stops between two steps: each page is then at the source or at the destination,
-    as it would be with nobody having asked for the rest.
+    Cancellation takes effect between two steps: each page is then either at the source or at the
+    destination.
     """
     ladder = ladder_for(
         uffd,
@@ -126,7 +126,7 @@ def move_many(
     """Move many (dst, src, length) triples, in their order, in one call without the GIL.
 
     A triple that continues the one before it shares its ioctl.  An ``array('Q')`` of flat triples
-    costs nothing per move in Python.  What is left over climbs as in `move`, which says the rest.
+    costs nothing per move in Python.  Refused pages are treated as by `move`, which has the rest.
     """
     flat = _flat(moves)
     if not flat:
@@ -137,7 +137,7 @@ def move_many(
         sources = EVERYWHERE if foreign else owned_around(flat[1])
         left, done = native.move_many(uffd.fileno(), flat, mode, sources)
         if left == native.OUTSIDE:
-            # Of several memories, or of none that is ours.
+            # From several memories, or from memory that is not ours.
             _check_sources(flat)
             left, done = native.move_many(uffd.fileno(), flat, mode, EVERYWHERE)
         if left == native.UNFIT:
@@ -240,7 +240,7 @@ def ladder_for(
 def move_at_once(
     uffd: Userfaultfd, dst: int, src: int, length: int, *, allow_source_holes: bool = False
 ) -> int:
-    """What of a checked range one MOVE brings, in bytes."""
+    """How many bytes of a checked range one MOVE moves."""
     if not uffd.same_process or length > LONGEST:
         return 0
     mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0

@@ -1,8 +1,7 @@
-"""Moving pages: from any thread, and from trio.
+"""Drives a ladder: carries out its requests, in the calling thread or from trio.
 
-One ioctl moves what can be moved; for what is left, `uffdaemon.moves.ladder` says what
-to do, and this module does it.  Steps that may take their time, or wait for somebody who reads the
-userfaultfd, run in worker threads when trio is to go on.
+From trio, requests that may block (reading from swap, or waiting until an event is read) run in
+worker threads.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ if TYPE_CHECKING:
     from uffdaemon.kernel.userfaultfd import Userfaultfd
 
 PIECE = 256 * 1024
-"""Bytes that an exact copy takes in one go; writers of either side wait for so long."""
+"""Bytes of one exact copy; writers to either side wait for that long."""
 
 EVERYWHERE = 0, (1 << 64) - 1
 
 _one_copy_at_a_time = Lock()
-"""Two exact copies of overlapping ranges would lift each other's write-protection."""
+"""Two overlapping exact copies would lift each other's write-protection."""
 
 
 # -- before and after --------------------------------------------------------------------------
@@ -62,7 +61,7 @@ def terms_of(
 
 
 def finish(moved: Moved, *, verify: bool) -> Moved:
-    """`moved`, if it is complete (and proved to be).  Raises `MoveRefused`, `SourceNotEmpty`."""
+    """Return `moved` if it is complete.  Raises `MoveRefused`; with `verify`, `SourceNotEmpty`."""
     refused = moved.refused
     if refused:
         raise refusal(moved, refused[0])
@@ -73,11 +72,11 @@ def finish(moved: Moved, *, verify: bool) -> Moved:
 
 
 def check_empty(src: int, length: int) -> None:
-    """Prove that nothing is left at the source of a move.  Raises `SourceNotEmpty`."""
+    """Check by PAGEMAP_SCAN that the source of a move is empty.  Raises `SourceNotEmpty`."""
     left = scan_pages(src, length, any_of=PageCategory.PRESENT | PageCategory.SWAPPED)
     found = [(left[0].start, left[0].length)] if left else []
     if not left and any(mapping.shared for mapping in mappings(src, length)):
-        # Pages of a file may be there without being mapped here.
+        # Pages of a file may be in the page cache without being mapped here.
         pages = enumerate(look(src, length))
         found = [(src + n * PAGE_SIZE, PAGE_SIZE) for n, page in pages if page.there]
     if found:
@@ -94,7 +93,7 @@ def check_empty(src: int, length: int) -> None:
 
 
 def climb_blocking(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ladder: Ladder) -> Moved:
-    """Climb in this thread."""
+    """Climb in this thread, which may block."""
     for ask in ladder.climb():
         if isinstance(ask, Wait):
             time.sleep(ask.seconds)
@@ -111,20 +110,20 @@ async def climb_in_trio(
     waiting: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Climb without keeping trio.  `waiting` is told what for when it has to wait; `stop` is asked
-    before each step.  Returns whether it came to the end."""
+    """Climb without blocking trio.  `waiting` is called with the reason before each wait, `stop`
+    before each request: true ends the climb.  Returns whether the ladder came to its end."""
     for ask in ladder.climb():
         if isinstance(ask, Wait):
             if ask.reason:
                 waiting(ask.reason)
             await trio.sleep(ask.seconds)
             continue
-        # Before the step, not after it: nothing comes between what was done and its being booked.
+        # Before the request: between carrying it out and recording it there is no checkpoint.
         await trio.lowlevel.checkpoint()
         if stop():
             return False
         if isinstance(ask, (Unshare, CopyOver)):
-            # Reads from swap, waits for readers of events: not in trio's thread.
+            # May read from swap, or wait until an event is read: not in trio's thread.
             await trio.to_thread.run_sync(partial(_do, uffd, source_uffd, ask))
         else:
             _do(uffd, source_uffd, ask)
@@ -160,10 +159,10 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver
         flags |= native.OTHER_PROCESS
     elif any(mapping.shared for mapping in mappings(ask.dst, ask.length)):
         flags |= native.SHARED
-    # The pages of shared memory are the file's: only a hole in it empties the source.
+    # Pages of shared memory belong to the file: only punching a hole empties the source.
     shared = any(mapping.shared for mapping in sources)
     advice = Advice.REMOVE if shared else Advice.DONTNEED
-    # Another one may wait for an event that nobody reads: that is not to be waited for, too.
+    # Another copy may be waiting until an event is read: do not wait for that as well.
     if not _one_copy_at_a_time.acquire(timeout=EVENT_PATIENCE):
         ask.done, ask.error, ask.stage = 0, errno.EAGAIN, native.STAGE_PROTECT
         return
@@ -191,7 +190,7 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver
 
 
 def _watches(uffd: Userfaultfd, sources: list[Mapping], src: int) -> bool:
-    """Whether it is `uffd` that watches the source, as far as that can be seen."""
-    # One that watches addresses of another process is of no use for ours; with one that is not
-    # the source's the kernel protects as well, but its waiters would hear of nothing.
+    """Whether the source is registered with `uffd`, as far as that can be found out."""
+    # A userfaultfd of another process is no use.  With one that the source is not registered
+    # with, the kernel would protect it all the same, but would not wake its waiting threads.
     return uffd.same_process and bool(sources) and watches(uffd, sources[0], src)

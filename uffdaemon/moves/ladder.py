@@ -1,16 +1,15 @@
-"""The ladder from a strict move to an exact copy, without a system call of its own.
+"""The ladder from a strict move to an exact copy: what to try next.  Makes no system calls.
 
-`Ladder.climb` yields what shall be done next and goes on with the answer, which the driver has put
-into it; `uffdaemon.moves.driver` drives it, from threads and from trio.  Each page ends on one
-rung:
+`Ladder.climb` yields requests (`moves.requests`).  The driver (`moves.driver`) carries each one
+out, in a thread or in trio, and stores the result in it.  Each page ends on one rung:
 
     MOVE
-    EBUSY: MADV_POPULATE_WRITE, which makes the page our own, and MOVE again
-    EBUSY still: pinned for I/O; wait and try again, for as long as the fallback's patience
-    never (other memory, another process, an older kernel): an exact copy
+    after EBUSY: MADV_POPULATE_WRITE, which unshares the page, and MOVE again
+    still EBUSY: the page is pinned for I/O; wait and retry, as long as the fallback's patience
+    MOVE impossible (other memory, another process, an older kernel): an exact copy
 
-Without a fallback only what copies nothing is done: a page that nobody else maps any more is made
-exclusive again and moved.  Source: the rules of ``mm/userfaultfd.c``, found out page by page.
+Without a fallback nothing is copied: only a page that no other process maps any more is unshared
+and moved.  Source: the rules of ``mm/userfaultfd.c``.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ from uffdaemon.uapi.outcomes import MOVE_ALLOW_SOURCE_HOLES, Code, Operation, Ou
 from uffdaemon.uapi.page_facts import PageFacts, why_busy
 
 ATTEMPTS: Final = 16
-"""How often a page is made our own before that is left to time: each fork shares it anew."""
+"""How many times a page is unshared before waiting: each fork shares it again."""
 ALONE: Final = 6
-"""How often one that nobody else maps, before it is taken for pinned: a child may come and go
-between two steps."""
+"""The same for a page that no other process maps, before it counts as pinned: a child may start
+and exit between two steps."""
 EVENT_PATIENCE: Final = 1.0
-"""Seconds to wait for somebody to read the userfaultfd, without a fallback."""
+"""Seconds to wait until a pending event is read, without a fallback."""
 LONGEST: Final = max(16 << 20, HUGE_PAGE_SIZE)
-"""Bytes in one ioctl, so that nobody waits for a huge one."""
+"""Bytes in one ioctl at most, so that none takes long."""
 _MOMENT: Final = 0.0002
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.05
@@ -57,7 +56,7 @@ _Steps: TypeAlias = Generator[Ask, None, None]
 
 
 class Ladder:
-    """One range on its way, of which `moved` bytes have arrived."""
+    """One range to be moved; its first `moved` bytes have been."""
 
     def __init__(self, dst: int, src: int, length: int, terms: Terms, moved: int = 0) -> None:
         self._dst, self._src, self._length = dst, src, length
@@ -65,27 +64,27 @@ class Ladder:
         self._fallback = terms.fallback
         self._at = 0
         self._parts: list[int] = []
-        """Offsets at which mappings end, once they have been asked for."""
+        """Offsets at which mappings end, once they are known."""
         self._runs: list[Run] = []
         self._waited = 0.0
         self._pause = _FIRST_PAUSE
         self._reach = HUGE_PAGE_SIZE
-        """How much is made our own in one go."""
+        """Bytes to unshare at a time."""
         self._plain_until = 0
-        """Up to where copies go without write-protection, since that is not to be had there."""
+        """Copies before this offset go without write-protection, which is not available there."""
         self._odd = 0
         self._book(moved, Outcome.MOVED)
 
     @property
     def moved(self) -> Moved:
-        """What has become of it so far."""
+        """The outcomes so far."""
         return Moved(joined(self._runs))
 
-    # -- books ---------------------------------------------------------------------------------
+    # -- outcomes ------------------------------------------------------------------------------
 
     @property
     def _end(self) -> int:
-        """Where the mapping ends that this is about."""
+        """The offset at which the current mapping ends."""
         return next((part for part in self._parts if part > self._at), self._length)
 
     def _book(
@@ -103,7 +102,7 @@ class Ladder:
     # -- steps ---------------------------------------------------------------------------------
 
     def climb(self) -> _Steps:
-        """All the way.  Ends when every page has a fate."""
+        """Yield requests until every page has an outcome."""
         while self._at < self._length:
             if self._terms.impossible is not None:
                 yield from self._impossible(self._terms.impossible)
@@ -144,8 +143,8 @@ class Ladder:
         return look.pages
 
     def _free(self, count: int) -> Generator[Ask, None, int]:
-        """How many of the next `count` pages have an empty destination, before the first that
-        has not: that one is refused for its own reason."""
+        """How many of the next `count` pages have an empty destination, up to the first that has
+        not: MOVE refuses that one for another reason."""
         look = Look(self._dst + self._at, count * PAGE_SIZE)
         yield look
         return next((n for n, page in enumerate(look.pages) if page.there), count)
@@ -156,7 +155,7 @@ class Ladder:
         yield Wait(pause, reason)
 
     def _event(self, length: int) -> _Steps:
-        """EAGAIN: the thread that caused an event waits until somebody has read it."""
+        """EAGAIN: an event is pending, and its thread waits until the event is read."""
         patience = EVENT_PATIENCE if self._fallback is None else self._fallback.patience
         if self._waited < max(patience, EVENT_PATIENCE):
             yield from self._wait("an event is in flight (EAGAIN)")
@@ -164,7 +163,7 @@ class Ladder:
             self._fail(length, Cause.EVENT, errno.EAGAIN)
 
     def _impossible(self, cause: Cause) -> _Steps:
-        """No MOVE at all: copy each mapping by itself, as far as they can be seen."""
+        """MOVE is impossible: copy each mapping separately."""
         if cause is not Cause.OTHER_PROCESS and not self._parts and self._fallback is not None:
             yield from self._divide()
         error = errno.ENOTTY if cause is Cause.NO_MOVE else errno.EINVAL
@@ -183,17 +182,17 @@ class Ladder:
     # -- EBUSY ---------------------------------------------------------------------------------
 
     def _busy(self) -> _Steps:
-        """The page here is not exclusively ours."""
+        """EBUSY: the page is not exclusively ours."""
         pages = yield from self._look(min(self._end - self._at, HUGE_PAGE_SIZE))
         cause = why_busy(pages[0])
         length = self._alike(pages, cause)
         if not length:
-            # It went away meanwhile; what MOVE says next time decides.
+            # It is gone by now: the next MOVE returns the reason.
             yield from self._strange(Cause.NOT_EXCLUSIVE, errno.EBUSY)
             return
         free = yield from self._free(length // PAGE_SIZE)
         if not free:
-            # MOVE looks at the destination first, but not for a part of a huge page.
+            # MOVE checks the destination first, except for a part of a huge page.
             yield from self._occupied()
             return
         length = self._alike(pages[:free], cause)
@@ -203,7 +202,7 @@ class Ladder:
             yield from self._unshare(length, cause)
 
     def _unshare(self, length: int, cause: Cause | None) -> _Steps:
-        """Make pages our own and move them, again and again if need be."""
+        """Unshare pages and move them, repeatedly if they are shared again."""
         attempts = alone = 0
         while attempts < ATTEMPTS or (yield from self._lull()):
             attempts += 1
@@ -216,7 +215,7 @@ class Ladder:
                 return
             if result.done or result.error != errno.EBUSY:
                 self._reach = min(2 * self._reach, HUGE_PAGE_SIZE)
-                return  # whatever else there is to say is said when it is asked for again
+                return  # the next MOVE returns the reason for the rest
             pages = yield from self._look(length)
             if not pages[0].there:
                 return
@@ -228,23 +227,23 @@ class Ladder:
                 if alone == ALONE:
                     yield from self._pinned(self._alike(pages, None))
                     return
-                # The kernel itself takes hold of pages now and then, for moments.
+                # The kernel takes short references to pages now and then.
                 yield Wait(_MOMENT)
             else:
-                # Less takes less time, in which somebody may fork again.
+                # Fewer pages take less time, in which fewer forks happen.
                 self._reach = max(self._reach // 2, PAGE_SIZE)
         yield from self._instead(PAGE_SIZE, cause or Cause.SHARED, errno.EBUSY)
 
     def _lull(self) -> Generator[Ask, None, bool]:
-        """Wait for a moment without forks; whether there was patience for it."""
+        """Wait for a moment without forks.  False: the patience is used up."""
         if self._fallback is None or self._waited >= self._fallback.patience:
             return False
         yield from self._wait("the source page is shared again and again")
         return True
 
     def _alike(self, pages: list[PageFacts], cause: Cause | None) -> int:
-        """How many bytes of `pages` from the first on are busy for the same reason, as far as can
-        be seen.  Holes are never among them: populating one would make a page of zeros."""
+        """How many bytes, from the first of `pages` on, are busy for the same visible reason.
+        Holes never count: populating one would make a page of zeros."""
         first = pages[0]
         skews = (self._dst + self._at) % HUGE_PAGE_SIZE, (self._src + self._at) % HUGE_PAGE_SIZE
         aligned = skews == (0, 0)
@@ -258,15 +257,15 @@ class Ladder:
         return count * PAGE_SIZE
 
     def _strange(self, cause: Cause, error: int) -> _Steps:
-        """What was seen does not fit what the kernel says: somebody else changes the range."""
+        """The pages do not match the errno: the range is being changed concurrently."""
         self._odd += 1
         if self._odd > ATTEMPTS:
             self._fail(PAGE_SIZE, cause, error)
         else:
-            yield from self._wait("somebody else changes the range")
+            yield from self._wait("the range is being changed concurrently")
 
     def _pinned(self, length: int) -> _Steps:
-        """Ours alone and busy all the same."""
+        """EBUSY though no other process maps the page: it is pinned."""
         stop = self._at + length
         fallback = self._fallback
         if fallback is None:
@@ -276,7 +275,7 @@ class Ladder:
             yield from self._wait("the source page is pinned for I/O")
             pages = yield from self._look(stop - self._at)
             if not all(page.there for page in pages) or why_busy(pages[0]) is not None:
-                return  # then it is something else
+                return  # not pinned any more, or for another reason
             yield Unshare(self._src + self._at, stop - self._at)
             result = yield from self._move(stop - self._at)
             self._book(result.done, Outcome.WAITED_AND_MOVED, Cause.PINNED)
@@ -291,7 +290,7 @@ class Ladder:
     # -- the other refusals --------------------------------------------------------------------
 
     def _unfit(self) -> _Steps:
-        """EINVAL: the range leaves a mapping, or the memory is of the wrong kind."""
+        """EINVAL: the range crosses mappings, or its memory is of the wrong type."""
         divide = yield from self._divide()
         if len(divide.parts) > 1:
             return
@@ -302,17 +301,17 @@ class Ladder:
             yield from self._instead(rest, Cause.WRONG_MEMORY, errno.EINVAL)
 
     def _occupied(self) -> _Steps:
-        """EEXIST: somebody else's page, unless the source is empty and this one was there."""
+        """EEXIST: the destination is full; with an empty source, the page was moved before."""
         pages = yield from self._look(PAGE_SIZE)
         if pages[0].there:
             self._fail(PAGE_SIZE, Cause.NOT_EMPTY, errno.EEXIST)
             return
-        # If it was moved right now, whoever waits for it has not been woken.
+        # If it has been moved just now, its waiting threads have not been woken.
         yield Issue(Operation(Code.WAKE, self._dst + self._at, PAGE_SIZE))
         self._fail(PAGE_SIZE, Cause.ALREADY_MOVED, errno.EEXIST)
 
     def _nothing(self) -> _Steps:
-        """ENOENT: a hole, or nothing is registered there at all."""
+        """ENOENT: a hole at the source, or the destination is not registered."""
         pages = yield from self._look(min(self._end - self._at, HUGE_PAGE_SIZE))
         holes = next((n for n, page in enumerate(pages) if page.there), len(pages))
         if holes:
@@ -330,7 +329,7 @@ class Ladder:
             self._fail(divide.parts[0], Cause.NOT_REGISTERED, errno.ENOENT)
 
     def _instead(self, length: int, cause: Cause, error: int) -> _Steps:
-        """There is no moving these: copy them if that is allowed."""
+        """These cannot be moved: copy them if the fallback allows it."""
         if self._fallback is None:
             self._fail(length, cause, error)
         else:
@@ -366,7 +365,7 @@ class Ladder:
             outcome = Outcome.COPIED
         error = copy.error
         if copy.stage == UNPROTECT:
-            # It has arrived; an event that nobody reads has kept writers out ever since.
+            # The pages arrived, but are still write-protected: an event is pending.
             self._fail(copy.done, Cause.EVENT, error)
             return
         self._book(copy.done, outcome, cause)
@@ -374,7 +373,7 @@ class Ladder:
             return
         refused = copy.stage in (PROTECT, COPY) and not copy.done
         if copy.exact and refused and error in _UNPROTECTABLE[copy.stage]:
-            # Not registered for it, or this kernel cannot protect memory of this kind.
+            # Not registered for write-protection, or the kernel cannot protect this type of memory.
             if self._fallback is not None and self._fallback.lose_writes:
                 self._plain_until = self._end
             else:

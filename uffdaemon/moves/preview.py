@@ -1,4 +1,4 @@
-"""What a move would come to, page by page, as far as it can be seen from outside."""
+"""What a move would do to each page, as far as that can be found out without moving it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def can_move(
 ) -> list[Run]:
     """What `move` would do to each page, and why; changes nothing.
 
-    What cannot be seen from outside is not foretold: that a page is pinned, that it was shared
+    Not found out: that a page is pinned, that it was shared
     with a child which has ended, that a page swapped out is shared, whether mappings differ in
     locking, and whether an exact copy finds both sides registered for write-protection.  Without
     CAP_SYS_ADMIN a merged page counts as shared.  Raises `InvalidRange`.
@@ -63,7 +63,7 @@ _EMPTY = PageFacts(there=False)
 
 
 def _unfit(uffd: Userfaultfd, dst: int, src: int) -> Cause | None:
-    """Why nothing moves between the mappings of these two, if so."""
+    """Why nothing can move between two mappings; None: pages can."""
     sides = [mapping for start in (dst, src) for mapping in mappings(start, PAGE_SIZE)]
     if not registered(uffd, dst):
         return Cause.NOT_REGISTERED
@@ -78,7 +78,7 @@ def _unfit(uffd: Userfaultfd, dst: int, src: int) -> Cause | None:
 def _page(
     page: PageFacts, target: PageFacts, unfit: Cause | None, terms: Terms
 ) -> tuple[Outcome, Cause | None, int]:
-    """The fate of one page: the rules of ``mm/userfaultfd.c``, in the kernel's order."""
+    """The outcome for one page, by the rules of ``mm/userfaultfd.c`` in the kernel's order."""
     if unfit is Cause.NOT_REGISTERED or (unfit is not None and terms.fallback is None):
         return Outcome.FAILED, unfit, errno.ENOTTY if unfit is Cause.NO_MOVE else errno.EINVAL
     # MOVE looks at the destination first; a copy is not even begun for a hole.

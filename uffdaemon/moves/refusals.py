@@ -1,4 +1,4 @@
-"""Why a page did not simply move, and what became of it instead.
+"""The errors for refused moves: from an errno to its cause, and from a cause to its error.
 
 Source: ``move_pages`` and ``validate_move_areas`` in ``mm/userfaultfd.c``.
 """
@@ -23,7 +23,7 @@ CAUSE_OF_ERRNO: Final = {
     errno.ENOMEM: Cause.NO_MEMORY,
     errno.ESRCH: Cause.CLIENT_GONE,
 }
-"""What an errno of MOVE says by itself; several have to be looked into."""
+"""The cause that an errno of MOVE suggests; some need a closer look."""
 
 
 _CLASSES: Final[dict[Cause, type[errors.MoveRefused]]] = {

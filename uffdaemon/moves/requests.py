@@ -1,4 +1,4 @@
-"""What can be seen of a page, and what a ladder asks its driver to do: without a system call."""
+"""What a ladder asks its driver to do, and under which terms.  Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from uffdaemon.uapi.page_facts import PageFacts
 
 
-# -- what a driver is asked to do; it fills the last fields in ----------------------------------
+# -- requests: the driver fills in the last fields ----------------------------------------------
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Issue:
 
 @dataclass(slots=True)
 class Look:
-    """See what is at `length` bytes from `start`: one `PageFacts` for each page."""
+    """Inspect `length` bytes from `start`: one `PageFacts` for each page."""
 
     start: int
     length: int
@@ -69,26 +69,26 @@ class Divide:
 
 @dataclass(slots=True)
 class Wait:
-    """Let others run for `seconds`."""
+    """Wait for `seconds`."""
 
     seconds: float
     reason: str = ""
-    """Nothing: it is too short to be told to anybody."""
+    """Empty: the wait is too short to report."""
 
 
 Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
 PROTECT, COPY, RELEASE, UNPROTECT = 1, 2, 3, 4
-"""Stages of a copy; in the first two nothing has happened to the source yet."""
+"""Stages of a copy.  Before RELEASE the source is unchanged."""
 
 
 class Terms(NamedTuple):
-    """Under which a ladder is climbed."""
+    """The terms of a move: what may be done about refusals."""
 
     fallback: Fallback | None = None
     allow_source_holes: bool = False
     impossible: Cause | None = None
-    """Why there is no MOVE at all; None: there is."""
+    """Why MOVE is impossible; None: it is possible."""
     page_size: int = PAGE_SIZE
-    """Bytes; what a copy takes at least (hugetlb)."""
+    """Bytes that a copy takes at least (hugetlb)."""
     piece: int = 256 * 1024
-    """Bytes; what a copy takes at most in one go, writers being kept out meanwhile."""
+    """Bytes of one copy at most; writers wait meanwhile."""

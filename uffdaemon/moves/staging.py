@@ -1,7 +1,7 @@
-"""Staging: memory to read or decode into, out of which pages are moved to where they are due.
+"""Staging: memory to read or decode into, from which pages are moved to their destination.
 
-Moving copies nothing, and a whole transparent huge page moves in a few microseconds: filling
-memory so is as fast as reading straight into it, and a page appears complete or not at all.
+Moving copies nothing, and a whole transparent huge page moves in a few microseconds.  So filling
+memory this way is as fast as reading straight into it, and a page appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ class Staging:
         """Fill `length` bytes at `dst` with those of a file from `file_offset` on: read a piece,
         move it, and so on.  Whole huge pages arrive unsplit where `dst` is aligned to them.
 
-        What else is in here is lost.  The first piece ends where `dst` is aligned, and `piece`
-        (bytes) is cut to what fits here.
-        Bytes behind the end of the file in its last page are zeros.  Pages that are there already
-        stay, and are ``refused`` in what is returned.  Raises `SourceTooShort` when the file lacks
+        Everything else in the staging memory is lost.  The first piece ends where `dst` is aligned,
+        and `piece` (bytes) is cut to what fits here.
+        Bytes past the end of the file in its last page are zeros.  Pages that are present already
+        stay, and are ``refused`` in the result.  Raises `SourceTooShort` when the file lacks
         whole pages, `MoveRefused` for any other refusal, OSError.
         """
         check_range(dst, length, PAGE_SIZE, "the range to fill")
@@ -114,7 +114,7 @@ class Staging:
         at = 0
         with self.view() as view:
             while at < length:
-                # Where both sides have the same place in a huge page, it moves as a whole.
+                # A huge page moves as a whole if both sides are aligned to it alike.
                 skew = (dst + at) % unit
                 size = min(piece - skew, length - at)
                 if split and unit == HUGE_PAGE_SIZE:
@@ -132,11 +132,11 @@ class Staging:
         return Moved(joined(runs))
 
     def _move_rest(self, uffd: Userfaultfd, dst: int, offset: int, length: int) -> tuple[Run, ...]:
-        """Move what was refused at first, but for pages that are there already."""
+        """Move what was refused at first, except for pages that are present already."""
         try:
             return self.move(uffd, dst, offset, length).runs
         except errors.DestinationNotEmpty as error:
-            # Somebody's fault was faster.  What was read for it must not stay here.
+            # A fault was faster.  What was read for that page must not stay here.
             self.memory.advise(Advice.DONTNEED, offset, length)
             tried = Moved(tuple(map(_known_to_have_moved, error.moved.runs)))
             others = [run for run in tried.refused if run.cause is not Cause.NOT_EMPTY]
@@ -181,7 +181,7 @@ def _read(fd: int, file_offset: int, view: memoryview) -> int:
 
 
 def _read_pages(fd: int, file_offset: int, view: memoryview) -> None:
-    """Read whole pages; behind the end of the file there are zeros in the last one."""
+    """Read whole pages; past the end of the file the last one has zeros."""
     got = _read(fd, file_offset, view)
     tail = -got % PAGE_SIZE
     if got + tail < len(view):
@@ -194,7 +194,7 @@ def _read_pages(fd: int, file_offset: int, view: memoryview) -> None:
 
 
 def _known_to_have_moved(run: Run) -> Run:
-    """Pages that have just been read into: where they are gone, it was to where they were due."""
+    """Pages have just been read into: where they are gone by now, they have been moved."""
     if run.cause is not Cause.ALREADY_MOVED:
         return run
     return run._replace(outcome=Outcome.MOVED, cause=None, error=0)
