@@ -1,6 +1,6 @@
 """From actions to operations: the pure half of carrying them out.
 
-A *step* is one operation and the faults that it answers.  The steps of a batch are sorted by
+A *step* is one operation and the faults that it resolves.  The steps of a batch are sorted by
 address and neighbours are merged, so that a burst of faults costs few ioctls.
 """
 
@@ -17,17 +17,16 @@ if TYPE_CHECKING:
     from uffdaemon.model.region import Fault, Region
 
 MAX_MERGED = 2 << 20
-"""Bytes: one merged operation is no longer than this, so that nobody waits for a huge one."""
+"""Bytes of a merged operation at most, so that none takes long."""
 
 ADDRESSES = 1 << 64
 
 Waiters: TypeAlias = "list[tuple[Fault, Fill | Wake]]"
-"""Faults, each with the action that is to answer it."""
+"""Faults, each with the action that is to resolve it."""
 
 
 class Step(NamedTuple):
-    """An operation, the faults it answers, and each one's action, should it have to be tried
-    again."""
+    """An operation, the faults it resolves, and the action of each, for another attempt."""
 
     operation: Operation
     region: Region
@@ -36,11 +35,11 @@ class Step(NamedTuple):
 
 
 def target(fault: Fault, action: Fill) -> tuple[int, int]:
-    """Where `action` works for `fault`: (address, length) in bytes.
+    """The range that `action` fills for `fault`: (address, length) in bytes.
 
-    The extent is cut to pages that can be filled: those that are there, and those that their owner
-    discarded, are left alone.  Raises `InvalidRange` for a span that is unaligned, leaves the
-    region, or does not hold the fault, and for an extent that is none.
+    The extent is cut to pages that can be filled: present and discarded pages are left alone.
+    Raises `InvalidRange` for a span that is unaligned, leaves the region, or does not hold the
+    fault, and for an extent that is not positive.
     """
     extent = action.extent
     region = fault.region
@@ -55,14 +54,14 @@ def target(fault: Fault, action: Fill) -> tuple[int, int]:
         raise InvalidRange(f"extent of {extent} pages: at least 1 is needed")
     low, high = extent.offset // page_size, (extent.offset + extent.length) // page_size
     if isinstance(action, Copy):
-        # Pages that the source does not hold are not asked for; if it is one of them that is due,
-        # then for this one alone, so that no other fails with it.
+        # Leave out pages that the source does not hold.  If the faulting page is one of them, ask
+        # for it alone, so that no other page fails with it.
         low = max(low, -(action.offset // page_size))
         high = min(high, (action.source.size - action.offset) // page_size)
         if not low <= fault.page < high:
             return fault.address, page_size
     if isinstance(action, Move) and action.length is not None:
-        # What lies behind the source is somebody else's memory.
+        # Past the end of the source lies other memory.
         high = min(high, action.length // page_size)
         if fault.page >= high:
             return fault.address, page_size
@@ -86,7 +85,7 @@ def _check(span: Span, fault: Fault) -> None:
 
 
 def _whole(number: int) -> int:
-    """`number`, which a policy or a source gave: whatever is packed for C has to be one."""
+    """`number`, from a policy or a source, as an integer that can be packed for C."""
     try:
         return index(number)
     except TypeError:
@@ -113,7 +112,7 @@ def operation(action: Fill, region: Region, start: int, length: int, src: int = 
         case Unprotect():
             return Operation(Code.WRITEPROTECT, start, length)
         case Move():
-            # A destination that is not empty leaves the source full: never stepped over.
+            # A full destination leaves the source full: never skip over it.
             return Operation(Code.MOVE, start, length, src)
         case _:
             assert_never(action)
@@ -138,8 +137,8 @@ def merge(steps: list[Step]) -> list[Step]:
 
 
 def _join(left: Operation, right: Operation) -> Operation | None:
-    """One operation for both; None where there is none.  Two that cover the same pages (windows of
-    neighbours do) are one, as long as the bytes come from the same place."""
+    """One operation for both; None if they cannot be merged.  Operations that overlap, like the
+    windows of neighbours, can, if their bytes come from the same place."""
     if left.code is not right.code or left.mode != right.mode:
         return None
     distance = right.dst - left.dst

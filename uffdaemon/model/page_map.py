@@ -1,13 +1,13 @@
 """What is known of each page of a region: a view of the page book in C, two bits a page.
 
-A page is *present* once something was placed there through this library, and *removed* once its
-owner discarded it.  Removed is for ever: the source's data must never come back, not even when the
-page was filled with zeros since and was dropped again (the kernel empties a range only after its
-REMOVE event was read, so a page placed in between vanishes without another event).  A page that is
-both is dirty: it holds something else than its source.
+A page is *present* once this library has filled it, and *removed* once its owner has discarded it.
+Removed is permanent: the contents of the source must never come back, even if the page was filled
+with zeros since and is missing again (the kernel empties a range only after its REMOVE event was
+read, so a page filled in between vanishes without another event).  A page that is both is dirty:
+its contents are not those of the source.
 
-What is written here is used to plan, never to skip asking the kernel: it may have taken a page away
-without telling (EVENT_REMOVE not negotiated).
+The map is a hint for planning.  It never replaces asking the kernel, which may have dropped a page
+without an event (EVENT_REMOVE not negotiated).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STRIDE: Final = 8192  # pages looked at in one go
 
 
 def _ones(pages: int) -> int:
-    """The lower bits of so many pages."""
+    """The lower bit of each of `pages` pages."""
     return ((1 << 2 * pages) - 1) // 3
 
 
@@ -34,7 +34,7 @@ def _states(book: PageBook, first: int, end: int) -> int:
 
 
 class PageSet:
-    """The page numbers of a book of which one of the two bits is set."""
+    """The numbers of the pages that have one of the two bits set."""
 
     __slots__ = ("_book", "_shift", "pages")
 
@@ -61,7 +61,7 @@ class PageSet:
         return found
 
     def count(self) -> int:
-        """How many pages are in the set.  Looks at all of them."""
+        """How many pages are in the set.  Takes time proportional to the number of pages."""
         return sum(
             self._spread(base, min(base + _STRIDE, self.pages)).bit_count()
             for base in range(0, self.pages, _STRIDE)
@@ -94,7 +94,7 @@ class PageSet:
 
 
 class PresentPages(PageSet):
-    """Those that are present; what a fault there gets does not depend on it."""
+    """The pages that are present.  Changing this set does not change what a fault gets."""
 
     __slots__ = ()
 
@@ -117,7 +117,7 @@ class PageMap:
     """The states of the pages of one region, by page number from its start.
 
     With ``shared``, they are kept in a memory file that another process can map by its descriptor,
-    ``book.fileno()``, which is `file` there.  A `book` of as many pages is looked at as it is.
+    ``book.fileno()``, and passes as `file`.  A `book` of as many pages is used as it is.
     Raises MemoryError and OSError.
     """
 
@@ -137,7 +137,7 @@ class PageMap:
         self.removed: PageSet = PageSet(self.book, 1)
 
     def copy(self) -> PageMap:
-        """The same states, to go their own way from now on."""
+        """An independent copy."""
         return PageMap(self.pages, book=self.book.copy())
 
     @property
@@ -146,7 +146,7 @@ class PageMap:
         return self.book.any_discarded
 
     def remove(self, first: int, end: int) -> None:
-        """The owner discarded these pages: they are absent, and the source's data is void."""
+        """The owner discarded these pages: they are absent, and their source is void."""
         if first < end:
             self.book.discard(first, end)
 
@@ -172,7 +172,7 @@ class PageMap:
         return None
 
     def filled(self) -> int:
-        """How many pages need nothing any more: present or removed.  Looks at all of them."""
+        """How many pages are present or removed.  Takes time in proportion to all pages."""
         count = 0
         for base in range(0, self.pages, _STRIDE):
             states = _states(self.book, base, min(base + _STRIDE, self.pages))

@@ -1,8 +1,8 @@
-"""Threads that come back to a page for which they were woken: it cannot be there.
+"""Threads that fault again on a page for which they were woken: the page cannot be there.
 
-The kernel does not tell whether a page is missing once more, since its owner has discarded it, or
-has never been placed, since a policy or the work it asked for is wrong.  What tells is time: who
-was deceived faults again at once, and does so again and again.
+The kernel does not report whether a page is missing again, because its owner discarded it, or was
+never filled, because a policy or its work is wrong.  Time tells the two apart: in the second case
+the thread faults again at once, and does so every time.
 """
 
 from __future__ import annotations
@@ -14,31 +14,33 @@ if TYPE_CHECKING:
     from uffdaemon.uapi.events import FaultKind
 
 MAX_REPEATS: Final = 8
-"""How often in a row a thread may come back at once after it was woken since there was a page."""
+"""How often in a row a thread may fault again at once, after it was woken for a present page."""
 MAX_CLAIMS: Final = 256
-"""The same after work that says it has placed the page, which its owner may discard as fast."""
+"""The same after work that claims to have filled the page: its owner may discard it as fast."""
 AT_ONCE_NS: Final = 20_000_000
-"""Who comes back later than this has got on meanwhile."""
+"""A thread that faults again later than this has made progress."""
 MAX_REMEMBERED: Final = 4096
-"""For how many pages that is counted."""
+"""How many pages are remembered."""
 
 
 class Refaults:
-    """Counts, for each page and thread, how often in a row it came back at once."""
+    """Counts for each page and thread how often in a row it faulted again at once."""
 
     def __init__(self) -> None:
         self._pages: dict[tuple[int, FaultKind], dict[int, tuple[int, int]]] = {}
 
     def woken(self, fault: Fault, now: int, limit: int) -> int:
-        """A thread is going to be woken at the time `now` (nanoseconds).  Returns how often in a
-        row, if that is more than `limit`; else 0."""
-        if len(self._pages) > MAX_REMEMBERED:  # long gone ones; those that matter come again
+        """A thread is about to be woken, at the time `now` (nanoseconds).  Returns how often that
+        has happened in a row, if more than `limit` times; else 0."""
+        if (
+            len(self._pages) > MAX_REMEMBERED
+        ):  # mostly old pages; a page that matters is counted again
             self._pages.clear()
         threads = self._pages.setdefault((fault.address, fault.kind), {})
         count, last = threads.get(fault.thread, (0, 0))
         count = count + 1 if fault.read_at - last < AT_ONCE_NS else 1
         threads[fault.thread] = count, now
-        # Without THREAD_ID, it may be that many threads come once each.
+        # Without THREAD_ID, these may be many threads, once each.
         return count if count > (limit if fault.thread else 16 * limit) else 0
 
     def back_at_once(self, fault: Fault) -> bool:
@@ -48,11 +50,11 @@ class Refaults:
         return fault.read_at - last < AT_ONCE_NS
 
     def placed(self, fault: Fault) -> None:
-        """The page was placed, to our own knowledge."""
+        """The page has been filled by an operation of ours."""
         if self._pages:
             self._pages.pop((fault.address, fault.kind), None)
 
     def removed(self, start: int, end: int) -> None:
-        """The pages between two addresses were discarded: who comes back has every reason to."""
+        """The pages between two addresses were discarded: threads rightly fault again."""
         for key in [key for key in self._pages if start <= key[0] < end]:
             del self._pages[key]

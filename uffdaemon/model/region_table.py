@@ -1,4 +1,4 @@
-"""Which region an address belongs to, and what mremap(2) and munmap(2) do to that.
+"""The regions of a userfaultfd by address, through mremap(2), munmap(2) and fork(2).
 
 A region begins as one segment.  When a part of it is moved elsewhere, that part becomes a segment
 of its own, whose region is the same one seen from another start: offsets, policy and page states
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """The addresses `start` to `end` belong to `region`."""
+    """Addresses `start` to `end` (exclusive), which belong to `region`."""
 
     start: int
     end: int
@@ -48,7 +48,7 @@ class RegionTable:
 
     @classmethod
     def of(cls, segments: Iterable[Segment]) -> RegionTable:
-        """A table of segments that do not overlap, such as another table has had."""
+        """A table of segments, which must not overlap."""
         table = cls()
         table._set(list(segments))
         return table
@@ -76,8 +76,8 @@ class RegionTable:
         return None if segment is None else segment.region
 
     def around(self, address: int, start: int, length: int) -> tuple[int, int]:
-        """What is left of a range (start, length in bytes) around `address`, once others that
-        were moved into its region's range are cut off."""
+        """The part of a range (start, length in bytes) around `address` that belongs to the same
+        segment: others may have been moved into the region's range."""
         segment = self._segment_of(address)
         if segment is None:
             return start, length
@@ -85,7 +85,7 @@ class RegionTable:
         return low, min(start + length, segment.end) - low
 
     def add(self, region: Region) -> None:
-        """Raises `InvalidRange`, naming both, when it overlaps one that is there."""
+        """Add a region.  Raises `InvalidRange`, naming both, if it overlaps another one."""
         at = bisect_right(self._starts, region.start)
         for segment in self._segments[max(at - 1, 0) : at + 1]:
             if segment.start < region.end and region.start < segment.end:
@@ -97,17 +97,17 @@ class RegionTable:
         self._starts.insert(at, region.start)
 
     def remove(self, region: Region) -> list[Segment]:
-        """Forget a region, wherever its parts are now; returns those."""
+        """Remove a region, wherever its segments are now; returns them."""
         gone = self.segments(region)
         self._set([segment for segment in self._segments if segment not in gone])
         return gone
 
     def segments(self, region: Region) -> list[Segment]:
-        """Where the parts of a region are.  Parts share its page states."""
+        """The segments of a region, which share its page map."""
         return [s for s in self._segments if s.region.pages is region.pages]
 
     def clip(self, start: int, end: int) -> list[Segment]:
-        """The parts of all segments inside of a range."""
+        """The segments inside a range, cut to it."""
         return [
             Segment(max(s.start, start), min(s.end, end), s.region)
             for s in self._segments
@@ -115,19 +115,19 @@ class RegionTable:
         ]
 
     def unmap(self, start: int, end: int) -> list[Segment]:
-        """The range is gone; returns what was in it."""
+        """Remove a range that was unmapped; returns the segments that were in it."""
         gone = self.clip(start, end)
         if gone:
             kept: list[Segment] = []
             for segment in self._segments:
                 kept.append(segment._replace(end=max(min(segment.end, start), segment.start)))
                 kept.append(segment._replace(start=min(max(segment.start, end), segment.end)))
-            # One that the range does not touch comes out whole once and empty once.
+            # A segment that the range does not touch is added once whole and once empty.
             self._set(kept)
         return gone
 
     def remap(self, source: int, target: int, length: int) -> list[Segment]:
-        """The range was moved; returns what was in it, at its new place."""
+        """Move a range; returns the segments that were in it, at their new addresses."""
         gone = self.unmap(source, source + length)
         shift = target - source
         moved: list[Segment] = []
@@ -141,8 +141,8 @@ class RegionTable:
         return moved
 
     def fork(self, copy_of: Callable[[PageMap], PageMap] = PageMap.copy) -> RegionTable:
-        """The same for a child: its pages are what `copy_of` says its parent's were when it was
-        born, and its own from here on."""
+        """The table of a forked child, with page maps of its own.  `copy_of` returns the page map
+        of the parent as it was at the fork."""
         known = {id(s.region.pages): s.region.pages for s in self._segments}
         maps = {key: copy_of(pages) for key, pages in known.items()}
         segments: list[Segment] = []
@@ -154,8 +154,8 @@ class RegionTable:
 
 
 def outside_every_region(fault: Fault) -> Action:
-    """The policy for addresses that nobody looks after: the range may just have been unmapped, and
-    then its thread has to see that; if not, it comes back, and in the end is held and listed."""
+    """The policy for addresses outside every region.  The range may just have been unmapped,
+    which a woken thread finds out.  If not, it faults again, and in the end is held and listed."""
     del fault
     return Wake()
 

@@ -35,12 +35,12 @@ class Counters:
     """Bucket n: faults resolved in less than 2**n nanoseconds, and at least half of that."""
 
     def resolved(self, kind: FaultKind, outcome: Outcome, latency: int) -> None:
-        """Book one fault that has left, `latency` nanoseconds after it was read."""
+        """Count a fault that has ended, `latency` nanoseconds after it was read."""
         self.outcomes[kind, outcome] += 1
         self.latencies[min(latency.bit_length(), BUCKETS - 1)] += 1
 
     def add_port(self, port: Port) -> None:
-        """Add what C has answered by rules."""
+        """Add the faults that C has resolved by rules."""
         for flags, code, count in port.counts():
             outcome = OUTCOME_OF_CODE[Code(code)] if code else Outcome.ALREADY_PRESENT
             self.outcomes[KIND_OF_FLAGS[flags], outcome] += count

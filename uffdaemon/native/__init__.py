@@ -1,7 +1,7 @@
 """The only door to the C extension: integers and buffers in, integers out.
 
-Nothing here decides anything.  A function that the C side answers with ``-errno`` returns that
-negative number; the modules above turn it into an error that says what was asked for.  The GIL is
+Nothing here decides anything.  If C returns ``-errno``, so does the function; the modules above
+turn it into an error that names the request.  The GIL is
 released around every call.
 """
 
@@ -26,11 +26,11 @@ OPERATION: Final = struct.Struct("=IIQQQQQQQ")
 """``struct uffdaemon_operation``: code, error, dst, src, length, mode, page_size, done, present."""
 
 OPERATION_RESULT: Final = struct.Struct("=I40xQQ")
-"""What came of an operation, read at ``OPERATION_RESULT_OFFSET``: error, done, present."""
+"""The result of an operation, at ``OPERATION_RESULT_OFFSET``: error, done, present."""
 OPERATION_RESULT_OFFSET: Final = 4
 
 NOTHING: Final = -errno.EAGAIN
-"""What `MessageArray.read` returns when no message came."""
+"""What `MessageArray.read` returns if no message is pending."""
 
 MAP_SHARED: Final = 1
 MAP_HUGETLB: Final = 2
@@ -40,9 +40,9 @@ _T = TypeVar("_T")
 
 
 def take_spare(spares: list[_T], make: Callable[[], _T]) -> _T:
-    """One of the spares, to be given back by ``append``, or a new one.
+    """A spare object, or a new one.  Return it with ``append``.
 
-    Whether there are any is not asked first: another thread may take the last one meanwhile.
+    Pops without checking first: another thread may take the last one in between.
     """
     try:
         return spares.pop()
@@ -53,7 +53,7 @@ def take_spare(spares: list[_T], make: Callable[[], _T]) -> _T:
 class OperationArray:
     """Room for `capacity` operations that C and ``OPERATION`` share.
 
-    ``buffer`` is packed before and unpacked after ``execute``; it is the owner's alone.
+    ``buffer`` is packed before and unpacked after ``execute``.  Not to be shared by threads.
     """
 
     __slots__ = ("_execute", "buffer", "capacity", "pointer")
@@ -99,24 +99,24 @@ class PinnedBuffer:
         self.length: int = len(self._keep)
 
     def release(self) -> None:
-        """Let go of the object; the address must not be used any more."""
+        """Release the object; the address must not be used any more."""
         ffi.release(self._keep)
 
 
 STAGE_PROTECT, STAGE_COPY, STAGE_RELEASE, STAGE_UNPROTECT = 1, 2, 3, 4
-"""What was being done when `copy_and_release` stopped."""
+"""The stage at which `copy_and_release` stopped."""
 
 
 _NUMBERS: Final = ffi.typeof("uint64_t[]")
 OUTSIDE: Final = (1 << 64) - 1
-"""What `move_many` returns when a source is not where it should be."""
+"""What `move_many` returns if a source lies outside `sources`."""
 UNFIT: Final = OUTSIDE - 1
-"""The same when a triple is not made of whole pages, or empty."""
+"""The same if a triple is empty, or not made of whole pages."""
 
 
 _COUNTS: Final = 1024
 _counts: Final[list[Any]] = []
-"""Arrays of so many numbers that nobody uses at the moment."""
+"""Arrays that are not in use, by their length."""
 
 
 def move_many(
@@ -144,7 +144,7 @@ def _room_for_counts() -> Any:  # noqa: ANN401  # cffi's
 
 
 def move(fd: int, dst: int, src: int, length: int, mode: int) -> int:
-    """MOVE one range; returns how many bytes that came to."""
+    """MOVE one range; returns how many bytes were moved."""
     done: int = lib.uffdaemon_move(fd, dst, src, length, mode)
     return done
 
@@ -168,7 +168,7 @@ def view_memory(start: int, length: int) -> memoryview:
 
 
 def export_memory(start: int, length: int, returned: Callable[[], None]) -> memoryview:
-    """The same; `returned` is called when nothing uses the view any more."""
+    """The same; `returned` is called when the last view is gone."""
 
     def gone(_: object) -> None:
         returned()
@@ -193,7 +193,7 @@ def handshake(fd: int, features: int) -> tuple[int, int, int]:
 
 
 def register(fd: int, start: int, length: int, mode: int) -> tuple[int, int]:
-    """Return (0 or -errno, ioctls that the range answers to)."""
+    """Return (0 or -errno, ioctls that the range supports)."""
     ioctls = ffi.new("uint64_t *")
     result = lib.uffdaemon_register(fd, start, length, mode, ioctls)
     return int(result), int(ioctls[0])

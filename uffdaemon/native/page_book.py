@@ -1,4 +1,4 @@
-"""The page book in C: what is known of each page of a region, two bits a page.
+"""The page book in C: the state of each page of a region, two bits a page.
 
 A book is reference-counted: it lives as long as Python or a rule in force has it.  It is changed
 here, and by C when rules resolve faults and when events are read; every change is atomic.
@@ -17,9 +17,9 @@ _HEAD: Final = int(ffi.sizeof("struct uffdaemon_pages_storage"))
 class PageBook:
     """The states of `pages` pages, all absent at first.
 
-    `file` is the descriptor of a memory file that other processes may map, and that has the states
-    from then on: an empty one, or one of as many pages, whose states are kept.  It is duplicated.
-    With ``shared``, the book makes such a file.  Raises MemoryError and OSError.
+    `file` is the descriptor of a memory file that holds the states, so that other processes can map
+    them.  It is empty, or has the states of as many pages, which are kept.  The descriptor is
+    duplicated.  With ``shared``, the book makes such a file.  Raises MemoryError and OSError.
     """
 
     __slots__ = ("_book", "buffer", "pages")
@@ -46,28 +46,28 @@ class PageBook:
         self._book: Any = ffi.gc(book, lib.uffdaemon_pages_put)
         states = ffi.cast("char *", book.storage) + _HEAD
         self.buffer: Any = ffi.buffer(states, (pages + 3) >> 2)
-        """The states, to be read: page n is in byte n // 4, from bit n % 4 * 2 on."""
+        """The states, read-only: page n is in byte n // 4, from bit n % 4 * 2 on."""
 
     def copy(self) -> PageBook:
-        """The same states in storage of the same kind, which go their own way from now on."""
+        """An independent copy, in storage of the same kind."""
         return PageBook(self.pages, pointer=lib.uffdaemon_pages_copy(self._book))
 
     @property
     def address(self) -> int:
-        """Where C finds it."""
+        """The address of the C object."""
         return int(ffi.cast("uintptr_t", self._book))
 
     @property
     def pointer(self) -> Any:  # noqa: ANN401  # cffi's
-        """The same for cffi."""
+        """The C object, for cffi."""
         return self._book
 
     def fileno(self) -> int:
-        """The memory file, which is the book's own; -1: it has none."""
+        """The memory file, which the book owns; -1 if there is none."""
         return int(self._book.fd)
 
     def close_file(self) -> None:
-        """Keep the states, but not the descriptor: no other process is going to map them."""
+        """Close the memory file and keep the states: no other process will map them."""
         lib.uffdaemon_pages_close_file(self._book)
 
     @property
@@ -78,20 +78,20 @@ class PageBook:
     # Pages `first` to `end`, exclusive.
 
     def fill(self, first: int, end: int) -> None:
-        """They are present."""
+        """Mark pages as present."""
         lib.uffdaemon_pages_fill(self._book, first, end)
 
     def empty(self, first: int, end: int) -> None:
-        """They are not present; what a fault there gets stays the same."""
+        """Mark pages as not present; what a fault there gets stays the same."""
         lib.uffdaemon_pages_empty(self._book, first, end)
 
     def discard(self, first: int, end: int) -> None:
-        """Their owner has discarded them."""
+        """Mark pages as discarded by their owner."""
         lib.uffdaemon_pages_discard(self._book, first, end)
 
     def make_void(self, first: int, end: int) -> None:
-        """The same of those that have never been discarded: for an event that may have been
-        applied before."""
+        """Mark as discarded those pages that never were: for an event that C may have applied
+        already."""
         lib.uffdaemon_pages_void(self._book, first, end)
 
 
@@ -105,7 +105,7 @@ class Snapshot:
         self._snapshot: Any = ffi.gc(pointer, lib.uffdaemon_snapshot_free)
 
     def take(self, book: PageBook) -> PageBook | None:
-        """What a book was, once; None: it had no rules, or there was no memory."""
+        """The copy of one book, once; None: it had no rules, or memory was short."""
         taken = lib.uffdaemon_snapshot_take(self._snapshot, book.pointer)
         return None if taken == ffi.NULL else PageBook(book.pages, pointer=taken)
 

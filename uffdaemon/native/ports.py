@@ -1,7 +1,7 @@
 """The C side of serving: rules, ports, and the sleep that serves.
 
-A `Port` belongs to one userfaultfd; a `Waiter` sleeps in the event loop's place and serves its
-ports by their rules meanwhile.  Both are used by the event loop's thread alone.
+A `Port` belongs to one userfaultfd.  A `Waiter` sleeps in place of the event loop, and serves its
+ports by their rules meanwhile.  Only the event loop's thread uses them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _RULE: Final = struct.Struct("=12Q")
 _RECORD: Final = struct.Struct("=32sIIQQQ")
 MESSAGE_BATCH: Final = 128
-"""Messages that C reads in one go; fewer mean that no more were pending."""
+"""Messages that C reads at a time; fewer mean that no more were pending."""
 _CAPACITY: Final = 4 * MESSAGE_BATCH
 _PAGEFAULT: Final = 0x12
 _FORK: Final = 0x13
@@ -32,13 +32,13 @@ _APPLIED: Final = 1
 KINDS: Final = 8
 CODES: Final = 16
 LOOP: Final = (1 << 64) - 1
-"""Stands for the event loop's own descriptor among the ports of a `Waiter`."""
+"""In place of a port: the event loop's own descriptor."""
 
 WAIT_TIME, WAIT_LOOP, WAIT_PYTHON = 0, 1, 2
-"""Why a `Waiter` came back: time or signal; the loop has something to do; a port has."""
+"""Why a `Waiter` returned: timeout or signal; the event loop is ready; a port has records."""
 
 ZEROPAGE: Final = 1
-"""In the place of `NativeRule.zeros`: what was discarded becomes the zero page."""
+"""For `NativeRule.zeros`: discarded pages become the zero page."""
 
 
 class NativeRule(NamedTuple):
@@ -48,34 +48,34 @@ class NativeRule(NamedTuple):
     start: int
     end: int
     code: int
-    """0: these addresses are guarded, and Python's."""
+    """0: Python resolves faults at these addresses."""
     mode: int
     source: int
     origin: int
     page_size: int
     window: int
     pages: PageBook
-    """The region's, which the rule keeps alive."""
+    """The page book of the region, which the rule keeps alive."""
     zeros: int
-    """What is due there: 0, what was due before; `ZEROPAGE`; or the address of a page of zeros."""
+    """For discarded pages: 0, the same as before; `ZEROPAGE`; or the address of a page of zeros."""
     refusal: int
-    """The operation for a page that it cannot bring; 0: Python is asked."""
+    """The operation for a page that the rule cannot fill; 0: forward the fault to Python."""
 
 
 class Record(NamedTuple):
-    """A message, and what C did about it."""
+    """A message, and how C resolved it."""
 
     message: bytes
     code: int
-    """0: it is Python's; else the operation that answered it."""
+    """0: forwarded to Python; else the operation that resolved the fault."""
     present: int
-    """Not 0: the page had been there before."""
+    """Not 0: the page was present already."""
     latency: int
-    """Nanoseconds; where it is Python's, the time at which it was read."""
+    """Nanoseconds until it was resolved; if forwarded, the time at which it was read."""
     done: int
-    """Bytes that the operation brought about; 0 in all but the first record it answered."""
+    """Bytes that the operation filled; 0 in all but the first record that it resolved."""
     error: int
-    """The errno that kept a rule from answering; 0: none did."""
+    """The errno with which a rule failed; 0: none."""
 
     @property
     def applied(self) -> bool:
@@ -83,15 +83,15 @@ class Record(NamedTuple):
         return self.present == _APPLIED and self.message[0] != _PAGEFAULT
 
     def snapshot(self) -> Snapshot | None:
-        """The page books that a FORK event carries; to be asked for once, and for each record."""
+        """The page books that a FORK event carries.  Call it once for each record."""
         return Snapshot(self.done) if self.message[0] == _FORK and self.done else None
 
 
 class Port:
     """One userfaultfd as C serves it.
 
-    With ``told`` there is an eventfd, `notify`, that becomes readable when there are records: it is
-    not the event loop who serves then, and events change the rules without Python.
+    With ``told``, something else than the event loop serves it: an eventfd, `notify`, becomes
+    readable when there are records, and C applies events to the rules itself.
     """
 
     def __init__(self, fd: int, reread_limit: int, *, told: bool = False) -> None:
@@ -104,23 +104,23 @@ class Port:
             raise MemoryError
         self._port: Any = ffi.gc(made, lib.uffdaemon_port_free)
         self.events: int = 0
-        """How many events Python has applied that C had applied before."""
+        """How many events C has applied that Python has applied, too."""
         self._taken = 0
 
     def close(self) -> None:
-        """Nobody serves it any more, and nobody is told."""
+        """Free the port.  Nothing may serve it any more."""
         if self.notify >= 0:
             fd, self.notify = self.notify, -1
             os.close(fd)
 
     @property
     def address(self) -> int:
-        """Where C finds it."""
+        """The address of the C object."""
         return int(ffi.cast("uintptr_t", self._port))
 
     @property
     def pointer(self) -> Any:  # noqa: ANN401  # cffi's, for `Resolver`
-        """The same for cffi."""
+        """The C object, for cffi."""
         return self._port
 
     @property
@@ -135,12 +135,12 @@ class Port:
 
     @property
     def rereads(self) -> int:
-        """How often an empty read is repeated at the moment."""
+        """How often an empty read is repeated at present."""
         return int(self._port.rereads)
 
     @property
     def record_all(self) -> bool:
-        """Whether faults that rules answer are recorded as well."""
+        """Whether faults that rules resolve are recorded, too."""
         return bool(self._port.record_all)
 
     @record_all.setter
@@ -148,13 +148,13 @@ class Port:
         self._port.record_all = value
 
     def leave_events(self) -> None:
-        """Have events change nothing in C from now on: rules rest until Python has taken them."""
+        """Leave events to Python from now on: no rule is in force until it has applied them."""
         lib.uffdaemon_port_leave_events(self._port)
 
     def publish(self, rules: list[NativeRule]) -> bool:
         """Replace all rules; they must be sorted by (kind, start) and not overlap.
 
-        False: events have come that may void them; `take` those first.  Raises MemoryError.
+        False: events were read that may invalidate them; `take` those first.  Raises MemoryError.
         """
         packed = bytearray(_RULE.size * len(rules))
         for index, rule in enumerate(rules):
@@ -168,24 +168,24 @@ class Port:
         return True
 
     def withdraw(self) -> None:
-        """Have C answer nothing any more, until there are new rules.  From any thread."""
+        """Withdraw all rules until new ones are published.  May be called from any thread."""
         lib.uffdaemon_port_withdraw(self._port)
 
     def settle(self) -> None:
-        """Wait until no event is half applied: what was read by then can be taken."""
+        """Wait until events that are being read have been applied and can be taken."""
         lib.uffdaemon_port_settle(self._port)
 
     def execute(self, operations: OperationArray, count: int) -> None:
-        """Carry out the first `count` operations, unless an event has come that Python does not
-        know of: then all end with EAGAIN."""
+        """Carry out the first `count` operations.  If an event was read that Python has not
+        applied, all end with EAGAIN."""
         lib.uffdaemon_port_execute(self._port, operations.pointer, count, self.events)
 
     def serve(self) -> None:
-        """Read and answer by rules whatever is pending.  Never sleeps."""
+        """Read what is pending and resolve it by rules.  Never sleeps."""
         lib.uffdaemon_serve(self._port)
 
     def answer_in_thread(self) -> int:
-        """Have faulting threads answer by the rules, in a signal handler: 0 or -errno."""
+        """Have faulting threads resolve by the rules, in a signal handler: 0 or -errno."""
         return int(lib.uffdaemon_sigbus_add(self._port))
 
     def leave_threads(self) -> None:
@@ -193,11 +193,11 @@ class Port:
         lib.uffdaemon_sigbus_remove(self._port)
 
     def release(self, start: int, length: int) -> None:
-        """Let threads that wait in the signal handler for a page of the range try again."""
+        """Wake threads that wait in the signal handler for a page of the range."""
         lib.uffdaemon_port_wake(self._port, start, length)
 
     def take(self) -> list[Record]:
-        """The records since the last time."""
+        """Dequeue the records."""
         if self.notify >= 0:
             with suppress(BlockingIOError):
                 os.eventfd_read(self.notify)
@@ -214,17 +214,17 @@ class Port:
         return found
 
     def events_applied(self) -> None:
-        """Python has applied all events that it has taken."""
+        """Python has applied all events that it has dequeued."""
         self.events = self._taken
 
     def turn_over(self) -> None:
-        """Python has come to an end with what it took: until then, the watchdog says who waits."""
+        """Python has finished what it dequeued; until then it counts as outstanding."""
         if self._port.queue.outstanding_since:
             lib.uffdaemon_port_end_batch(self._port)
 
     def counts(self) -> Iterable[tuple[int, int, int]]:
-        """(fault flags, operation, how often) of the faults that rules have answered; operation 0
-        counts pages that had been there before."""
+        """(fault flags, operation, count) of the faults that rules have resolved; operation 0
+        counts pages that were present already."""
         for flags in range(KINDS):
             row = self._port.counts[flags]
             for code in range(CODES):
@@ -232,22 +232,22 @@ class Port:
                     yield flags, code, int(row[code])
 
     def bytes_by_code(self) -> Iterable[tuple[int, int]]:
-        """(operation, bytes that rules brought about by it)."""
+        """(operation, bytes that rules filled with it)."""
         for code in range(CODES):
             if self._port.bytes[code]:
                 yield code, int(self._port.bytes[code])
 
     def latencies(self) -> list[int]:
-        """How many faults rules answered in under 2**n nanoseconds, and no less than half that."""
+        """Bucket n: faults resolved by rules in less than 2**n nanoseconds, at least half that."""
         return [int(count) for count in self._port.latencies]
 
     def reads(self) -> tuple[int, int]:
-        """(reads of the userfaultfd, those that found nothing)."""
+        """(reads of the userfaultfd, empty ones among them)."""
         return int(self._port.reads), int(self._port.empty_reads)
 
 
 class Waiter:
-    """Sleeps in the place of the event loop."""
+    """Sleeps in place of the event loop."""
 
     def __init__(self) -> None:
         self.fd: int = int(lib.uffdaemon_epoll_open())
@@ -259,7 +259,7 @@ class Waiter:
         return int(lib.uffdaemon_epoll_add(self.fd, fd, port))
 
     def remove(self, fd: int) -> int:
-        """Wait for it no more: 0 or -errno."""
+        """Stop waiting for it: 0 or -errno."""
         return int(lib.uffdaemon_epoll_remove(self.fd, fd))
 
     def wait(self, timeout: int) -> int:
@@ -268,7 +268,7 @@ class Waiter:
 
 
 class ResolverThread:
-    """A thread that never needs the interpreter, and serves ports."""
+    """A C thread that serves ports without the interpreter."""
 
     def __init__(self) -> None:
         number = ffi.new("int *")
@@ -286,23 +286,23 @@ class ResolverThread:
         return int(lib.uffdaemon_resolver_add(self._resolver, port.pointer))
 
     def remove(self, port: Port) -> None:
-        """Serve it no more; what was pending is in its records."""
+        """Stop serving it; what was pending is in its records."""
         lib.uffdaemon_resolver_remove(self._resolver, port.pointer)
 
     def stop(self) -> None:
-        """End the thread.  It must serve nothing any more."""
+        """End the thread, which must not serve any port."""
         resolver, self._resolver = self._resolver, ffi.NULL
         if resolver != ffi.NULL:
             lib.uffdaemon_resolver_stop(resolver)
 
 
 def ignore(number: int) -> None:
-    """Have a signal ignored, unless it has another action than the default one."""
+    """Ignore a signal, unless its action is not the default one."""
     lib.uffdaemon_sigaction_ignore(number)
 
 
 class Watch:
-    """A userfaultfd that the watchdog looks after, until `end`."""
+    """A userfaultfd that the watchdog monitors, until `end`."""
 
     def __init__(
         self, fd: int, port: Port | None, name: str, *, after: float, then: int, stacks: int
@@ -321,7 +321,7 @@ class Watch:
         lib.uffdaemon_watch_wake(self._watch, start, length)
 
     def end(self) -> None:
-        """Neither the port nor the descriptor is looked at any more."""
+        """Stop monitoring: the port and the descriptor are not used any more."""
         watch, self._watch = self._watch, ffi.NULL
         if watch != ffi.NULL:
             lib.uffdaemon_watch_remove(watch)
