@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from benchmarks.rows import Row, compare, script
 from benchmarks.turns import Client, alternate, ours, placements, sleeping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CLIENT = Client(pages=1200, warm=200)
 

@@ -6,10 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from benchmarks.build import ROOT, program
@@ -31,7 +29,8 @@ from benchmarks.turns import (
 from uffdaemon.daemon.entry import REREADS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
 KERNEL = "the kernel, anonymous memory"
 FILE = "the kernel, a cached file mapped"

@@ -13,9 +13,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import addressof, c_char
+from typing import TYPE_CHECKING
 
 from benchmarks.rows import Row, compare, script
 from benchmarks.turns import TurnFailed, placements
@@ -24,6 +24,9 @@ from uffdaemon import Memory
 from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.moves import Staging
 from uffdaemon.ranges import HUGE_PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LENGTH = 256 << 20
 PIECE = 4 * HUGE_PAGE_SIZE

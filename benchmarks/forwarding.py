@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict, cast
 
 import trio
@@ -30,6 +29,8 @@ from benchmarks.turns import PAGE, TurnFailed
 from uffdaemon import Fault, Memory, actions, open_daemon
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from uffdaemon.actions import Action
 
 THREADS = 8

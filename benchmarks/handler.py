@@ -12,8 +12,7 @@ import mmap
 import os
 import signal
 import socket
-from collections.abc import Sequence
-from typing import Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import trio
 
@@ -29,6 +28,9 @@ from uffdaemon import (
 )
 from uffdaemon.daemon.entry import REREADS
 from uffdaemon.lowlevel import Userfaultfd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 POPULATE_READ = 22
 """MADV_POPULATE_READ, which the mmap module does not name: madvise(2)."""

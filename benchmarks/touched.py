@@ -19,17 +19,19 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import contenders as who
 from benchmarks.build import program
 from benchmarks.peers.building import Absent
 from benchmarks.rows import Row, absent, compare, script
 from benchmarks.turns import Client, Side, TurnFailed, image_for, placements
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CLIENT = Client(pages=131_072, warm=512)
 SAMPLES = 7

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from array import array
-from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.build import program
+
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator
 
 
 @cache

@@ -34,7 +34,6 @@ import tempfile
 import time
 import traceback
 from array import array
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +58,7 @@ from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
 from uffdaemon.moves import copy_exactly, move_many
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
     from typing import Self
 
 PAGE: Final = mmap.PAGESIZE

@@ -17,16 +17,19 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
 from contextlib import closing
 from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int, c_int64, c_void_p
 from mmap import PAGESIZE
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from uffdaemon import CopyFrom, FaultAround, FileSource, Memory, Region, open_daemon
 from uffdaemon.lowlevel import Userfaultfd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 QUERY = "SELECT path FROM search WHERE search MATCH '\"weak reference\"' ORDER BY rank LIMIT 1"
 

@@ -5,8 +5,7 @@ Whatever is changed for them is put back when they have run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +14,10 @@ from tests.support.properties import load_profile
 from tests.support.requirements import require
 from uffdaemon import MemoryType
 from uffdaemon.lowlevel import Features
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 load_profile()
 

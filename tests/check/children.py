@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from tests.support.confined import CANNOT
 from tests.support.deadline import DEADLINE
 from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PLAIN: Final = {"NO_COLOR", "TERM", "container", "KUBERNETES_SERVICE_HOST"}
 

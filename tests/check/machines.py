@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import signal
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,8 @@ from uffdaemon.check.facts import (
 from uffdaemon.uapi.features import SINCE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from uffdaemon.check.findings import Finding, Mark, Report
 
 ALL_BITS = sum(int(feature) for feature in SINCE)

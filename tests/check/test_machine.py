@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.check import machines
 from uffdaemon.check.facts import FILES, HUGETLB, KSM_RUN, SYSCTL, Facts, NotKnownError
 from uffdaemon.check.machine import collect
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ATTEMPTS = machines.everything().attempts
 

@@ -8,14 +8,16 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from tests.support.deadline import DEADLINE
 from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 WORKER = re.compile(r"(?P<name>eager|lazy)(?P<rest>.*): worker (?P<pid>\d+)")
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +15,9 @@ from tests.demo.harness import WORKER, demo, wait_for_end
 from tests.support.requirements import require
 from uffdaemon.demo import main
 from uffdaemon.uapi.features import Features
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ENDLESS = ("--size", "1M", "--rounds", "1000000")
 BUILDING = ("--size", "100G")

@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +14,9 @@ from uffdaemon.demo import image as module
 from uffdaemon.demo.errors import DemoError, FullDisk
 from uffdaemon.demo.image import build_image, find_sources, open_image
 from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")

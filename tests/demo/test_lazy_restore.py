@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +12,9 @@ from tests.support.deadline import DEADLINE
 from tests.support.paths import ROOT
 from tests.support.requirements import require
 from uffdaemon.uapi.features import Features
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.kernel
 EXAMPLE = ROOT / "examples" / "lazy_restore.py"

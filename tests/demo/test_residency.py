@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 from uffdaemon.demo import residency
 from uffdaemon.demo.residency import cached_pages, drop_from_cache, present_pages
 from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
 
 PAGE = PAGE_SIZE
 

@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -26,6 +26,9 @@ from uffdaemon.demo.process import start_worker
 from uffdaemon.demo.protocol import LIMIT, decode, short_name
 from uffdaemon.demo.runs import Setting, check_cold, eager_run, fill_and_verify, lazy_run
 from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PAGE = PAGE_SIZE
 

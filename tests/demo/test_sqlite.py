@@ -5,14 +5,17 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import pytest
 
 from uffdaemon.demo.errors import DemoError
 from uffdaemon.demo.sqlite import MemoryDatabase, Value, sqlite_version
 from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROWS: list[tuple[Value, ...]] = [
     (1, "plain", 1.5, None),

@@ -7,14 +7,17 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.docs.test_blocks import BLOCKS
 from tests.support.deadline import DEADLINE
 from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PAGES = ROOT / "docs" / "reference"
 HOMES = sorted(

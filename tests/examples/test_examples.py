@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +16,9 @@ from tests.support.deadline import DEADLINE
 from tests.support.paths import ROOT
 from tests.support.requirements import require
 from uffdaemon.lowlevel import Features
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EXAMPLES = ROOT / "examples"
 

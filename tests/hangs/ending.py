@@ -15,7 +15,6 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import trio
@@ -38,6 +37,8 @@ from uffdaemon import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from uffdaemon.placement import Then
 
 Way: TypeAlias = Literal["thread", "in-thread", "external", "in_process"]

@@ -11,11 +11,14 @@ import pickle
 import re
 import sqlite3
 import zlib
-from collections.abc import Generator
 from contextlib import contextmanager
 from multiprocessing.shared_memory import SharedMemory
+from typing import TYPE_CHECKING
 
 from tests.hangs.pattern import PAGE, Guarded, padded, pages, pattern, text
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 # -- serialisation -----------------------------------------------------------------------------
 

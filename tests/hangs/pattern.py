@@ -9,16 +9,18 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from tests.support.page_contents import content
 from uffdaemon import Memory, MemoryType
 from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PAGE = PAGE_SIZE
 _WRITABLE = 0x200  # PyBUF_WRITE of Include/cpython/object.h

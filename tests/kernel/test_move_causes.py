@@ -32,6 +32,7 @@ from uffdaemon.errors import MoveRefused
 from uffdaemon.lowlevel import PageCategory, Userfaultfd, scan_pages
 from uffdaemon.moves import Cause, Fallback, Moved, calls, move
 from uffdaemon.moves import driver as mover
+from uffdaemon.moves.options import Chosen
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -183,9 +184,7 @@ async def test_a_pin_that_ends_while_trio_goes_on() -> None:
             found.target.start,
             found.source.start,
             PAGE,
-            fallback=Fallback(patience=60.0),
-            allow_source_holes=False,
-            foreign=False,
+            Chosen(fallback=Fallback(patience=60.0)),
         )
         reasons: list[str] = []
 

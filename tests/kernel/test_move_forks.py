@@ -28,6 +28,7 @@ from uffdaemon.lowlevel import (
 )
 from uffdaemon.moves import Cause, Fallback, calls, ladder, move
 from uffdaemon.moves import driver as mover
+from uffdaemon.moves.options import Chosen
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 FORKED = PROTECTED | Features.EVENT_FORK
@@ -259,9 +260,7 @@ async def test_a_move_waits_until_the_fork_event_has_been_read() -> None:
             target.start,
             source.start,
             PAGE,
-            fallback=None,
-            allow_source_holes=False,
-            foreign=False,
+            Chosen(fallback=None),
         )
         reasons: list[str] = []
 

@@ -26,12 +26,7 @@ KERNEL = "the fields of the kernel's struct, by name"
 
 MANY_PARAMETERS = {
     "daemon.daemon.Daemon.guard": OPTIONS,
-    "daemon.daemon.Daemon.move": OPTIONS,
     "daemon.entry.open_daemon": OPTIONS,
-    "moves.calls.move": OPTIONS,
-    "moves.calls.move_in_trio": OPTIONS,
-    "moves.calls.copy_exactly": OPTIONS,
-    "moves.calls.ladder_for": "takes the options of `move` as they are",
     "native.scan": KERNEL,
 }
 MANY_LINES: dict[str, str] = {}

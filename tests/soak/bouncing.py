@@ -8,11 +8,9 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from tests.soak.threads import COLD, DIRECT, DIRECT_BLOCKS, HOT, PAGES, PATTERN, RING, Threads
 from uffdaemon import Advice, FaultKind, Memory
@@ -21,6 +19,10 @@ from uffdaemon.lowlevel import Features, PageCategory, RegisterMode, Userfaultfd
 from uffdaemon.moves import Cause, Fallback, Moved, copy_exactly, move
 from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.events import PageFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PAGE = PAGE_SIZE
 DISTURBANCES = ("fork", "ksm", "direct", "ring", "pageout", "split")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +11,10 @@ from tests.soak.threads import build
 from tests.support import clib
 from tests.support.kernel_tests import kernel_test
 from uffdaemon.lowlevel import Features
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 PROTECTED = Features.MOVE | Features.PAGEFAULT_FLAG_WP
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support import clib
 from uffdaemon.ranges import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HERE = Path(__file__).parent
 WRITERS = 4

@@ -31,23 +31,24 @@ from uffdaemon.model.region import (
 )
 from uffdaemon.model.statistics import Statistics
 from uffdaemon.moves.calls import ladder_for
-from uffdaemon.moves.driver import PIECE, climb_in_trio, finish
+from uffdaemon.moves.driver import climb_in_trio, finish
+from uffdaemon.moves.options import Chosen
 from uffdaemon.placement import Placement, PlacementName, Resolver, ResolverName
-from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.uapi.features import Features, RegisterMode
 from uffdaemon.uapi.outcomes import Code, Operation, Outcome
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
+    from typing import Unpack
 
-    from uffdaemon.actions import Fallback
     from uffdaemon.external.owner import ExternalServer
     from uffdaemon.kernel.memory import Memory
     from uffdaemon.kernel.userfaultfd import Userfaultfd
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Policy
     from uffdaemon.model.region_table import RegionTable
+    from uffdaemon.moves.options import MoveOptions
     from uffdaemon.placement import Shutdown
     from uffdaemon.uapi.moved import Moved
 
@@ -257,18 +258,7 @@ class Daemon:
         return await Fill(server, region, copy, piece, progress).run()
 
     async def move(
-        self,
-        uffd: Userfaultfd,
-        dst: int,
-        src: int,
-        length: int,
-        *,
-        fallback: Fallback | None = None,
-        allow_source_holes: bool = False,
-        foreign: bool = False,
-        source_uffd: Userfaultfd | None = None,
-        verify: bool = False,
-        piece: int = PIECE,
+        self, uffd: Userfaultfd, dst: int, src: int, length: int, **options: Unpack[MoveOptions]
     ) -> Moved:
         """Move pages to a region that this daemon serves; see `uffdaemon.moves.move`.
 
@@ -276,22 +266,15 @@ class Daemon:
         """
         server = self._servers.serving(uffd)
         region = server.served.regions.find(dst)
-        ladder = ladder_for(
-            uffd,
-            dst,
-            src,
-            length,
-            fallback=fallback,
-            allow_source_holes=allow_source_holes,
-            foreign=foreign,
-            page_size=PAGE_SIZE if region is None else region.page_size,
-            piece=piece,
-        )
+        if region is not None:
+            options.setdefault("page_size", region.page_size)
+        chosen = Chosen(**options)
+        ladder = ladder_for(uffd, dst, src, length, chosen)
         try:
-            await climb_in_trio(uffd, source_uffd, ladder)
+            await climb_in_trio(uffd, chosen.source_uffd, ladder)
         finally:
             server.handler.record_moves(ladder.moved)
-        return finish(ladder.moved, verify=verify)
+        return finish(ladder.moved, verify=chosen.verify)
 
     def book(self, uffd: Userfaultfd, moved: Moved) -> None:
         """Record pages that were moved without this daemon, for instance by `Staging.fill`.

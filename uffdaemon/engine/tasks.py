@@ -23,8 +23,9 @@ from uffdaemon.engine.next_step import AskHook, Claimed, Climb, Failed, Fetch
 from uffdaemon.hooks import hook_name
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import policy_name
-from uffdaemon.moves.driver import climb_in_trio, terms_of
+from uffdaemon.moves.driver import climb_in_trio
 from uffdaemon.moves.ladder import Ladder
+from uffdaemon.moves.options import Chosen
 from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Tasks:
     async def _climb(self, fault: Fault, step: Climb) -> None:
         served, action = self._served, step.action
         size = fault.region.page_size
-        terms = terms_of(served.uffd, action.fallback, page_size=size)
+        terms = Chosen(fallback=action.fallback, page_size=size).terms(served.uffd)
         ladder = Ladder(step.dst, step.src, size, terms)
 
         def wait(reason: str) -> None:

@@ -10,13 +10,16 @@ from uffdaemon.lazy import lazy
 if TYPE_CHECKING:
     from uffdaemon.actions import Fallback
     from uffdaemon.moves.calls import copy_exactly, move, move_in_trio, move_many
+    from uffdaemon.moves.options import CopyOptions, MoveOptions
     from uffdaemon.moves.preview import can_move
     from uffdaemon.moves.staging import Staging
     from uffdaemon.uapi.moved import Cause, Moved, Run
 
 __all__ = [
     "Cause",
+    "CopyOptions",
     "Fallback",
+    "MoveOptions",
     "Moved",
     "Run",
     "Staging",
@@ -30,6 +33,7 @@ __all__ = [
 _MODULES = {
     "uffdaemon.actions": ("Fallback",),
     "uffdaemon.moves.calls": ("copy_exactly", "move", "move_in_trio", "move_many"),
+    "uffdaemon.moves.options": ("CopyOptions", "MoveOptions"),
     "uffdaemon.moves.preview": ("can_move",),
     "uffdaemon.moves.staging": ("Staging",),
     "uffdaemon.uapi.moved": ("Cause", "Moved", "Run"),

@@ -9,189 +9,140 @@ from typing import TYPE_CHECKING, cast
 from uffdaemon import errors, native
 from uffdaemon.actions import Fallback
 from uffdaemon.kernel.own_memory import check_own, owned_around
-from uffdaemon.moves.driver import (
-    EVERYWHERE,
-    PIECE,
-    climb_blocking,
-    climb_in_trio,
-    finish,
-    terms_of,
-)
+from uffdaemon.moves.driver import EVERYWHERE, climb_blocking, climb_in_trio, finish
 from uffdaemon.moves.ladder import LONGEST, Ladder
-from uffdaemon.moves.requests import Terms
+from uffdaemon.moves.options import DEFAULTS, Chosen
 from uffdaemon.ranges import PAGE_SIZE, check_range
 from uffdaemon.uapi.moved import AllMoved, Cause, Moved, Run, joined
 from uffdaemon.uapi.outcomes import MOVE_ALLOW_SOURCE_HOLES, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Unpack
 
     from uffdaemon.kernel.userfaultfd import Userfaultfd
+    from uffdaemon.moves.options import CopyOptions, MoveOptions
 
 
 def move(
-    uffd: Userfaultfd,
-    dst: int,
-    src: int,
-    length: int,
-    *,
-    fallback: Fallback | None = None,
-    allow_source_holes: bool = False,
-    foreign: bool = False,
-    source_uffd: Userfaultfd | None = None,
-    verify: bool = False,
-    page_size: int = PAGE_SIZE,
-    piece: int = PIECE,
+    uffd: Userfaultfd, dst: int, src: int, length: int, **options: Unpack[MoveOptions]
 ) -> Moved:
     """Move `length` bytes from address `src` of this process to `dst`, registered with `uffd`.
 
-    Without a `fallback`, pages are moved, atomically for threads that write to them, or refused.
-    With one, a shared page is unshared first; a pinned page is waited for, and copied only with
-    ``copy_pinned``; where MOVE is impossible, the page is copied exactly, for which both sides must
-    be registered MISSING and WP (the source with `source_uffd`, if that is another userfaultfd).
+    The options are those of `MoveOptions`.  Without a ``fallback``, pages are moved, atomically for
+    threads that write to them, or refused.  With one, more is tried: a shared page is unshared, a
+    pinned one is waited for, and copied only with ``copy_pinned``.  Where MOVE is impossible the
+    copy is exact, for which both sides must be registered MISSING and WP.  A page that is refused
+    does not stop the others.
 
-    A refused page does not stop the others.  The source must be memory that this library mapped,
-    unless `foreign` allows any memory.  With `verify`, PAGEMAP_SCAN proves that
-    the source is empty afterwards.  `page_size` (bytes) is that of hugetlb pages, which are copied
-    only; `piece` is how many bytes an exact copy takes in one go.
+    It may block: for a pin, or until an event has been read.  Do not call it in the thread that
+    reads the userfaultfd; that one has `move_in_trio` and `Daemon.move`.
 
-    It may wait: for a pin, or for an event to be read.  Do not call it in the thread that reads
-    the userfaultfd; there is `move_in_trio`, and `Daemon.move`.
-
-    Raises the `MoveRefused` of the first page that did not arrive, with all that did in ``moved``;
-    `InvalidRange`, `ForeignMemory`, `SourceNotEmpty`, `MemoryRefused`.
+    Raises the `MoveRefused` of the first page that did not arrive, with the result of all pages in
+    ``moved``; `InvalidRange`, `ForeignMemory`, `SourceNotEmpty`, `MemoryRefused`, and TypeError for
+    unknown options.  Source: ``mm/userfaultfd.c``, ioctl_userfaultfd(2).
     """
-    _check(dst, src, length, page_size, foreign=foreign)
+    chosen = Chosen(**options) if options else DEFAULTS
+    _check(dst, src, length, chosen)
     done = 0
-    if page_size == PAGE_SIZE:
+    if chosen.page_size == PAGE_SIZE:
         # Most of the time this is all, and nothing has to be set up for it.
-        done = move_at_once(uffd, dst, src, length, allow_source_holes=allow_source_holes)
+        holes = chosen.allow_source_holes
+        done = move_at_once(uffd, dst, src, length, allow_source_holes=holes)
     moved: Moved = AllMoved(array("Q", (dst, src, length)))
     if done != length:
-        terms = terms_of(
-            uffd,
-            fallback,
-            allow_source_holes=allow_source_holes,
-            page_size=page_size,
-            piece=piece,
-        )
-        moved = climb_blocking(uffd, source_uffd, Ladder(dst, src, length, terms, done))
-    return finish(moved, verify=verify)
+        ladder = Ladder(dst, src, length, chosen.terms(uffd), done)
+        moved = climb_blocking(uffd, chosen.source_uffd, ladder)
+    return finish(moved, verify=chosen.verify)
 
 
 async def move_in_trio(
-    uffd: Userfaultfd,
-    dst: int,
-    src: int,
-    length: int,
-    *,
-    fallback: Fallback | None = None,
-    allow_source_holes: bool = False,
-    foreign: bool = False,
-    source_uffd: Userfaultfd | None = None,
-    verify: bool = False,
-    page_size: int = PAGE_SIZE,
-    piece: int = PIECE,
+    uffd: Userfaultfd, dst: int, src: int, length: int, **options: Unpack[MoveOptions]
 ) -> Moved:
     """`move` for the thread that runs trio; other tasks run meanwhile.
 
-    Cancellation takes effect between two steps: each page is then either at the source or at the
-    destination.
+    Cancelled, it stops between two steps.  Each page is then at the source or at the destination.
     """
-    ladder = ladder_for(
-        uffd,
-        dst,
-        src,
-        length,
-        fallback=fallback,
-        allow_source_holes=allow_source_holes,
-        foreign=foreign,
-        page_size=page_size,
-        piece=piece,
-    )
-    await climb_in_trio(uffd, source_uffd, ladder)
-    return finish(ladder.moved, verify=verify)
+    chosen = Chosen(**options)
+    ladder = ladder_for(uffd, dst, src, length, chosen)
+    await climb_in_trio(uffd, chosen.source_uffd, ladder)
+    return finish(ladder.moved, verify=chosen.verify)
 
 
 def move_many(
     uffd: Userfaultfd,
     moves: Iterable[tuple[int, int, int]] | array[int],
-    *,
-    fallback: Fallback | None = None,
-    allow_source_holes: bool = False,
-    foreign: bool = False,
-    source_uffd: Userfaultfd | None = None,
-    verify: bool = False,
+    **options: Unpack[MoveOptions],
 ) -> Moved:
     """Move many (dst, src, length) triples, in their order, in one call without the GIL.
 
     A triple that continues the one before it shares its ioctl.  An ``array('Q')`` of flat triples
-    costs nothing per move in Python.  Refused pages are treated as by `move`, which has the rest.
+    costs nothing per move in Python.  Pages that are refused are treated as in `move`, which also
+    has the errors and the options.
     """
     flat = _flat(moves)
     if not flat:
         return Moved(())
-    done: list[int] = []
-    if uffd.same_process:
-        mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
-        sources = EVERYWHERE if foreign else owned_around(flat[1])
-        left, done = native.move_many(uffd.fileno(), flat, mode, sources)
-        if left == native.OUTSIDE:
-            # From several memories, or from memory that is not ours.
-            _check_sources(flat)
-            left, done = native.move_many(uffd.fileno(), flat, mode, EVERYWHERE)
-        if left == native.UNFIT:
-            _check_triples(flat)
-        if not left:
-            return finish(AllMoved(flat[:]), verify=verify)
+    chosen = Chosen(**options) if options else DEFAULTS
+    done: list[int] | None = []
+    if uffd.same_process and chosen.page_size == PAGE_SIZE:
+        done = _move_at_once(uffd, flat, chosen)
+        if done is None:
+            return finish(AllMoved(flat[:]), verify=chosen.verify)
     else:
-        _check_triples(flat)
-        if not foreign:
+        _check_triples(flat, chosen.page_size)
+        if not chosen.foreign:
             _check_sources(flat)
-    terms = terms_of(uffd, fallback, allow_source_holes=allow_source_holes)
+    terms = chosen.terms(uffd)
     runs: list[Run] = []
     for at, moved in enumerate(done or [0] * (len(flat) // 3)):
         dst, src, length = flat[3 * at : 3 * at + 3]
         if moved:
             runs.append(Run(dst, src, moved, Outcome.MOVED))
         if length > moved:
-            dst, src, length = dst + moved, src + moved, length - moved
-            runs += climb_blocking(uffd, source_uffd, Ladder(dst, src, length, terms)).runs
-    return finish(Moved(joined(runs)), verify=verify)
+            ladder = Ladder(dst + moved, src + moved, length - moved, terms)
+            runs += climb_blocking(uffd, chosen.source_uffd, ladder).runs
+    return finish(Moved(joined(runs)), verify=chosen.verify)
+
+
+def _move_at_once(uffd: Userfaultfd, flat: array[int], chosen: Chosen) -> list[int] | None:
+    """How many bytes of each triple MOVE brings in one call; None: all of them."""
+    mode = MOVE_ALLOW_SOURCE_HOLES if chosen.allow_source_holes else 0
+    sources = EVERYWHERE if chosen.foreign else owned_around(flat[1])
+    left, done = native.move_many(uffd.fileno(), flat, mode, sources)
+    if left == native.OUTSIDE:
+        # From several memories, or from memory that is not ours.
+        _check_sources(flat)
+        left, done = native.move_many(uffd.fileno(), flat, mode, EVERYWHERE)
+    if left == native.UNFIT:
+        _check_triples(flat, PAGE_SIZE)
+    return done if left else None
 
 
 def copy_exactly(
-    uffd: Userfaultfd,
-    dst: int,
-    src: int,
-    length: int,
-    *,
-    source_uffd: Userfaultfd | None = None,
-    allow_source_holes: bool = False,
-    foreign: bool = False,
-    verify: bool = False,
-    page_size: int = PAGE_SIZE,
-    piece: int = PIECE,
+    uffd: Userfaultfd, dst: int, src: int, length: int, **options: Unpack[CopyOptions]
 ) -> Moved:
-    """Copy and release in the place of a move, losing no write and showing no stale read.
+    """Copy and release pages instead of moving them: no write is lost, and no old contents show.
 
     Both sides are write-protected while both exist, so both must be registered MISSING and WP.
-    For everything else see `move`; pages that could be moved are copied as well.
+    Pages that could be moved are copied as well.  Blocks, and raises, like `move`.
     """
-    _check(dst, src, length, page_size, foreign=foreign)
-    terms = Terms(Fallback(), allow_source_holes, Cause.ASKED_FOR, page_size, piece)
-    return finish(climb_blocking(uffd, source_uffd, Ladder(dst, src, length, terms)), verify=verify)
+    chosen = Chosen(**options, fallback=Fallback())
+    _check(dst, src, length, chosen)
+    terms = chosen.terms(uffd)._replace(impossible=Cause.ASKED_FOR)
+    moved = climb_blocking(uffd, chosen.source_uffd, Ladder(dst, src, length, terms))
+    return finish(moved, verify=chosen.verify)
 
 
-def _check(dst: int, src: int, length: int, page_size: int, *, foreign: bool) -> None:
-    check_move(dst, src, length, page_size)
-    if not foreign:
+def _check(dst: int, src: int, length: int, chosen: Chosen) -> None:
+    check_move(dst, src, length, chosen.page_size)
+    if not chosen.foreign:
         _check_source(src, length)
 
 
-def _check_triples(flat: array[int]) -> None:
+def _check_triples(flat: array[int], page_size: int) -> None:
     for at in range(0, len(flat), 3):
-        check_move(flat[at], flat[at + 1], flat[at + 2], PAGE_SIZE)
+        check_move(flat[at], flat[at + 1], flat[at + 2], page_size)
 
 
 def _check_sources(flat: array[int]) -> None:
@@ -213,28 +164,10 @@ def _flat(moves: Iterable[tuple[int, int, int]] | array[int]) -> array[int]:
     return flat
 
 
-def ladder_for(
-    uffd: Userfaultfd,
-    dst: int,
-    src: int,
-    length: int,
-    *,
-    fallback: Fallback | None,
-    allow_source_holes: bool,
-    foreign: bool,
-    page_size: int = PAGE_SIZE,
-    piece: int = PIECE,
-) -> Ladder:
+def ladder_for(uffd: Userfaultfd, dst: int, src: int, length: int, chosen: Chosen) -> Ladder:
     """The ladder for a checked range.  Raises `InvalidRange`, `ForeignMemory`."""
-    _check(dst, src, length, page_size, foreign=foreign)
-    terms = terms_of(
-        uffd,
-        fallback,
-        allow_source_holes=allow_source_holes,
-        page_size=page_size,
-        piece=piece,
-    )
-    return Ladder(dst, src, length, terms)
+    _check(dst, src, length, chosen)
+    return Ladder(dst, src, length, chosen.terms(uffd))
 
 
 def move_at_once(

@@ -20,19 +20,15 @@ from uffdaemon.kernel.page_probe import Mapping, divide, look, mappings, registe
 from uffdaemon.kernel.page_scan import PageCategory, scan_pages
 from uffdaemon.moves.ladder import EVENT_PATIENCE, Ladder
 from uffdaemon.moves.refusals import refusal
-from uffdaemon.moves.requests import Ask, CopyOver, Divide, Issue, Look, Terms, Unshare, Wait
+from uffdaemon.moves.requests import Ask, CopyOver, Divide, Issue, Look, Unshare, Wait
 from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.uapi.features import Features
-from uffdaemon.uapi.moved import Cause, Moved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uffdaemon.actions import Fallback
     from uffdaemon.kernel.userfaultfd import Userfaultfd
-
-PIECE = 256 * 1024
-"""Bytes of one exact copy; writers to either side wait for that long."""
+    from uffdaemon.uapi.moved import Moved
 
 EVERYWHERE = 0, (1 << 64) - 1
 
@@ -41,23 +37,6 @@ _one_copy_at_a_time = Lock()
 
 
 # -- before and after --------------------------------------------------------------------------
-
-
-def terms_of(
-    uffd: Userfaultfd,
-    fallback: Fallback | None,
-    *,
-    allow_source_holes: bool = False,
-    page_size: int = PAGE_SIZE,
-    piece: int = PIECE,
-) -> Terms:
-    """The terms of a move on `uffd`."""
-    impossible = None
-    if not uffd.same_process:
-        impossible = Cause.OTHER_PROCESS
-    elif page_size != PAGE_SIZE:
-        impossible = Cause.WRONG_MEMORY
-    return Terms(fallback, allow_source_holes, impossible, page_size, piece)
 
 
 def finish(moved: Moved, *, verify: bool) -> Moved:

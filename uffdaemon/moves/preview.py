@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from uffdaemon.kernel.page_probe import divide, look, mappings, registered
 from uffdaemon.moves.calls import check_move
-from uffdaemon.moves.driver import terms_of
+from uffdaemon.moves.options import Chosen
 from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.moved import Cause, Run, joined
 from uffdaemon.uapi.outcomes import Outcome
@@ -38,7 +38,8 @@ def can_move(
     CAP_SYS_ADMIN a merged page counts as shared.  Raises `InvalidRange`.
     """
     check_move(dst, src, length, PAGE_SIZE)
-    terms = terms_of(uffd, fallback, allow_source_holes=allow_source_holes)
+    options = Chosen(fallback=fallback, allow_source_holes=allow_source_holes)
+    terms = options.terms(uffd)
     return list(joined(_runs(uffd, dst, src, length, terms)))
 
 

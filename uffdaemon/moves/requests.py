@@ -80,6 +80,9 @@ Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
 PROTECT, COPY, RELEASE, UNPROTECT = 1, 2, 3, 4
 """Stages of a copy.  Before RELEASE the source is unchanged."""
 
+PIECE = 256 * 1024
+"""Bytes of one exact copy; writers to either side wait for that long."""
+
 
 class Terms(NamedTuple):
     """The terms of a move: what may be done about refusals."""
@@ -90,5 +93,5 @@ class Terms(NamedTuple):
     """Why MOVE is impossible; None: it is possible."""
     page_size: int = PAGE_SIZE
     """Bytes that a copy takes at least (hugetlb)."""
-    piece: int = 256 * 1024
+    piece: int = PIECE
     """Bytes of one copy at most; writers wait meanwhile."""
