@@ -82,7 +82,11 @@ _ENDINGS: dict[str, list[Ending]] = {
         )
     ],
     "a_policy_that_fails_has_the_page_poisoned": [
-        Ending(-signal.SIGBUS, r"ended; for it:\n(.*\n)*.*LookupError: no such page", ("external",))
+        Ending(
+            -signal.SIGBUS,
+            r"reports; logging on its behalf:\n(.*\n)*.*LookupError: no such page",
+            ("external",),
+        )
     ],
     "a_page_is_poisoned_by_a_rule": [Ending(-signal.SIGBUS, "Bus error", _PLAIN)],
     "a_page_is_poisoned_by_python": [Ending(-signal.SIGBUS, "Bus error")],
