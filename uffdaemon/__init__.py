@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uffdaemon.kernel.memory import Advice, Memory, MemoryType
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Fault, Policy, Region, Retry
-    from uffdaemon.model.statistics import Statistics
+    from uffdaemon.model.statistics import OpenFaultDict, Statistics, StatisticsDict
     from uffdaemon.placement import Placement, Resolver, Shutdown, Watchdog
     from uffdaemon.policy import (
         ByKind,
@@ -69,6 +69,7 @@ __all__ = [
     "MemoryType",
     "MoveOrCopy",
     "OpenFault",
+    "OpenFaultDict",
     "Outcome",
     "Placement",
     "Poison",
@@ -80,6 +81,7 @@ __all__ = [
     "Shutdown",
     "Source",
     "Statistics",
+    "StatisticsDict",
     "StrictMove",
     "Unprotect",
     "Veto",
@@ -99,7 +101,7 @@ _MODULES = {
     "uffdaemon.kernel.memory": ("Advice", "Memory", "MemoryType"),
     "uffdaemon.model.ledger": ("OpenFault",),
     "uffdaemon.model.region": ("Fault", "Policy", "Region", "Retry"),
-    "uffdaemon.model.statistics": ("Statistics",),
+    "uffdaemon.model.statistics": ("OpenFaultDict", "Statistics", "StatisticsDict"),
     "uffdaemon.placement": ("Placement", "Resolver", "Shutdown", "Watchdog"),
     "uffdaemon.policy": (
         "ByKind",

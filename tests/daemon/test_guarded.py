@@ -24,6 +24,7 @@ from uffdaemon import (
     GuardedRegion,
     Memory,
     Watchdog,
+    ZeroPage,
     errors,
     open_daemon,
 )
@@ -270,3 +271,22 @@ async def test_shapes_and_types_of_arrays() -> None:
         written = region.array("<u2")
         written[-1] = 0xABCD
         assert bytes(region.buffer()[-2:]) == b"\xcd\xab"
+
+
+@kernel_test()
+async def test_a_daemon_and_what_it_guards_read_well() -> None:
+    with Memory.map(PAGE) as memory, Memory.map(PAGE) as other:
+        async with open_daemon() as daemon:
+            assert repr(daemon) == "<Daemon: 0 userfaultfds, 0 regions, 0 open faults>"
+            region = daemon.guard(memory, ZeroPage(), name="image")
+            daemon.guard(other, ZeroPage(), placement="in_process")
+            assert repr(region) == (
+                f"<GuardedRegion 'image': {PAGE} bytes at {memory.start:#x}, policy ZeroPage(), "
+                "placement native>"
+            )
+            assert repr(daemon) == "<Daemon: 2 userfaultfds, 2 regions, 0 open faults>"
+            region.touch()
+            assert repr(daemon.statistics()).startswith(
+                "<Statistics: 1 faults resolved, 0 open; missing: 1 zeroed; bytes: "
+            )
+        assert repr(daemon).startswith("<Daemon: closed, ")

@@ -58,7 +58,7 @@ def test_json(tmp_path: Path) -> None:
             assert row["faults"] == {}
             assert row["first_answer_pages"] == row["all_answers_pages"] == pages
         else:
-            assert set(row["faults"]) <= {"copied", "already present"}
+            assert set(row["faults"]) <= {"copied", "already_present"}
             # Each fault copies one window, and each window is in memory.
             assert 1 <= row["faults"]["copied"] <= row["all_answers_pages"]
             assert row["all_answers_pages"] <= 16 * sum(row["faults"].values())

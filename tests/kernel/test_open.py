@@ -192,3 +192,28 @@ def test_a_closed_userfaultfd_says_so() -> None:
     ):
         with pytest.raises(ClosedDescriptor):
             call()
+
+
+@kernel_test()
+def test_a_userfaultfd_reads_well() -> None:
+    with Userfaultfd.open(Features.THREAD_ID) as uffd:
+        fd = uffd.fileno()
+        assert repr(uffd) == f"<Userfaultfd fd={fd} of this process, THREAD_ID>"
+        assert uffd.user_mode_only is False
+        with Userfaultfd.adopt(os.dup(fd)) as other:
+            names = "|".join(other.features.names)
+            assert repr(other) == (
+                f"<Userfaultfd fd={other.fileno()} of another process, {names or 'no features'}>"
+            )
+            assert other.user_mode_only is None
+    assert repr(uffd) == "<Userfaultfd closed of this process, THREAD_ID>"
+
+
+def test_a_userfaultfd_shows_that_it_is_for_user_mode_only() -> None:
+    try:
+        uffd = Userfaultfd.open(user_mode_only=True)
+    except PermissionRefused as refused:
+        pytest.skip(str(refused))
+    with uffd:
+        fd = uffd.fileno()
+        assert repr(uffd) == (f"<Userfaultfd fd={fd} of this process, USER_MODE_ONLY, no features>")

@@ -171,3 +171,10 @@ def test_bad_ranges_are_named() -> None:
         scan_pages(1, PAGE)
     with pytest.raises(InvalidRange, match="is empty"):
         scan_pages(PAGE, 0)
+
+
+def test_a_range_of_pages_reads_well() -> None:
+    found = PageRange(0x1000, 0x3000, PageCategory.PRESENT | PageCategory.HUGE)
+    assert found.end == 0x4000
+    assert repr(found) == "<PageRange 0x1000-0x4000: 12288 bytes, PRESENT|HUGE>"
+    assert repr(found._replace(categories=PageCategory(0))).endswith("12288 bytes, none>")

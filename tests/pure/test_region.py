@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.pure.fakes import HUGE, PAGE, START
-from uffdaemon.actions import Hold
+from uffdaemon.actions import Hold, Poison
 from uffdaemon.errors import InvalidRange
-from uffdaemon.model.region import Region, Retry
+from uffdaemon.model.region import Fault, Region, Retry
 from uffdaemon.policy import ZeroPage
 
 END = 1 << 64
@@ -76,3 +76,26 @@ def test_the_wait_between_attempts_doubles_up_to_its_cap(
     assert delay == most or delay >= first
     assert retry.delay(failures + 1) == min(delay * 2, most) or delay == most
     assert retry.delay(1) == min(first, most)
+
+
+def test_a_region_reads_well() -> None:
+    plain = Region(START, PAGE, ZeroPage())
+    assert repr(plain) == f"<Region: {PAGE} bytes at {START:#x}, policy ZeroPage()>"
+    image = Region(
+        START,
+        2 * HUGE,
+        ZeroPage(),
+        page_size=HUGE,
+        name="image",
+        on_failure=Poison(),
+        after_remove="policy",
+    )
+    assert repr(image) == (
+        f"<Region 'image': {2 * HUGE} bytes at {START:#x} in pages of {HUGE} bytes, "
+        "policy ZeroPage(), on_failure Poison(extent=1), after_remove 'policy'>"
+    )
+
+    def ask(_: Fault, __: Exception) -> None: ...
+
+    asked = Region(START, PAGE, ZeroPage(), on_failure=ask)
+    assert repr(asked).endswith(f"on_failure {ask.__qualname__}>")

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from tests.pure.fakes import MINOR, MISSING, WP, FakePort, a_fault, a_region
 from uffdaemon.model.ledger import OpenFault, Waiting
-from uffdaemon.model.statistics import BUCKETS, Counters, Statistics, latency_quantile
+from uffdaemon.model.statistics import (
+    BUCKETS,
+    Counters,
+    OpenFaultDict,
+    Statistics,
+    StatisticsDict,
+    latency_quantile,
+)
 from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.outcomes import Code, Outcome
 
@@ -181,3 +188,28 @@ def test_a_snapshot_as_plain_values() -> None:
         },
         "latency_histogram_ns": {"1": 1, "1024": 2, "131072": 1},
     }
+
+
+def test_a_snapshot_reads_well() -> None:
+    assert repr(snapshot(Counters())) == "<Statistics: 0 faults resolved, 0 open>"
+    counters = counted([(WP, Outcome.ALREADY_PRESENT, 900), (MISSING, Outcome.COPIED, 70_000)])
+    counters.failures["NoAnswer"] += 2
+    counters.events["fork"] += 1
+    counters.bytes_done[Outcome.COPIED] += 8192
+    assert repr(snapshot(counters)) == (
+        "<Statistics: 2 faults resolved, 0 open; missing: 1 copied; "
+        "write_protect: 1 already_present; failures: 2 NoAnswer; events: 1 fork; "
+        "bytes: 8192 copied; p50 1.024 µs, p99 131.1 µs>"
+    )
+
+
+def test_kinds_and_outcomes_are_named_like_identifiers() -> None:
+    assert all(each.value.isidentifier() for each in (*FaultKind, *Outcome))
+    assert [outcome.value for outcome in Outcome] == [name.lower() for name in Outcome.__members__]
+
+
+def test_checkers_know_the_plain_values() -> None:
+    stuck = OpenFault(a_fault(a_region(), 0), (1,), 0, Waiting.NOBODY, "")
+    plain = snapshot(Counters(), [stuck]).as_dict()
+    assert set(plain) == set(StatisticsDict.__annotations__)
+    assert [set(each) for each in plain["open"]] == [set(OpenFaultDict.__annotations__)]

@@ -70,6 +70,17 @@ class Daemon:
         open for a successor; closing them makes the missing pages of those children zeros."""
         self._log = self._servers.log
 
+    def __repr__(self) -> str:
+        servers = self._servers
+        regions = {s.region for server in servers.own.values() for s in server.served.regions}
+        counts = (
+            (len(servers.own) + len(servers.external), "userfaultfds"),
+            (len(regions) + len(servers.external), "regions"),
+            (len(self.open_faults()), "open faults"),
+        )
+        state = "closed, " if servers.closing else ""
+        return f"<Daemon: {state}{', '.join(f'{count} {what}' for count, what in counts)}>"
+
     @property
     def external(self) -> dict[Region, ExternalServer]:
         """The worker process of each region with an external policy; see its ``ready`` and

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uffdaemon.kernel.memory import Memory
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class GuardedRegion(Region):
     """A region of memory of this process; returned by `Daemon.guard`."""
 
@@ -26,8 +26,12 @@ class GuardedRegion(Region):
     """The guarded memory."""
     placement: Placement = field(kw_only=True, default=Placement.NATIVE)
     """What resolves its faults."""
-    why_unsafe: Callable[[], str] = field(kw_only=True, repr=False, default=str)
+    why_unsafe: Callable[[], str] = field(kw_only=True, default=str)
     """Returns the reason why plain accesses could hang, or "" if they are safe."""
+
+    def __repr__(self) -> str:
+        # A dataclass with slots has no super() before Python 3.14.
+        return f"{Region.__repr__(self)[:-1]}, placement {self.placement.value}>"
 
     def buffer(self, *, readonly: bool = False) -> memoryview:
         """The memory itself as a buffer, for anything that takes one.

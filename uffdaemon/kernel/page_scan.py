@@ -40,6 +40,15 @@ class PageRange(NamedTuple):
     """Bytes."""
     categories: PageCategory
 
+    @property
+    def end(self) -> int:
+        """The first address after the last page."""
+        return self.start + self.length
+
+    def __repr__(self) -> str:
+        names = "|".join(category.name or "" for category in self.categories) or "none"
+        return f"<PageRange {self.start:#x}-{self.end:#x}: {self.length} bytes, {names}>"
+
 
 _ALL = PageCategory((1 << 9) - 1)
 _NONE = PageCategory(0)

@@ -64,6 +64,9 @@ class Userfaultfd:
         """The features that the handshake granted."""
         self.same_process = same_process
         """Whether the memory belongs to this process: only then can pages be moved."""
+        self.user_mode_only: bool | None = None
+        """Whether system calls that touch a missing page fail with EFAULT.  None: opened elsewhere,
+        and the kernel does not tell."""
         # Buffers that C uses without the GIL.  Each call takes one, so that threads can share this
         # object.
         self._messages: list[native.MessageArray] = []
@@ -75,7 +78,10 @@ class Userfaultfd:
 
     def __repr__(self) -> str:
         whose = "this process" if self.same_process else "another process"
-        return f"<Userfaultfd fd={self._fd} of {whose}, {'|'.join(self.features.names)}>"
+        state = "closed" if self._fd < 0 else f"fd={self._fd}"
+        only = ", USER_MODE_ONLY" if self.user_mode_only else ""
+        names = "|".join(self.features.names) or "no features"
+        return f"<Userfaultfd {state} of {whose}{only}, {names}>"
 
     # -- opening and handing over --------------------------------------------------------------
 
@@ -101,10 +107,12 @@ class Userfaultfd:
             if number < 0:
                 explain_handshake(-number, features)
             # The kernel reports all features that it has, not only those requested.
-            return cls(fd, Features(granted) & features, same_process=True)
+            opened = cls(fd, Features(granted) & features, same_process=True)
         except BaseException:
             os.close(fd)
             raise
+        opened.user_mode_only = user_mode_only
+        return opened
 
     @classmethod
     def adopt(cls, fd: int, *, same_process: bool = False) -> Self:

@@ -92,7 +92,7 @@ POLICY_TIMEOUT = 5.0
 AfterRemove: TypeAlias = Literal["zero", "policy"]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Region:
     """`length` bytes from address `start` of the faulting process, with a policy.
 
@@ -114,7 +114,7 @@ class Region:
     Without EVENT_REMOVE discards are not reported, and it is always the latter."""
     name: str = ""
     """Shown in logs and dumps."""
-    pages: PageMap = field(init=False, repr=False)
+    pages: PageMap = field(init=False)
     """Which pages are present, absent or discarded, as far as known."""
 
     def __post_init__(self) -> None:
@@ -125,6 +125,18 @@ class Region:
             raise ValueError(f"after_remove is 'zero' or 'policy', not {self.after_remove!r}")
         shared = getattr(self.policy, "keeps_pages_in_file", False)
         self.pages = PageMap(self.length // self.page_size, shared=shared)
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        text = f"{type(self).__name__}{name}: {self.length} bytes at {self.start:#x}"
+        if self.page_size != PAGE_SIZE:
+            text += f" in pages of {self.page_size} bytes"
+        text += f", policy {policy_name(self.policy)}"
+        if self.on_failure != HOLD:
+            text += f", on_failure {getattr(self.on_failure, '__qualname__', self.on_failure)}"
+        if self.after_remove != "zero":
+            text += f", after_remove {self.after_remove!r}"
+        return f"<{text}>"
 
     @property
     def end(self) -> int:

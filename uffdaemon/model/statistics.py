@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from uffdaemon.uapi.events import KIND_OF_FLAGS, FaultKind
 from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome
@@ -60,7 +60,46 @@ class Counters:
             self.latencies[bucket] += count
 
 
-@dataclass(frozen=True, slots=True)
+class OpenFaultDict(TypedDict):
+    """An open fault in a `StatisticsDict`."""
+
+    threads: list[int]
+    """The threads that reported it, the first one first; 0 for unknown."""
+    address: int
+    kind: str
+    """The value of a `FaultKind`."""
+    region: str
+    """Its name, or its range."""
+    age_seconds: float
+    """Since it was read."""
+    waits_for: str
+    reason: str
+
+
+class StatisticsDict(TypedDict):
+    """`Statistics` as plain values.  Kinds and outcomes are named by the values of their enums."""
+
+    faults: dict[str, dict[str, int]]
+    """How many faults, by kind and outcome."""
+    resolved: int
+    """How many faults have ended."""
+    joined: int
+    """Messages about a page that already had an open fault."""
+    failures: dict[str, int]
+    """How often faults failed, by the name of the error."""
+    events: dict[str, int]
+    """How many events, by name."""
+    bytes: dict[str, int]
+    """By outcome."""
+    open: list[OpenFaultDict]
+    """The oldest first."""
+    latency_seconds: dict[str, float]
+    """p50, p90, p99 and max, rounded up to the end of a bucket."""
+    latency_histogram_ns: dict[str, int]
+    """Faults by the upper end of their bucket in nanoseconds, a power of two."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Statistics:
     """A snapshot of the counters, returned by `Daemon.statistics`."""
 
@@ -80,6 +119,21 @@ class Statistics:
     latencies: list[int]
     """Bucket n: faults resolved in less than 2**n nanoseconds, and at least half of that."""
 
+    def __repr__(self) -> str:
+        plain = self.as_dict()
+        parts = [f"{self.resolved} faults resolved, {len(self.open_faults)} open"]
+        parts += [f"{kind}: {_counted(counts)}" for kind, counts in plain["faults"].items()]
+        if self.failures:
+            parts.append(f"failures: {_counted(plain['failures'])}")
+        if self.events:
+            parts.append(f"events: {_counted(plain['events'])}")
+        if self.bytes_done:
+            parts.append(f"bytes: {_counted(plain['bytes'])}")
+        if any(self.latencies):
+            half, most = self.latency(0.5) * 1e6, self.latency(0.99) * 1e6
+            parts.append(f"p50 {half:.4g} µs, p99 {most:.4g} µs")
+        return f"<Statistics: {'; '.join(parts)}>"
+
     @property
     def resolved(self) -> int:
         """How many faults have ended."""
@@ -92,7 +146,7 @@ class Statistics:
         """
         return latency_quantile(self.latencies, fraction)
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> StatisticsDict:
         """The same as plain values, for ``json.dumps``."""
         faults: dict[str, dict[str, int]] = {}
         for (kind, outcome), count in sorted(
@@ -126,6 +180,10 @@ class Statistics:
                 str(1 << bucket): count for bucket, count in enumerate(self.latencies) if count
             },
         }
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def latency_quantile(latencies: Iterable[int], fraction: float) -> float:

@@ -32,7 +32,7 @@ class FaultFlags(IntFlag):
 
 
 class FaultKind(Enum):
-    """Why a thread faulted."""
+    """Why a thread faulted.  The values are the names in `Statistics.as_dict`."""
 
     MISSING = "missing"
     """The page is missing."""

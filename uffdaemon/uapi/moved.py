@@ -78,7 +78,7 @@ class Run(NamedTuple):
         if self.error:
             why += f" ({errno.errorcode.get(self.error, self.error)})"
         where = f"{self.length} bytes from {self.src:#x} to {self.dst:#x}"
-        return f"{where} {self.outcome.value}{why}"
+        return f"{where} {self.outcome.value.replace('_', ' ')}{why}"
 
 
 _TOLD: Final = 8

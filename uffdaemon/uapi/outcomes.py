@@ -124,15 +124,18 @@ def status_of(error: int) -> Status:
 
 
 class Outcome(Enum):
-    """How a fault ended, or why it has not yet.  Each fault has exactly one final outcome."""
+    """How a fault ended, or why it has not yet.  Each fault has exactly one final outcome.
+
+    The values are the names in `Statistics.as_dict`.
+    """
 
     MOVED = "moved"
-    UNSHARED_AND_MOVED = "unshared and moved"
-    WAITED_AND_MOVED = "waited and moved"
+    UNSHARED_AND_MOVED = "unshared_and_moved"
+    WAITED_AND_MOVED = "waited_and_moved"
     """The page was pinned for I/O, which then ended."""
-    EXACTLY_COPIED = "exactly copied"
+    EXACTLY_COPIED = "exactly_copied"
     """Instead of a move: both sides were write-protected, and the source is empty now."""
-    COPIED_PINNED = "copied although pinned"
+    COPIED_PINNED = "copied_pinned"
     """Instead of a move: what its I/O had not delivered is lost."""
     COPIED = "copied"
     """From a source, or instead of a move without write-protection."""
@@ -140,13 +143,13 @@ class Outcome(Enum):
     MAPPED = "mapped"
     """CONTINUE: the page of the page cache is mapped."""
     UNPROTECTED = "unprotected"
-    ALREADY_PRESENT = "already present"
+    ALREADY_PRESENT = "already_present"
     WOKEN = "woken"
     """The thread was woken; the page was placed by other code."""
     POISONED = "poisoned"
     UNMAPPED = "unmapped"
     """The range is no longer mapped; the thread gets SIGSEGV."""
-    CLIENT_GONE = "client gone"
+    CLIENT_GONE = "client_gone"
     FAILED = "failed"
     """No page was placed; the region's ``on_failure`` was done instead."""
     DEFERRED = "deferred"
