@@ -5,6 +5,7 @@
 
 #include <sched.h>
 #include <time.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define PATIENCE_NS 20000000
@@ -58,4 +59,25 @@ int uffdaemon_lock_patiently(pthread_mutex_t *mutex)
         until.tv_sec++;
     }
     return lock_until(mutex, &until);
+}
+
+#define HEAD 64 /* bytes before the memory; the first eight are the size of the mapping */
+
+void *uffdaemon_alloc(size_t size)
+{
+    size_t *head = mmap(NULL, size + HEAD, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (head == MAP_FAILED)
+        return NULL;
+    *head = size + HEAD;
+    return (char *)head + HEAD;
+}
+
+void uffdaemon_free(void *memory)
+{
+    char *head = (char *)memory - HEAD;
+
+    if (memory)
+        munmap(head, *(size_t *)(void *)head);
 }

@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* CLOCK_MONOTONIC, nanoseconds. */
@@ -19,6 +20,11 @@ uint64_t uffdaemon_page_of(uint64_t address); /* where the page starts that `add
  * call or an access to served memory. */
 void uffdaemon_spin_lock(_Atomic uint32_t *lock);
 void uffdaemon_spin_unlock(_Atomic uint32_t *lock);
+
+/* Zeroed memory, aligned to a cache line, or NULL.  It is mapped: malloc's locks are held in fork(2),
+ * and a fork waits until its event has been read.  So threads that read events use these two. */
+void *uffdaemon_alloc(size_t size);
+void uffdaemon_free(void *memory);
 
 /* 0, or ETIMEDOUT after 20 ms: the holder may be copying from memory that the caller serves. */
 int uffdaemon_lock_patiently(pthread_mutex_t *mutex);

@@ -2,17 +2,16 @@
 /* What is known of each page of a region: reference-counted, and shared by rules and Python. */
 #define _GNU_SOURCE
 #include "pages.h"
+#include "base.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define LINE 64    /* bytes in a cache line */
-#define SMALL 4096 /* bytes of states, at most, that are not mapped on their own */
+#define LINE 64 /* bytes in a cache line */
 #define EACH_LOWER UINT64_C(0x5555555555555555)
 
 static size_t words_of(uint64_t count)
@@ -28,11 +27,10 @@ static size_t size_of(uint64_t count)
 static struct uffdaemon_pages *book_new(uint64_t count, size_t more)
 {
     size_t size = (sizeof(struct uffdaemon_pages) + LINE - 1) / LINE * LINE;
-    struct uffdaemon_pages *pages = aligned_alloc(LINE, size + (more + LINE - 1) / LINE * LINE);
+    struct uffdaemon_pages *pages = uffdaemon_alloc(size + more);
 
     if (!pages)
         return NULL;
-    memset(pages, 0, size + more);
     pages->count = count;
     pages->fd = -1;
     pages->references = 1;
@@ -43,9 +41,8 @@ static struct uffdaemon_pages *book_new(uint64_t count, size_t more)
 
 static int book_map(struct uffdaemon_pages *pages, int fd)
 {
-    int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
     size_t size = size_of(pages->count);
-    void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+    void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 
     if (mapped == MAP_FAILED)
         return errno;
@@ -55,16 +52,11 @@ static int book_map(struct uffdaemon_pages *pages, int fd)
     return 0;
 }
 
-/* In private memory; of a large one, only what is written to takes memory.  NULL: there is none. */
+/* In private memory, of which only what is written to is allocated.  NULL: there is none. */
 struct uffdaemon_pages *uffdaemon_pages_new(uint64_t count)
 {
-    int mapped = words_of(count) * sizeof(uint64_t) > SMALL;
-    struct uffdaemon_pages *pages = book_new(count, mapped ? 0 : size_of(count));
+    struct uffdaemon_pages *pages = book_new(count, size_of(count));
 
-    if (pages && mapped && book_map(pages, -1)) {
-        free(pages);
-        return NULL;
-    }
     if (pages)
         pages->storage->count = count;
     return pages;
@@ -146,7 +138,7 @@ void uffdaemon_pages_put(struct uffdaemon_pages *pages)
     if (pages->mapped)
         munmap(pages->storage, pages->mapped);
     uffdaemon_pages_close_file(pages);
-    free(pages);
+    uffdaemon_free(pages);
 }
 
 /* The lower bits of pages `first` to `end` of the word that has `first`; *next is the page after the

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The states of all pages at the moment at which a FORK event was read: what a child begins with. */
 #include "snapshot.h"
-
-#include <stdlib.h>
+#include "base.h"
 
 struct uffdaemon_snapshot {
     size_t count;
@@ -12,35 +11,31 @@ struct uffdaemon_snapshot {
     } pairs[];
 };
 
-static int by_original(const void *left, const void *right)
+static struct pair *find(struct uffdaemon_snapshot *snapshot, const struct uffdaemon_pages *original)
 {
-    uintptr_t a = (uintptr_t)((const struct pair *)left)->original;
-    uintptr_t b = (uintptr_t)((const struct pair *)right)->original;
-
-    return a < b ? -1 : a > b;
+    for (size_t index = snapshot->count; index-- > 0;) /* neighbouring rules are of one region */
+        if (snapshot->pairs[index].original == original)
+            return &snapshot->pairs[index];
+    return NULL;
 }
 
 /* Copies the states of all regions that have rules; NULL: there is no memory. */
 struct uffdaemon_snapshot *uffdaemon_snapshot_new(const struct uffdaemon_table *table)
 {
-    struct uffdaemon_snapshot *snapshot = malloc(sizeof(*snapshot) +
-                                                 table->count * sizeof(struct pair));
-    size_t kept = 0;
+    struct uffdaemon_snapshot *snapshot = uffdaemon_alloc(sizeof(*snapshot) +
+                                                          table->count * sizeof(struct pair));
 
     if (!snapshot)
         return NULL;
-    for (size_t index = 0; index < table->count; index++)
-        snapshot->pairs[index] = (struct pair){uffdaemon_rule_pages(&table->rules[index]), NULL};
-    qsort(snapshot->pairs, table->count, sizeof(struct pair), by_original);
     for (size_t index = 0; index < table->count; index++) {
-        struct uffdaemon_pages *original = snapshot->pairs[index].original;
+        struct uffdaemon_pages *original = uffdaemon_rule_pages(&table->rules[index]);
 
-        if (!original || (kept && snapshot->pairs[kept - 1].original == original))
+        if (!original || find(snapshot, original))
             continue;
         uffdaemon_pages_get(original);
-        snapshot->pairs[kept++] = (struct pair){original, uffdaemon_pages_copy(original)};
+        snapshot->pairs[snapshot->count++] =
+            (struct pair){original, uffdaemon_pages_copy(original)};
     }
-    snapshot->count = kept;
     return snapshot;
 }
 
@@ -48,10 +43,9 @@ struct uffdaemon_snapshot *uffdaemon_snapshot_new(const struct uffdaemon_table *
 struct uffdaemon_pages *uffdaemon_snapshot_take(struct uffdaemon_snapshot *snapshot,
                                                 struct uffdaemon_pages *original)
 {
-    struct pair key = {original, NULL}, *found;
+    struct pair *found = find(snapshot, original);
     struct uffdaemon_pages *copy;
 
-    found = bsearch(&key, snapshot->pairs, snapshot->count, sizeof(key), by_original);
     if (!found)
         return NULL;
     copy = found->copy;
@@ -67,5 +61,5 @@ void uffdaemon_snapshot_free(struct uffdaemon_snapshot *snapshot)
         uffdaemon_pages_put(snapshot->pairs[index].original);
         uffdaemon_pages_put(snapshot->pairs[index].copy);
     }
-    free(snapshot);
+    uffdaemon_free(snapshot);
 }

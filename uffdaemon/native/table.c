@@ -7,20 +7,15 @@
  * one ioctl.
  */
 #include "table.h"
-
-#include <stdlib.h>
+#include "base.h"
 
 _Atomic uint64_t uffdaemon_tables_replaced;
 
 /* An empty one with room for `capacity` rules, or NULL. */
 struct uffdaemon_table *uffdaemon_table_new(size_t capacity)
 {
-    struct uffdaemon_table *table = malloc(sizeof(*table) +
-                                           capacity * sizeof(struct uffdaemon_rule));
-
-    if (table)
-        table->count = 0;
-    return table;
+    return uffdaemon_alloc(sizeof(struct uffdaemon_table) +
+                           capacity * sizeof(struct uffdaemon_rule));
 }
 
 /* Adds a copy of a rule. */
@@ -37,7 +32,7 @@ void uffdaemon_table_free(struct uffdaemon_table *table)
         return;
     for (size_t index = 0; index < table->count; index++)
         uffdaemon_pages_put(uffdaemon_rule_pages(&table->rules[index]));
-    free(table);
+    uffdaemon_free(table);
 }
 
 /* The table in force, or NULL; valid until `uffdaemon_read_unlock`. */

@@ -156,7 +156,7 @@ static int start(void)
 struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port, uint64_t after,
                                             unsigned then, int signal, const char *name, int *error)
 {
-    struct uffdaemon_watch *watch = calloc(1, sizeof(*watch));
+    struct uffdaemon_watch *watch = uffdaemon_alloc(sizeof(*watch));
 
     if (!watch) {
         *error = ENOMEM;
@@ -184,7 +184,7 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
     pthread_mutex_unlock(&watching);
     uffdaemon_alarm_raise();
     if (*error) {
-        free(watch);
+        uffdaemon_free(watch);
         return NULL;
     }
     return watch;
@@ -209,7 +209,7 @@ void uffdaemon_watch_remove(struct uffdaemon_watch *watch)
     for (at = &watches; *at; at = &(*at)->next)
         if (*at == watch) {
             *at = watch->next;
-            free(watch);
+            uffdaemon_free(watch);
             break;
         }
     pthread_mutex_unlock(&watching);
