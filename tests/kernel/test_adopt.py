@@ -48,7 +48,7 @@ def test_adopting_keeps_the_features() -> None:
 @kernel_test()
 def test_a_pipe_is_no_userfaultfd_and_stays_the_callers() -> None:
     end, _ = os.pipe()
-    with pytest.raises(NotAUserfaultfd, match=rf"descriptor {end} is no userfaultfd but pipe:"):
+    with pytest.raises(NotAUserfaultfd, match=rf"descriptor {end} is not a userfaultfd but pipe:"):
         Userfaultfd.adopt(end)
     os.fstat(end)
 
@@ -130,7 +130,7 @@ def test_anything_but_one_userfaultfd_is_refused_and_closed() -> None:
         with pytest.raises(NotAUserfaultfd, match="carries 2 descriptors"):
             Userfaultfd.receive(ours)
         socket.send_fds(theirs, [b"pipe"], [end])
-        with pytest.raises(NotAUserfaultfd, match="no userfaultfd but pipe:"):
+        with pytest.raises(NotAUserfaultfd, match="not a userfaultfd but pipe:"):
             Userfaultfd.receive(ours)
         assert _open_descriptors() == before
 
@@ -174,7 +174,7 @@ def test_another_process_is_served_and_its_death_is_noticed() -> None:
     start = int(message)
     assert next_fault(uffd).address == start
     # A handler outside cannot move, whatever it is told.
-    with pytest.raises(PlacementRefused, match="only from inside"):
+    with pytest.raises(PlacementRefused, match="only within the process"):
         uffd.move(start, start + PAGE, PAGE)
     result = uffd.copy(start, b"abc" + bytes(PAGE - 3))
     assert (result.status, result.done) == (Status.DONE, PAGE)

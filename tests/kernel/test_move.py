@@ -75,7 +75,7 @@ def test_what_a_fork_shares_is_busy_until_it_is_made_our_own() -> None:
         # The child is gone, and pagemap says that we are alone: the kernel knows better.
         assert exclusive(source.start + PAGE)
         source.advise(Advice.POPULATE_WRITE, 0, PAGE)
-        with pytest.raises(PageNotExclusive, match="not exclusively ours") as caught:
+        with pytest.raises(PageNotExclusive, match="not exclusive to us") as caught:
             uffd.move(memory.start, source.start, memory.length)
         error = caught.value
         assert error.errno == errno.EBUSY
@@ -231,7 +231,7 @@ def test_another_process_is_refused_before_the_kernel_is_asked() -> None:
     with Userfaultfd.open(Features.MOVE) as uffd, Memory.map(2 * PAGE) as memory:
         uffd.register(memory.start, PAGE)
         foreign = Userfaultfd.adopt(os.dup(uffd.fileno()))
-        with pytest.raises(PlacementRefused, match="only from inside"):
+        with pytest.raises(PlacementRefused, match="only within the process"):
             foreign.move(memory.start, memory.start + PAGE, PAGE)
         # And the kernel's own answer, from a fork that holds the descriptor: EINVAL.
         memory.touch(PAGE, PAGE, write=True)

@@ -189,7 +189,7 @@ def test_a_source_that_is_touched_again_is_not_proved_empty() -> None:
         # Shared with a child that has ended: not all is done in one step.
         assert in_child(lambda: None).result() is None
         uffd.tell = lambda result: source.touch(2 * PAGE, PAGE)
-        with pytest.raises(errors.SourceNotEmpty, match="somebody touched it again") as caught:
+        with pytest.raises(errors.SourceNotEmpty, match="a thread has touched it since") as caught:
             move(uffd, target.start, source.start, 4 * PAGE, verify=True)
         assert (caught.value.address, caught.value.length) == (source.start + 2 * PAGE, PAGE)
         # It has moved all the same.

@@ -39,7 +39,7 @@ def test_every_errno_gives_a_text(code: Code, number: int) -> None:
 
 
 def test_operations_explain_what_is_special_about_them() -> None:
-    assert "exclusively" in Code.MOVE.explain(errno.EBUSY)
+    assert "not exclusive" in Code.MOVE.explain(errno.EBUSY)
     assert "hole" in Code.MOVE.explain(errno.ENOENT)
     assert "hugetlb" in Code.ZEROPAGE.explain(errno.EINVAL)
     assert Code.WAKE.explain(errno.EINVAL) == Code.COPY.explain(errno.EINVAL)

@@ -19,7 +19,7 @@ _CLOEXEC: Final = 0x40000000  # MSG_CMSG_CLOEXEC, unnamed in socket before 3.13
 _INITIALIZED: Final = 1 << 31  # UFFD_FEATURE_INITIALIZED: the kernel's own mark in fdinfo
 _ADVICE: Final = (
     "as root: sysctl vm.unprivileged_userfaultfd=1, or chmod 666 /dev/userfaultfd, or "
-    "setcap cap_sys_ptrace+ep on the interpreter; or ask for user_mode_only=True"
+    "setcap cap_sys_ptrace+ep on the interpreter; or pass user_mode_only=True"
 )
 _DEVICE: Final = "as root: chmod 666 /dev/userfaultfd, or open by system call"
 _FILTERED: Final = (
@@ -35,11 +35,11 @@ def check_descriptor(fd: int) -> None:
     except FileNotFoundError:
         raise errors.ClosedDescriptor(f"descriptor {fd} is not open") from None
     if target != "anon_inode:[userfaultfd]":
-        raise errors.NotAUserfaultfd(f"descriptor {fd} is no userfaultfd but {target}")
+        raise errors.NotAUserfaultfd(f"descriptor {fd} is not a userfaultfd but {target}")
     if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
         raise errors.BlockingDescriptor(
             f"userfaultfd {fd} lacks O_NONBLOCK, so it cannot be polled: "
-            f"os.set_blocking({fd}, False) mends it for all who share it"
+            f"os.set_blocking({fd}, False) fixes it for all processes that share it"
         )
 
 
@@ -87,7 +87,7 @@ def explain_handshake(number: int, asked: Features) -> NoReturn:
     reason = ""
     if number == errno.EPERM and asked & Features.EVENT_FORK:
         raise errors.PermissionRefused(
-            number, "UFFDIO_API", reason="EVENT_FORK", advice="it takes CAP_SYS_PTRACE"
+            number, "UFFDIO_API", reason="EVENT_FORK", advice="it needs CAP_SYS_PTRACE"
         )
     raise errors.OpenRefused(number, "UFFDIO_API", reason=reason)
 
@@ -111,9 +111,9 @@ def registration_error(
 ) -> errors.RegistrationRefused:
     """The error for a UFFDIO_REGISTER or UFFDIO_UNREGISTER that was refused with errno `number`."""
     reasons = {
-        errno.EBUSY: "a part of the range is watched by another userfaultfd",
-        errno.EINVAL: "a part of the range is not mapped, is of a type that cannot be watched in "
-        "this mode, or is not aligned to its huge pages",
+        errno.EBUSY: "a part of the range is registered with another userfaultfd",
+        errno.EINVAL: "a part of the range is not mapped, is of a type that cannot be registered "
+        "in this mode, or is not aligned to its huge pages",
         errno.ENOMEM: "the range is not mapped, or its process is gone",
         errno.EPERM: "a part of the range is a file that may not be written",
     }
@@ -141,5 +141,5 @@ def receive_descriptor(sock: socket.socket, max_message: int) -> tuple[int, byte
     if not message and not fds:
         raise EOFError("the peer closed the socket before it sent a userfaultfd")
     raise errors.NotAUserfaultfd(
-        f"the message carries {len(fds)} descriptors, and not one userfaultfd"
+        f"the message carries {len(fds)} descriptors instead of one userfaultfd"
     )

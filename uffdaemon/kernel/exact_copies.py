@@ -1,7 +1,7 @@
 """Which ranges of a userfaultfd are being copied exactly, instead of moved.
 
 The loop has to know them.  A write-protect fault in such a range ends with the copy and must not be
-resolved before.  The REMOVE event of the released source is not a discard by the owner: the page
+resolved earlier.  The REMOVE event of the released source is not a discard by the owner: the page
 contents live on at the destination.
 """
 
@@ -20,7 +20,7 @@ class Copies:
 
     def __init__(self) -> None:
         self.any_yet: bool = False
-        """Whether there ever was one."""
+        """Whether there has been any copy."""
         self.before_release: list[Callable[[], None]] = []
         """Called, from any thread, before a release sends its event."""
         self.marking: Lock = Lock()

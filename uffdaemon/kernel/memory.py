@@ -76,7 +76,7 @@ class Present(Protocol):
 
 
 class Pages(Protocol):
-    """What `Memory` has to know of the pages of a guarded region."""
+    """What `Memory` needs to know about the pages of a guarded region."""
 
     @property
     def present(self) -> Present:
@@ -88,8 +88,8 @@ class Memory:
     """A mapping of `length` bytes at `start`, unmapped by `close`.
 
     The end of a ``with`` block closes it.  Where an error ends the block while a buffer is alive,
-    the error comes out, and the memory stays until it is closed, or until other memory is mapped
-    after the buffer has gone.
+    the error propagates, and the memory stays mapped until it is closed, or until other memory is
+    mapped after the buffer has been released.
     """
 
     def __init__(self, start: int, length: int, kind: MemoryType, page_size: int, fd: int) -> None:
@@ -107,8 +107,7 @@ class Memory:
         self._thread = 0
         self._guarded: Pages | None = None
         self.userfaultfd: Userfaultfd | None = None
-        """A userfaultfd that guards this memory and must not be closed before it is unmapped;
-        `close` sees to that."""
+        """A userfaultfd that guards this memory; `close` closes it, once no access is possible."""
 
     def __repr__(self) -> str:
         return f"<Memory {self.type.value} {self.start:#x}, {self.length} bytes>"
@@ -133,7 +132,9 @@ class Memory:
         _close_left()
         page_size = huge_page_size if kind.huge else PAGE_SIZE
         if length <= 0 or length % page_size:
-            raise errors.InvalidRange(f"{length} bytes are not made of pages of {page_size} bytes")
+            raise errors.InvalidRange(
+                f"{length} bytes is not a positive multiple of the page size, {page_size} bytes"
+            )
         fd = -1
         if kind is not MemoryType.ANONYMOUS:
             fd = native.memfd_create("uffdaemon", page_size if kind.huge else 0)
@@ -169,7 +170,7 @@ class Memory:
         Raises `InvalidRange` for memory that is not shared.
         """
         if not self.type.shared:
-            raise errors.InvalidRange(f"{self.type.value} memory cannot be seen from two places")
+            raise errors.InvalidRange(f"{self.type.value} memory cannot be mapped twice")
         fd = os.dup(self.fd)
         try:
             start = _map(fd, self.length, self.type, self.page_size, transparent_huge=False)
@@ -209,8 +210,9 @@ class Memory:
             first, end = offset // self.page_size, (offset + length - 1) // self.page_size + 1
             if self._guarded.present.next_absent(first, end) is not None:
                 raise errors.PlacementRefused(
-                    "pages are missing there, and this is the thread that runs trio: it would wait "
-                    "for itself for ever.  Use a worker thread: await trio.to_thread.run_sync(...)"
+                    "pages are missing there, and this thread runs trio, which resolves their "
+                    "faults: it would wait forever.  Use a worker thread: "
+                    "await trio.to_thread.run_sync(...)"
                 )
         return start, length
 
@@ -218,7 +220,7 @@ class Memory:
         """A writable view of the memory itself, for plain Python accesses.
 
         As long as it, or anything made from it, is alive, the memory stays where it is: `close`,
-        `unmap` and `remap` raise BufferError.  `GuardedRegion.buffer` knows where it is safe.
+        `unmap` and `remap` raise BufferError.  `GuardedRegion.buffer` refuses where it is not safe.
         """
         start, length = self._range(offset, length)
         self._exports += 1

@@ -176,8 +176,8 @@ def divide(dst: int, src: int, length: int) -> list[int]:
 
 
 def registered(uffd: Userfaultfd, start: int) -> bool:
-    """Whether the page at `start` is registered with `uffd`, found out without changing anything.
-    For huge pages and for other than private anonymous memory it is assumed."""
+    """Whether the page at `start` is registered with `uffd`, tested without changing anything.
+    Assumed for huge pages, and for all but private anonymous memory."""
     mapped = mappings(start, PAGE_SIZE)
     return bool(mapped) and watches(uffd, mapped[0], start)
 
@@ -185,7 +185,7 @@ def registered(uffd: Userfaultfd, start: int) -> bool:
 def watches(uffd: Userfaultfd, mapping: Mapping, start: int) -> bool:
     """The same for a page whose mapping is known."""
     if mapping.file:
-        return True  # not asked: there CONTINUE might map a page
+        return True  # not tested: CONTINUE might map a page
     # CONTINUE is EINVAL for registered anonymous memory, ENOENT for any other.
     [result] = uffd.execute([Operation(Code.CONTINUE, start, PAGE_SIZE)])
     if result.error == errno.ENOENT:

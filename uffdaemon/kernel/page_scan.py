@@ -67,7 +67,7 @@ def scan_pages(
 ) -> list[PageRange]:
     """Scan a range (bytes) for pages in certain categories, and return them as runs.
 
-    Found are pages that are in all of `required`, in at least one of `any_of` and in none of
+    It finds pages that are in all of `required`, in at least one of `any_of` and in none of
     `excluded`; by default those that are present, swapped or guards.  The runs have the categories
     in `reported`.  With `write_protect`, the pages found are write-protected again in the same step
     (only own memory, registered with WP_ASYNC).  `pid` scans another process.

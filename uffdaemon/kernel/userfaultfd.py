@@ -165,7 +165,7 @@ class Userfaultfd:
     def send(self, sock: socket.socket, message: bytes) -> None:
         """Send a duplicate by SCM_RIGHTS, with `message`, which must not be empty (ValueError)."""
         if not message:
-            raise ValueError("descriptors travel with at least one byte of message")
+            raise ValueError("a descriptor is sent with at least one byte of message")
         sent = socket.send_fds(sock, [message], [self.fileno()])
         if sent < len(message):
             sock.sendall(message[sent:])
@@ -279,14 +279,14 @@ class Userfaultfd:
     ) -> Result:
         """UFFDIO_COPY from an address or a bytes-like object of this process to `dst`.
 
-        `length` defaults to that of the object.  Pages that are there are skipped and counted, and
+        `length` defaults to that of the object.  Present pages are skipped and counted, and
         their waiting threads are woken; `page_size` must be that of the memory (for hugetlb, of its
         huge pages).  Raises `OperationError`, `InvalidRange`, ValueError.
         """
         mode = (COPY_WRITE_PROTECT if write_protect else 0) | (0 if wake else DONTWAKE)
         if isinstance(src, int):
             if length is None:
-                raise ValueError("copying from an address takes a length")
+                raise ValueError("copying from an address needs a length")
             return self._carry_out(Operation(Code.COPY, dst, length, src, mode, page_size))
         pinned = native.PinnedBuffer(src)
         try:
@@ -321,8 +321,8 @@ class Userfaultfd:
         """
         if not self.same_process:
             raise errors.PlacementRefused(
-                "UFFDIO_MOVE works only from inside of the process whose memory it is: the kernel "
-                "refuses it from outside"
+                "UFFDIO_MOVE works only within the process that owns the memory: the kernel "
+                "refuses it from any other"
             )
         mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
         return self._carry_out(

@@ -31,12 +31,12 @@ def move(
 
     The options are those of `MoveOptions`.  Without a ``fallback``, pages are moved, atomically for
     threads that write to them, or refused.  With one, more is tried: a shared page is unshared, a
-    pinned one is waited for, and copied only with ``copy_pinned``.  Where MOVE is impossible the
-    copy is exact, for which both sides must be registered MISSING and WP.  A page that is refused
+    pinned one is waited for, and copied only with ``copy_pinned``.  Where MOVE is impossible, pages
+    are copied exactly; both sides must then be registered MISSING and WP.  A page that is refused
     does not stop the others.
 
-    It may block: for a pin, or until an event has been read.  Do not call it in the thread that
-    reads the userfaultfd; that one has `move_in_trio` and `Daemon.move`.
+    It may block until a page is unpinned or an event has been read.  Do not call it in the thread
+    that reads the userfaultfd: use `move_in_trio` or `Daemon.move` there.
 
     Raises the `MoveRefused` of the first page that did not arrive, with the result of all pages in
     ``moved``; `InvalidRange`, `ForeignMemory`, `SourceNotEmpty`, `MemoryRefused`, and TypeError for
@@ -46,7 +46,7 @@ def move(
     _check(dst, src, length, chosen)
     done = 0
     if chosen.page_size == PAGE_SIZE:
-        # Most of the time this is all, and nothing has to be set up for it.
+        # The common case: MOVE does it all, and no ladder is needed.
         holes = chosen.allow_source_holes
         done = move_at_once(uffd, dst, src, length, allow_source_holes=holes)
     moved: Moved = AllMoved(array("Q", (dst, src, length)))
@@ -76,9 +76,9 @@ def move_many(
 ) -> Moved:
     """Move many (dst, src, length) triples, in their order, in one call without the GIL.
 
-    A triple that continues the one before it shares its ioctl.  An ``array('Q')`` of flat triples
-    costs nothing per move in Python.  Pages that are refused are treated as in `move`, which also
-    has the errors and the options.
+    A triple that continues the one before it shares its ioctl.  With a flat ``array('Q')`` of
+    triples, Python does no work per move.  Options, errors, and what happens to refused pages are
+    those of `move`.
     """
     flat = _flat(moves)
     if not flat:
@@ -106,12 +106,12 @@ def move_many(
 
 
 def _move_at_once(uffd: Userfaultfd, flat: array[int], chosen: Chosen) -> list[int] | None:
-    """How many bytes of each triple MOVE brings in one call; None: all of them."""
+    """MOVE all triples in one call.  Returns how many bytes of each were moved; None: all."""
     mode = MOVE_ALLOW_SOURCE_HOLES if chosen.allow_source_holes else 0
     sources = EVERYWHERE if chosen.foreign else owned_around(flat[1])
     left, done = native.move_many(uffd.fileno(), flat, mode, sources)
     if left == native.OUTSIDE:
-        # From several memories, or from memory that is not ours.
+        # Several mappings, or memory that this library did not map.
         _check_sources(flat)
         left, done = native.move_many(uffd.fileno(), flat, mode, EVERYWHERE)
     if left == native.UNFIT:
@@ -122,10 +122,10 @@ def _move_at_once(uffd: Userfaultfd, flat: array[int], chosen: Chosen) -> list[i
 def copy_exactly(
     uffd: Userfaultfd, dst: int, src: int, length: int, **options: Unpack[CopyOptions]
 ) -> Moved:
-    """Copy and release pages instead of moving them: no write is lost, and no old contents show.
+    """Copy and release pages instead of moving them: no write is lost, no thread sees old contents.
 
     Both sides are write-protected while both exist, so both must be registered MISSING and WP.
-    Pages that could be moved are copied as well.  Blocks, and raises, like `move`.
+    Pages that could be moved are copied, too.  It blocks and raises like `move`.
     """
     chosen = Chosen(**options, fallback=Fallback())
     _check(dst, src, length, chosen)
@@ -189,6 +189,6 @@ def check_move(dst: int, src: int, length: int, page_size: int) -> None:
 def _check_source(src: int, length: int) -> None:
     if not check_own(src, length):
         raise errors.ForeignMemory(
-            f"{length} bytes at {src:#x} are not in memory that uffdaemon has mapped: moving them "
-            "away would leave zeros to whoever owns them.  foreign=True says that you know"
+            f"{length} bytes at {src:#x} are not in memory that uffdaemon has mapped: their owner "
+            "would find zeros there.  Pass foreign=True to move them all the same"
         )

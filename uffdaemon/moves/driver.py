@@ -64,7 +64,7 @@ def check_empty(src: int, length: int) -> None:
             "PAGEMAP_SCAN",
             address=found[0][0],
             length=found[0][1],
-            reason="the source of a move holds pages: somebody touched it again",
+            reason="the source of a move holds pages: a thread has touched it since",
         )
 
 
@@ -150,7 +150,7 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver
     if watched and source_uffd.features & Features.EVENT_REMOVE:
         theirs.expect_release(ask.src, ask.length)
     if uffd.same_process and uffd.features & Features.EVENT_REMOVE:
-        uffd.copies.expect_release(ask.dst, ask.length)  # if the copy is taken back
+        uffd.copies.expect_release(ask.dst, ask.length)  # in case the copy is undone
     try:
         with uffd.copies.copying(ask.dst, ask.length), theirs.copying(ask.src, ask.length):
             ask.done, ask.error, ask.stage = native.copy_and_release(
@@ -169,7 +169,7 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver
 
 
 def _watches(uffd: Userfaultfd, sources: list[Mapping], src: int) -> bool:
-    """Whether the source is registered with `uffd`, as far as that can be found out."""
-    # A userfaultfd of another process is no use.  With one that the source is not registered
-    # with, the kernel would protect it all the same, but would not wake its waiting threads.
+    """Whether the source is registered with `uffd`, as far as that can be determined."""
+    # A userfaultfd of another process cannot protect this memory.  Through one that the source is
+    # not registered with, the kernel would write-protect it, but not wake its waiting threads.
     return uffd.same_process and bool(sources) and watches(uffd, sources[0], src)

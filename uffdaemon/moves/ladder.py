@@ -56,7 +56,7 @@ _Steps: TypeAlias = Generator[Ask, None, None]
 
 
 class Ladder:
-    """One range to be moved; its first `moved` bytes have been."""
+    """One range to move.  Its first `moved` bytes have been moved already."""
 
     def __init__(self, dst: int, src: int, length: int, terms: Terms, moved: int = 0) -> None:
         self._dst, self._src, self._length = dst, src, length
@@ -71,7 +71,7 @@ class Ladder:
         self._reach = HUGE_PAGE_SIZE
         """Bytes to unshare at a time."""
         self._plain_until = 0
-        """Copies before this offset go without write-protection, which is not available there."""
+        """Copies before this offset are made without write-protection, which is not available."""
         self._odd = 0
         self._book(moved, Outcome.MOVED)
 
@@ -143,7 +143,7 @@ class Ladder:
         return look.pages
 
     def _free(self, count: int) -> Generator[Ask, None, int]:
-        """How many of the next `count` pages have an empty destination, up to the first that has
+        """How many of the next `count` pages have an empty destination, up to the first that does
         not: MOVE refuses that one for another reason."""
         look = Look(self._dst + self._at, count * PAGE_SIZE)
         yield look
@@ -182,12 +182,12 @@ class Ladder:
     # -- EBUSY ---------------------------------------------------------------------------------
 
     def _busy(self) -> _Steps:
-        """EBUSY: the page is not exclusively ours."""
+        """EBUSY: the page is not exclusive to this process."""
         pages = yield from self._look(min(self._end - self._at, HUGE_PAGE_SIZE))
         cause = why_busy(pages[0])
         length = self._alike(pages, cause)
         if not length:
-            # It is gone by now: the next MOVE returns the reason.
+            # The page is gone by now: the next MOVE returns the reason.
             yield from self._strange(Cause.NOT_EXCLUSIVE, errno.EBUSY)
             return
         free = yield from self._free(length // PAGE_SIZE)
@@ -275,7 +275,7 @@ class Ladder:
             yield from self._wait("the source page is pinned for I/O")
             pages = yield from self._look(stop - self._at)
             if not all(page.there for page in pages) or why_busy(pages[0]) is not None:
-                return  # not pinned any more, or for another reason
+                return  # no longer pinned, or busy for another reason
             yield Unshare(self._src + self._at, stop - self._at)
             result = yield from self._move(stop - self._at)
             self._book(result.done, Outcome.WAITED_AND_MOVED, Cause.PINNED)
@@ -301,7 +301,7 @@ class Ladder:
             yield from self._instead(rest, Cause.WRONG_MEMORY, errno.EINVAL)
 
     def _occupied(self) -> _Steps:
-        """EEXIST: the destination is full; with an empty source, the page was moved before."""
+        """EEXIST: the destination is not empty.  If the source is, the page was moved before."""
         pages = yield from self._look(PAGE_SIZE)
         if pages[0].there:
             self._fail(PAGE_SIZE, Cause.NOT_EMPTY, errno.EEXIST)
@@ -329,7 +329,7 @@ class Ladder:
             self._fail(divide.parts[0], Cause.NOT_REGISTERED, errno.ENOENT)
 
     def _instead(self, length: int, cause: Cause, error: int) -> _Steps:
-        """These cannot be moved: copy them if the fallback allows it."""
+        """These pages cannot be moved: copy them if the fallback allows it."""
         if self._fallback is None:
             self._fail(length, cause, error)
         else:

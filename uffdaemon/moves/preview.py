@@ -1,4 +1,4 @@
-"""What a move would do to each page, as far as that can be found out without moving it."""
+"""What a move would do to each page, as far as that can be determined without moving it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def can_move(
 ) -> list[Run]:
     """What `move` would do to each page, and why; changes nothing.
 
-    Not found out: that a page is pinned, that it was shared
-    with a child which has ended, that a page swapped out is shared, whether mappings differ in
-    locking, and whether an exact copy finds both sides registered for write-protection.  Without
+    It cannot see that a page is pinned, that it was shared with a child that has exited, or that
+    it is shared while it is swapped out.  Nor does it see whether mappings differ in locking, and
+    whether both sides are registered for write-protection, as an exact copy needs.  Without
     CAP_SYS_ADMIN a merged page counts as shared.  Raises `InvalidRange`.
     """
     check_move(dst, src, length, PAGE_SIZE)
@@ -82,7 +82,7 @@ def _page(
     """The outcome for one page, by the rules of ``mm/userfaultfd.c`` in the kernel's order."""
     if unfit is Cause.NOT_REGISTERED or (unfit is not None and terms.fallback is None):
         return Outcome.FAILED, unfit, errno.ENOTTY if unfit is Cause.NO_MOVE else errno.EINVAL
-    # MOVE looks at the destination first; a copy is not even begun for a hole.
+    # MOVE looks at the destination first; for a hole, no copy is started.
     if unfit is None and target.there:
         why = Cause.NOT_EMPTY if page.there else Cause.ALREADY_MOVED
         return Outcome.FAILED, why, errno.EEXIST

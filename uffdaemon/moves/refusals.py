@@ -43,22 +43,21 @@ _CLASSES: Final[dict[Cause, type[errors.MoveRefused]]] = {
     Cause.UNPROTECTABLE: errors.Unprotectable,
 }
 
-_CURES: Final = {
+_ADVICE: Final = {
     Cause.SHARED: "a fallback unshares it first; MADV_DONTFORK keeps children from sharing it",
-    Cause.MERGED: "a fallback unmerges it first; do not mark memory MERGEABLE that is to move",
-    Cause.PINNED: "wait for the I/O or unregister the buffer; a copy would lose what has not come",
+    Cause.MERGED: "a fallback unmerges it first; avoid MADV_MERGEABLE on memory that is to move",
+    Cause.PINNED: "wait for the I/O or unregister the buffer; a copy would lose data still to come",
     Cause.WRONG_MEMORY: "both sides must be private anonymous memory of this process, with the "
     "same access and lock flags, and the destination registered; a fallback copies exactly",
-    Cause.OTHER_PROCESS: "MOVE works only from inside of the process; a fallback copies",
-    Cause.NO_MOVE: "it takes Linux 6.8; a fallback copies exactly",
-    Cause.SOURCE_HOLE: "in a call, allow_source_holes leaves holes as they are; to a fault "
-    "something is due",
+    Cause.OTHER_PROCESS: "MOVE works only within a process; a fallback copies",
+    Cause.NO_MOVE: "it needs Linux 6.8; a fallback copies exactly",
+    Cause.SOURCE_HOLE: "allow_source_holes skips holes in a call; a fault always needs a page",
     Cause.SOURCE_MARKER: "release the source page to get rid of the marker",
-    Cause.NOT_EMPTY: "whoever waits there can be woken; the source is as it was",
-    Cause.ALREADY_MOVED: "moved before, perhaps, or just now while it was being swapped out; a "
-    "page that is known to have been there has arrived",
+    Cause.NOT_EMPTY: "threads that wait there can be woken; the source is unchanged",
+    Cause.ALREADY_MOVED: "it was moved before, or just now while it was being swapped out; if "
+    "you know that there was a page, it has arrived",
     Cause.NOT_REGISTERED: "register the destination with this userfaultfd first",
-    Cause.EVENT: "somebody has to read the userfaultfd",
+    Cause.EVENT: "read the userfaultfd: the event is pending until then",
     Cause.UNPROTECTABLE: "register both sides MISSING and WP, or allow lose_writes",
 }
 
@@ -72,7 +71,7 @@ def refusal(moved: Moved, run: Run) -> errors.MoveRefused:
     if others > 0:
         reason += f"; {others} more runs of pages were refused: see `moved`"
     kind = _CLASSES.get(cause, errors.MoveRefused)
-    advice = _CURES.get(cause, "")
+    advice = _ADVICE.get(cause, "")
     return kind(run.error, result, cause, moved, reason=reason, advice=advice)
 
 

@@ -92,6 +92,6 @@ class Terms(NamedTuple):
     impossible: Cause | None = None
     """Why MOVE is impossible; None: it is possible."""
     page_size: int = PAGE_SIZE
-    """Bytes that a copy takes at least (hugetlb)."""
+    """Bytes of the smallest copy (hugetlb)."""
     piece: int = PIECE
-    """Bytes of one copy at most; writers wait meanwhile."""
+    """Bytes of the largest copy; threads that write to either side wait meanwhile."""

@@ -32,7 +32,7 @@ class Staging:
     pages were moved away.
 
     With `transparent_huge` it is made of huge pages where the kernel has them.  Writing a byte then
-    makes a huge page of zeros around it (2 MiB on x86-64): whatever has not been decoded yet would
+    makes a huge page of zeros around it (2 MiB on x86-64): bytes that are not decoded yet would
     arrive as zeros, not as a `SourceHole`.  With `dont_fork` children do not get it: a page that a
     child shares could not be moved.  Raises `InvalidRange`, `MemoryRefused`.
     """
@@ -69,7 +69,7 @@ class Staging:
         self, fd: int, file_offset: int, offset: int = 0, length: int | None = None
     ) -> int:
         """pread(2) into it until `length` bytes (default: to its end) or the file's end are
-        reached; returns how many there were.  Raises OSError."""
+        reached; returns how many bytes were read.  Raises OSError."""
         with self.view(offset, length) as view:
             return _read(fd, file_offset, view)
 
@@ -136,7 +136,7 @@ class Staging:
         try:
             return self.move(uffd, dst, offset, length).runs
         except errors.DestinationNotEmpty as error:
-            # A fault was faster.  What was read for that page must not stay here.
+            # A fault filled a page first.  The bytes read for it must not stay here.
             self.memory.advise(Advice.DONTNEED, offset, length)
             tried = Moved(tuple(map(_known_to_have_moved, error.moved.runs)))
             others = [run for run in tried.refused if run.cause is not Cause.NOT_EMPTY]
@@ -155,7 +155,7 @@ class Staging:
         return self.start + offset, length
 
     def close(self) -> None:
-        """Unmap it, and what was not moved away."""
+        """Unmap it, with the pages that were not moved."""
         self.memory.close()
 
     def __enter__(self) -> Self:
@@ -194,7 +194,7 @@ def _read_pages(fd: int, file_offset: int, view: memoryview) -> None:
 
 
 def _known_to_have_moved(run: Run) -> Run:
-    """Pages have just been read into: where they are gone by now, they have been moved."""
+    """The source was written just before: a page that is missing there by now has been moved."""
     if run.cause is not Cause.ALREADY_MOVED:
         return run
     return run._replace(outcome=Outcome.MOVED, cause=None, error=0)

@@ -59,8 +59,7 @@ class PageFault(NamedTuple):
     kind: FaultKind
     write: bool
     thread: int
-    """Thread id as the kernel's root pid namespace of the handler shows it; 0 where THREAD_ID was
-    not negotiated."""
+    """The thread's id in its own pid namespace; 0 if THREAD_ID was not negotiated."""
 
 
 class ForkEvent(NamedTuple):

@@ -24,7 +24,7 @@ class Cause(Enum):
     """EBUSY: a forked child maps it as well, or the kernel still marks it as shared."""
     MERGED = "merged by KSM"
     """EBUSY."""
-    NOT_EXCLUSIVE = "not exclusively ours: shared after a fork, merged by KSM, or pinned for I/O"
+    NOT_EXCLUSIVE = "not exclusive to us: shared after a fork, merged by KSM, or pinned for I/O"
     """EBUSY of a single ioctl, which does not tell the three causes apart."""
     PINNED = "pinned for I/O"
     """EBUSY although no other process maps the page: O_DIRECT, io_uring, RDMA."""
@@ -55,7 +55,7 @@ class Cause(Enum):
 
 
 class Run(NamedTuple):
-    """The result for adjacent pages, or what it would be."""
+    """The result for adjacent pages, or the one that `can_move` expects."""
 
     dst: int
     src: int
@@ -81,7 +81,7 @@ class Run(NamedTuple):
         return f"{where} {self.outcome.value.replace('_', ' ')}{why}"
 
 
-_TOLD: Final = 8
+_SHOWN: Final = 8
 """How many runs a repr shows."""
 
 
@@ -92,10 +92,10 @@ class Moved:
         self.runs = runs
 
     def __repr__(self) -> str:
-        told = [run.explain() for run in self.runs[:_TOLD]]
-        if len(self.runs) > _TOLD:
-            told.append(f"and {len(self.runs) - _TOLD} more runs")
-        return f"<Moved: {'; '.join(told) or 'nothing'}>"
+        shown = [run.explain() for run in self.runs[:_SHOWN]]
+        if len(self.runs) > _SHOWN:
+            shown.append(f"and {len(self.runs) - _SHOWN} more runs")
+        return f"<Moved: {'; '.join(shown) or 'nothing'}>"
 
     @property
     def complete(self) -> bool:

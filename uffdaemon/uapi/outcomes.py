@@ -48,14 +48,14 @@ class Operation(NamedTuple):
     """COPY: an address in memory of the caller.  MOVE: an address in the same process as `dst`."""
     mode: int = 0
     page_size: int = 0
-    """Bytes.  A page that is there is skipped, and its waiting threads are woken; 0: stop there."""
+    """Bytes.  Skip present pages and wake the threads that wait for them; 0: stop at the first."""
 
 
 class Status(Enum):
     """How an operation ended."""
 
     DONE = "done"
-    """The whole range is done or was there before."""
+    """The whole range is done, or was present before."""
     RETRY = "retry"
     """An event is pending: read the userfaultfd, then issue the rest later."""
     CLIENT_GONE = "client gone"
@@ -71,7 +71,7 @@ class Result(NamedTuple):
     done: int
     """Bytes that were filled, moved, mapped, poisoned, (un)protected or woken."""
     present: int
-    """Bytes that were there before; the threads that waited for them were woken."""
+    """Bytes that were present before; the threads that waited for them were woken."""
     status: Status
     error: int
     """The errno that stopped it; 0 if none did."""
@@ -196,7 +196,7 @@ _REASONS: Final = {
     (Code.COPY, errno.EFAULT): "the source cannot be read: it is not mapped, or its file ended",
     (Code.COPY, errno.ENOSPC): "the file that backs the memory is full, or the mapping changed",
     (Code.ZEROPAGE, errno.EINVAL): "unaligned or empty range, or hugetlb, which has no zero page",
-    (Code.MOVE, errno.EBUSY): "the page is not exclusively ours: shared after a fork, merged by "
+    (Code.MOVE, errno.EBUSY): "the page is not exclusive to us: shared after a fork, merged by "
     "KSM, or pinned for I/O",
     (Code.MOVE, errno.ENOENT): "a hole in the source, or the range is not registered",
     (Code.MOVE, errno.EEXIST): "the destination is not empty",

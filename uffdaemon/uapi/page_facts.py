@@ -1,4 +1,4 @@
-"""What the kernel tells of one page, and what that says about a refused move."""
+"""What the kernel reports about one page, and why it may have refused to move it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from uffdaemon.uapi.moved import Cause
 
 
 class PageFacts(NamedTuple):
-    """What can be seen of a page from outside."""
+    """What user space can see of a page."""
 
     there: bool
     """Present or swapped out."""
     exclusive: bool = False
-    """Mapped by this process alone; that the kernel takes it for exclusive is not said by it."""
+    """Mapped by this process alone.  The kernel may still not treat it as exclusive."""
     merged: bool = False
     zero: bool = False
     huge: bool = False
@@ -22,8 +22,8 @@ class PageFacts(NamedTuple):
 
 
 def why_busy(page: PageFacts) -> Cause | None:
-    """What EBUSY for the page comes from; None: nothing to be seen, so that it is pinned, or was
-    shared with somebody who is gone."""
+    """Why MOVE returned EBUSY for the page.  None: no visible reason, so it is pinned, or was
+    shared with a process that has exited."""
     if page.merged:
         return Cause.MERGED
     return None if page.exclusive or not page.there else Cause.SHARED
