@@ -44,7 +44,7 @@ class Span(NamedTuple):
 
 Extent: TypeAlias = int | Span
 """How much an action fills.  A number of pages is the aligned window of that size around the fault,
-cut at the ends of the region and at pages that are there.  A `Span` is filled exactly; it must be
+cut at the ends of the region and at present pages.  A `Span` is filled exactly; it must be
 page-aligned, lie in the region and contain the fault."""
 
 
@@ -151,7 +151,7 @@ class Unprotect:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """UFFDIO_WAKE: let the thread fault again or go on; the page was placed by other code."""
+    """UFFDIO_WAKE: let the thread fault again or continue; the page was placed by other code."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """All exceptions that uffdaemon raises.
 
-The root is `UffdaemonError`.  Its branches tell who has to act: `UsageError` is the caller's
-mistake, `KernelRefusal` (an ``OSError`` with errno, operation, address and length) the kernel's
-answer, `SourceError` and `PolicyError` are failures of a source and of a policy.
+The root is `UffdaemonError`.  Its branches tell who has to act: a `UsageError` is the caller's
+mistake; a `KernelRefusal` is a system call that failed, an ``OSError`` with errno, operation,
+address and length; `SourceError` and `PolicyError` are failures of a source and of a policy.
 """
 
 from __future__ import annotations

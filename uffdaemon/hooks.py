@@ -110,12 +110,12 @@ class HookCalls:
 
     def _call(self, hook: Callable[..., Awaitable[None] | None], *arguments: object) -> None:
         try:
-            answer = hook(*arguments)
+            returned = hook(*arguments)
         except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
             self.raised(hook, error)
             return
-        if inspect.isawaitable(answer):
-            self.await_later(answer, hook)
+        if inspect.isawaitable(returned):
+            self.await_later(returned, hook)
 
     def raised(self, hook: object, error: Exception) -> None:
         """Log the error of a hook."""

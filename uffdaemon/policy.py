@@ -1,7 +1,7 @@
-"""Policies: callables that take a `Fault` and return an `Action`, or None if it is not theirs.
+"""Policies: callables that take a `Fault` and return an `Action`, or None to decline.
 
-A policy decides.  It does not wait and issues nothing.  The shipped policies are small frozen
-dataclasses; a function works as well.
+A policy only decides: it does not wait and issues no operations.  The shipped policies are small
+frozen dataclasses; a function works as well.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class ZeroPage:
 class CopyFrom:
     """Copy missing pages from `source`.  Byte `offset` of the source goes to the region's start.
 
-    Raises TypeError if `source` is not a source.  A page that the source does not hold whole fails
-    with `SourceTooShort`.
+    Raises TypeError if `source` is not a source.  A page that is not wholly inside the source
+    fails with `SourceTooShort`.
     """
 
     source: Source
@@ -250,7 +250,8 @@ def _ask(policy: Policy, fault: Fault) -> tuple[Action | None, Reach]:
 
 
 class FirstOf(Combinator):
-    """Use the first policy that returns an action.  Windows end where an earlier one would."""
+    """Use the first policy that returns an action.  A window is cut where an earlier policy would
+    return an action."""
 
     def __init__(self, *policies: Policy) -> None:
         self.policies = policies
@@ -260,7 +261,7 @@ class FirstOf(Combinator):
         return f"FirstOf({', '.join(map(policy_name, self.policies))})"
 
     def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
-        """The decision holds where the same policy decides and those before it still do not."""
+        """The decision holds where the same policy decides and all before it return None."""
         limits: Reach = None
         for policy in self.policies:
             action, holds = _ask(policy, fault)
@@ -339,7 +340,7 @@ class ByRange(Combinator):
         return offset + length, end, None
 
     def ask(self, fault: Fault) -> tuple[Action | None, Reach]:
-        """It holds in the range or the gap, as far as it holds there."""
+        """The decision of the range's policy, limited to that range; None in a gap."""
         start, end, policy = self._find(fault)
         if policy is None:
             return None, (start, end)
@@ -349,7 +350,7 @@ class ByRange(Combinator):
 
 
 class FaultAround(Combinator):
-    """Do what `policy` decides for a page for the aligned window of `pages` pages around it.
+    """Apply what `policy` decides for a page to the aligned window of `pages` pages around it.
 
     The window is cut where the policy's decision ends.  An action for more than one page is left as
     it is.  With a power of two, windows meet without gaps; any positive number works.  Raises

@@ -22,7 +22,7 @@ def check_page_size(page_size: int) -> None:
 
 
 def check_range(start: int, length: int, page_size: int, what: str) -> None:
-    """Raise `InvalidRange`, naming `what`, unless the range is aligned, not empty and in reach."""
+    """Raise `InvalidRange`, naming `what`, if the range is empty, unaligned or past 2**64."""
     if length <= 0:
         raise InvalidRange(f"{what} is empty: length {length} bytes")
     if start < 0 or start + length > 1 << 64:
@@ -30,6 +30,6 @@ def check_range(start: int, length: int, page_size: int, what: str) -> None:
     for value, name in ((start, "start"), (length, "length")):
         if value % page_size:
             raise InvalidRange(
-                f"{what} {start:#x}, {length} bytes: {name} is no multiple of the page size, "
+                f"{what} {start:#x}, {length} bytes: {name} is not a multiple of the page size, "
                 f"{page_size} bytes"
             )

@@ -96,7 +96,9 @@ class FileSource:
             used = in_file if length is None else length
             _check(repr(self), offset, used, max(in_file + offset, 0))
             if offset % mmap.ALLOCATIONGRANULARITY:
-                raise ValueError(f"offset {offset} is no multiple of {mmap.ALLOCATIONGRANULARITY}")
+                raise ValueError(
+                    f"offset {offset} is not a multiple of {mmap.ALLOCATIONGRANULARITY}"
+                )
             self._data_size = used
             tail = -used % PAGE_SIZE if zero_tail else 0
             self.size: int = used + tail
@@ -123,11 +125,11 @@ class FileSource:
 
     def _read(self, offset: int, length: int) -> Buffer:
         data = bytearray(length)
-        due = min(length, self._data_size - offset)
+        wanted = min(length, self._data_size - offset)
         at = 0
         with memoryview(data) as view:
-            while at < due:
-                with view[at:due] as rest:
+            while at < wanted:
+                with view[at:wanted] as rest:
                     count = os.preadv(self._fd, [rest], self._offset + offset + at)
                 if count == 0:
                     raise SourceTooShort(f"{self!r} ended at {offset + at:#x} of {self.size:#x}")

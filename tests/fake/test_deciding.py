@@ -129,8 +129,8 @@ HOSTILE: dict[str, tuple[Any, type[Exception], str]] = {
     "empty": (answers(actions.Zero(Span(0, 0))), errors.InvalidRange, "not made of pages"),
     "no pages": (answers(actions.Zero(0)), errors.InvalidRange, "at least 1"),
     "minus pages": (answers(actions.Zero(-3)), errors.InvalidRange, "at least 1"),
-    "half a page": (answers(actions.Zero(0.5)), errors.InvalidRange, "no number"),  # type: ignore[arg-type]
-    "no address": (StrictMove(-PAGE, foreign=True), errors.InvalidRange, "no address"),
+    "half a page": (answers(actions.Zero(0.5)), errors.InvalidRange, "is not a number"),  # type: ignore[arg-type]
+    "no address": (StrictMove(-PAGE, foreign=True), errors.InvalidRange, "is not an address"),
     "far away": (answers(actions.Copy(SOURCE, 1 << 70)), errors.SourceTooShort, "8 * PAGE"),
     "no source": (answers(actions.Copy(b"bytes")), errors.SourceFailed, "AttributeError"),  # type: ignore[arg-type]
 }

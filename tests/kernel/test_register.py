@@ -20,9 +20,11 @@ from uffdaemon.ranges import HUGE_PAGE_SIZE
 def test_an_unaligned_range_is_named_before_the_kernel_is_asked() -> None:
     with Userfaultfd.open() as uffd, Memory.map(4 * PAGE) as memory:
         for call in (uffd.register, uffd.unregister):
-            with pytest.raises(InvalidRange, match=f"{memory.start + 1:#x}.*start is no multiple"):
+            with pytest.raises(
+                InvalidRange, match=f"{memory.start + 1:#x}.*start is not a multiple"
+            ):
                 call(memory.start + 1, PAGE)
-            with pytest.raises(InvalidRange, match="100 bytes: length is no multiple"):
+            with pytest.raises(InvalidRange, match="100 bytes: length is not a multiple"):
                 call(memory.start, 100)
             with pytest.raises(InvalidRange, match="is empty"):
                 call(memory.start, 0)

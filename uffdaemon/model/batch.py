@@ -1,4 +1,4 @@
-"""From actions to operations: the pure half of carrying them out.
+"""From actions to operations, without system calls.
 
 A *step* is one operation and the faults that it resolves.  The steps of a batch are sorted by
 address and neighbours are merged, so that a burst of faults costs few ioctls.
@@ -54,8 +54,8 @@ def target(fault: Fault, action: Fill) -> tuple[int, int]:
         raise InvalidRange(f"extent of {extent} pages: at least 1 is needed")
     low, high = extent.offset // page_size, (extent.offset + extent.length) // page_size
     if isinstance(action, Copy):
-        # Leave out pages that the source does not hold.  If the faulting page is one of them, ask
-        # for it alone, so that no other page fails with it.
+        # Leave out pages that are not wholly in the source.  If the faulting page is one of them,
+        # fill it alone, so that no other page fails with it.
         low = max(low, -(action.offset // page_size))
         high = min(high, (action.source.size - action.offset) // page_size)
         if not low <= fault.page < high:
@@ -89,15 +89,15 @@ def _whole(number: int) -> int:
     try:
         return index(number)
     except TypeError:
-        raise InvalidRange(f"{number!r} is no number of bytes or pages") from None
+        raise InvalidRange(f"{number!r} is not a number of bytes or pages") from None
 
 
 def operation(action: Fill, region: Region, start: int, length: int, src: int = 0) -> Operation:
     """The operation that carries `action` out on the range; `src` is where a copy or a move of
-    this very range begins.  Raises `InvalidRange` if that is no address."""
+    this very range begins.  Raises `InvalidRange` if that is not an address."""
     page_size = region.page_size
     if not 0 <= _whole(src) <= ADDRESSES - length:
-        raise InvalidRange(f"{action!r} takes its bytes from {src:#x}, which is no address")
+        raise InvalidRange(f"{action!r} takes its bytes from {src:#x}, which is not an address")
     match action:
         case Copy():
             mode = COPY_WRITE_PROTECT if action.write_protect else 0
@@ -112,14 +112,14 @@ def operation(action: Fill, region: Region, start: int, length: int, src: int = 
         case Unprotect():
             return Operation(Code.WRITEPROTECT, start, length)
         case Move():
-            # A full destination leaves the source full: never skip over it.
+            # MOVE must stop at a present page: to skip it would leave its source page behind.
             return Operation(Code.MOVE, start, length, src)
         case _:
             assert_never(action)
 
 
 def merge(steps: list[Step]) -> list[Step]:
-    """Sort by address and merge neighbours that one ioctl can serve."""
+    """Sort by address, and merge neighbours that one ioctl can resolve."""
     if not steps:
         return steps
     steps.sort(key=lambda step: step.operation.dst)

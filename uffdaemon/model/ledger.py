@@ -2,19 +2,19 @@
 
 The rules:
 
-1. A fault *enters* when its message was read, before anything else can happen to it.
+1. A fault *enters* when its message has been read, before anything else happens to it.
 2. It is known by (page, kind).  Further threads that wait for the same page in the same way join
    the record that is open.  A write-protect fault and a missing one never merge.
 3. It *leaves* once, in `Ledger.leave`, with one final outcome.  Until then it has one `Waiting`
    state: being decided, or waiting for a source, a timer (deferred), a task, a hook, or nobody
    (held).
-4. A fault that waits says why, so `open_faults` is the whole truth about who is stuck.
-5. Deferred faults become due when their timer expires, with delays that double up to a limit; never
-   earlier, since an event in flight ends only when its thread runs.
+4. A waiting fault has a reason, so `open_faults` explains every thread that is stuck.
+5. A deferred fault is retried when its timer expires, with delays that double up to a limit.  It is
+   never retried earlier: an event in flight ends only when its thread runs.
 6. When a range is unmapped or its process dies, its faults leave with that outcome.
 
-Time is whatever clock the caller uses, in nanoseconds.  Nothing here reads a clock or knows a
-kernel or an event loop.
+Times are nanoseconds of the clock that the caller uses.  Nothing here reads a clock, calls the
+kernel or knows an event loop.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Record:
     joined: tuple[int, ...] = ()
     """Further threads that reported the same page and kind."""
     failed: bool = False
-    """Whether its region's ``on_failure`` has been asked for already."""
+    """Whether its region's ``on_failure`` has been used already."""
     attempts: int = 0
     """Attempts at its source that have failed."""
     deferrals: int = 0
@@ -109,7 +109,7 @@ class Ledger:
         # In the order in which the faults entered.
         self._records: dict[Key, Record] = {}
         self.held: int = 0
-        """How many open faults wait for nobody."""
+        """How many open faults are held."""
         # By due time.  An entry counts as long as its record still has the timer of this number.
         self._timers: list[tuple[int, int, Record]] = []
         self._timers_set = 0
@@ -175,7 +175,7 @@ class Ledger:
             self._set(record, waiting, reason)
 
     def reopen(self, record: Record) -> None:
-        """A held fault is acted upon after all."""
+        """A held fault is decided after all."""
         if record.state is Waiting.NOBODY:
             self._set(record, Waiting.DECISION, "")
 
@@ -236,7 +236,7 @@ class Ledger:
         return [r.fault for (address, _), r in self._records.items() if start <= address < end]
 
     def held_faults(self) -> list[Fault]:
-        """The open faults that wait for nobody."""
+        """The open faults that are held."""
         if not self.held:
             return []
         return [r.fault for r in self._records.values() if r.state is Waiting.NOBODY]

@@ -116,9 +116,9 @@ class PresentPages(PageSet):
 class PageMap:
     """The states of the pages of one region, by page number from its start.
 
-    With ``shared``, they are kept in a memory file that another process can map by its descriptor,
-    ``book.fileno()``, and passes as `file`.  A `book` of as many pages is used as it is.
-    Raises MemoryError and OSError.
+    With ``shared``, they are kept in a memory file, whose descriptor is ``book.fileno()``.  Another
+    process that has it passes it as `file`.  A `book` of as many pages is used as it is.  Raises
+    MemoryError and OSError.
     """
 
     __slots__ = ("book", "pages", "present", "removed")
@@ -146,7 +146,7 @@ class PageMap:
         return self.book.any_discarded
 
     def remove(self, first: int, end: int) -> None:
-        """The owner discarded these pages: they are absent, and their source is void."""
+        """The owner discarded these pages: they are absent, and marked as removed."""
         if first < end:
             self.book.discard(first, end)
 

@@ -32,10 +32,8 @@ class Refaults:
     def woken(self, fault: Fault, now: int, limit: int) -> int:
         """A thread is about to be woken, at the time `now` (nanoseconds).  Returns how often that
         has happened in a row, if more than `limit` times; else 0."""
-        if (
-            len(self._pages) > MAX_REMEMBERED
-        ):  # mostly old pages; a page that matters is counted again
-            self._pages.clear()
+        if len(self._pages) > MAX_REMEMBERED:
+            self._pages.clear()  # mostly old pages; one that still refaults is counted again
         threads = self._pages.setdefault((fault.address, fault.kind), {})
         count, last = threads.get(fault.thread, (0, 0))
         count = count + 1 if fault.read_at - last < AT_ONCE_NS else 1
@@ -50,7 +48,7 @@ class Refaults:
         return fault.read_at - last < AT_ONCE_NS
 
     def placed(self, fault: Fault) -> None:
-        """The page has been filled by an operation of ours."""
+        """An operation of this library has filled the page."""
         if self._pages:
             self._pages.pop((fault.address, fault.kind), None)
 

@@ -111,7 +111,7 @@ class Region:
     """Seconds that the policy, or a `Perform`, may take for one fault."""
     after_remove: AfterRemove = "zero"
     """What discarded pages contain: zeros, as the kernel promises, or the policy's contents again.
-    Without EVENT_REMOVE discards are not reported, and it is always the latter."""
+    Without EVENT_REMOVE, discards are not reported, and it is always "policy"."""
     name: str = ""
     """Shown in logs and dumps."""
     pages: PageMap = field(init=False)
@@ -153,7 +153,7 @@ class Region:
 
 
 def _check_callables(policy: object, on_failure: object) -> None:
-    """Check at run time what types promise, so that it does not fail at a fault."""
+    """Check the types at run time, so that a mistake shows here and not at the first fault."""
     if isinstance(policy, type) or not callable(policy):
         raise TypeError(f"a policy is a callable that takes a fault, not {policy!r:.100}")
     if not isinstance(on_failure, Hold | Poison) and not callable(on_failure):

@@ -135,7 +135,7 @@ class RegionTable:
             region = copy(segment.region)
             region.start += shift
             moved.append(Segment(segment.start + shift, segment.end + shift, region))
-        # Whatever was at the target has been unmapped by mremap(2) itself.
+        # mremap(2) has unmapped what was at the target.
         self.unmap(target, target + length)
         self._set([*self._segments, *moved])
         return moved
@@ -154,13 +154,13 @@ class RegionTable:
 
 
 def outside_every_region(fault: Fault) -> Action:
-    """The policy for addresses outside every region.  The range may just have been unmapped,
-    which a woken thread finds out.  If not, it faults again, and in the end is held and listed."""
+    """The policy for addresses outside every region.  If the range has just been unmapped, the
+    woken thread gets SIGSEGV.  If not, it faults again, and in the end the fault is held."""
     del fault
     return Wake()
 
 
 def nowhere(event: PageFault) -> Region:
-    """The region of a fault that lies in none."""
+    """A placeholder region for a fault outside every region."""
     page = event.address - event.address % PAGE_SIZE
     return Region(page, PAGE_SIZE, outside_every_region, name="outside of every region")

@@ -187,12 +187,12 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def latency_quantile(latencies: Iterable[int], fraction: float) -> float:
-    """The upper end, in seconds, of the bucket in which `fraction` of all is reached."""
+    """The upper end, in seconds, of the bucket in which `fraction` of all faults is reached."""
     buckets = list(latencies)
-    due = fraction * sum(buckets)
+    wanted = fraction * sum(buckets)
     reached = 0
     for bucket, count in enumerate(buckets):
         reached += count
-        if count and reached >= due:
+        if count and reached >= wanted:
             return (1 << bucket) / 1e9
     return 0.0

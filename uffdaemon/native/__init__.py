@@ -1,8 +1,7 @@
-"""The only door to the C extension: integers and buffers in, integers out.
+"""The only way to call the C extension: integers and buffers in, integers out.
 
 Nothing here decides anything.  If C returns ``-errno``, so does the function; the modules above
-turn it into an error that names the request.  The GIL is
-released around every call.
+turn it into an error that names the request.  The GIL is released around every call.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ _NUMBERS: Final = ffi.typeof("uint64_t[]")
 OUTSIDE: Final = (1 << 64) - 1
 """What `move_many` returns if a source lies outside `sources`."""
 UNFIT: Final = OUTSIDE - 1
-"""The same if a triple is empty, or not made of whole pages."""
+"""What it returns if a triple is empty, or not made of whole pages."""
 
 
 _COUNTS: Final = 1024
@@ -124,9 +123,9 @@ def move_many(
 ) -> tuple[int, list[int]]:
     """MOVE triples of 64-bit (dst, src, length).
 
-    Returns how many bytes were left, and if there were any, how many bytes of each were moved; or
-    `OUTSIDE`, and nothing was moved, if not all sources lie between the addresses of `sources`, or
-    `UNFIT`.
+    Returns how many bytes were not moved, and if any, how many bytes of each triple were.  Instead
+    of that number it returns `OUTSIDE` if not all sources lie between the addresses of `sources`,
+    or `UNFIT`; nothing has been moved then.
     """
     count = len(moves) // 3
     few = count <= _COUNTS
@@ -168,7 +167,7 @@ def view_memory(start: int, length: int) -> memoryview:
 
 
 def export_memory(start: int, length: int, returned: Callable[[], None]) -> memoryview:
-    """The same; `returned` is called when the last view is gone."""
+    """Like `view_memory`; `returned` is called when the last view is gone."""
 
     def gone(_: object) -> None:
         returned()
@@ -227,7 +226,7 @@ def unmap_memory(start: int, length: int) -> int:
 
 
 def protect_memory(start: int, length: int) -> int:
-    """Take all access away; no event is sent."""
+    """mprotect(2) with PROT_NONE; no event is sent."""
     return int(lib.uffdaemon_protect(start, length))
 
 

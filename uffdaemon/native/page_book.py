@@ -90,8 +90,8 @@ class PageBook:
         lib.uffdaemon_pages_discard(self._book, first, end)
 
     def make_void(self, first: int, end: int) -> None:
-        """Mark as discarded those pages that never were: for an event that C may have applied
-        already."""
+        """Mark as discarded the pages that have never been discarded: for an event that C may have
+        applied already."""
         lib.uffdaemon_pages_void(self._book, first, end)
 
 

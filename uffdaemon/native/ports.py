@@ -90,12 +90,12 @@ class Record(NamedTuple):
 class Port:
     """One userfaultfd as C serves it.
 
-    With ``told``, something else than the event loop serves it: an eventfd, `notify`, becomes
+    With ``notified``, something other than the event loop serves it: an eventfd, `notify`, becomes
     readable when there are records, and C applies events to the rules itself.
     """
 
-    def __init__(self, fd: int, reread_limit: int, *, told: bool = False) -> None:
-        self.notify: int = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if told else -1
+    def __init__(self, fd: int, reread_limit: int, *, notified: bool = False) -> None:
+        self.notify: int = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if notified else -1
         self._records = bytearray(_RECORD.size * _CAPACITY)
         self._pinned_records: Any = ffi.from_buffer("struct uffdaemon_record[]", self._records)
         self._withdrawn = False
@@ -168,7 +168,7 @@ class Port:
         return True
 
     def withdraw(self) -> None:
-        """Withdraw all rules until new ones are published.  May be called from any thread."""
+        """Withdraw all rules until new ones are published.  Any thread may call it."""
         lib.uffdaemon_port_withdraw(self._port)
 
     def settle(self) -> None:
@@ -184,12 +184,12 @@ class Port:
         """Read what is pending and resolve it by rules.  Never sleeps."""
         lib.uffdaemon_serve(self._port)
 
-    def answer_in_thread(self) -> int:
-        """Have faulting threads resolve by the rules, in a signal handler: 0 or -errno."""
+    def resolve_in_threads(self) -> int:
+        """Have faulting threads resolve their faults by rules, in a signal handler: 0 or -errno."""
         return int(lib.uffdaemon_sigbus_add(self._port))
 
     def leave_threads(self) -> None:
-        """Undo `answer_in_thread`."""
+        """Undo `resolve_in_threads`."""
         lib.uffdaemon_sigbus_remove(self._port)
 
     def release(self, start: int, length: int) -> None:
@@ -282,7 +282,7 @@ class ResolverThread:
         return int(lib.uffdaemon_resolver_thread(self._resolver))
 
     def add(self, port: Port) -> int:
-        """Serve a port, which has been made with ``told``: 0 or -errno."""
+        """Serve a port, which has been made with ``notified``: 0 or -errno."""
         return int(lib.uffdaemon_resolver_add(self._resolver, port.pointer))
 
     def remove(self, port: Port) -> None:

@@ -40,7 +40,7 @@ class Endpoint:
         self.resolver = resolver
         self.native: bool = resolver is not Resolver.LOOP
         """Whether C serves it independently of the event loop."""
-        self.port: Port = Port(uffd.fileno(), backends.rereads, told=self.native)
+        self.port: Port = Port(uffd.fileno(), backends.rereads, notified=self.native)
         self._uffd = uffd
         self._fd = uffd.fileno()
         self._name = name

@@ -27,7 +27,7 @@ class SharedResolver:
             self._thread = ResolverThread()
         number = self._thread.add(port)
         if number == 0 and resolver is Resolver.IN_THREAD:
-            number = port.answer_in_thread()
+            number = port.resolve_in_threads()
         if number < 0:
             raise OSError(-number, f"serving a userfaultfd by {resolver.value}")
 
