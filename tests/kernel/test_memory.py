@@ -16,7 +16,7 @@ from tests.support.calls import Call, in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_events, next_fault
 from tests.support.page_contents import PAGE
-from uffdaemon import Advice, Memory, MemoryType
+from uffdaemon import Advice, Memory, MemoryType, native
 from uffdaemon.errors import InvalidRange, MemoryRefused
 from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.ranges import HUGE_PAGE_SIZE
@@ -237,3 +237,17 @@ def test_closing_memory_closes_the_userfaultfd_that_guards_it() -> None:
     # Nobody reads the unmap event, and nobody has to.
     memory.close()
     assert uffd.closed
+
+
+@kernel_test()
+def test_closing_leaves_alone_what_is_mapped_where_a_part_was_unmapped() -> None:
+    memory = Memory.map(3 * PAGE)
+    hole = memory.start + PAGE
+    memory.unmap(PAGE, PAGE)
+    number, start = native.map_memory(-1, PAGE, 0, PAGE)
+    assert number == 0
+    assert native.remap_memory(start, PAGE, hole) == 0
+    native.write_memory(hole, b"other memory")
+    memory.close()
+    assert native.read_memory(hole, 12) == b"other memory"
+    assert native.unmap_memory(hole, PAGE) == 0

@@ -307,13 +307,15 @@ class Memory:
         self._check_exports("closed")
         if self.start:
             start, self.start = self.start, 0
-            disown(start, start + self.length)
+            parts = disown(start, start + self.length)
             # With EVENT_UNMAP, munmap would wait until its event is read, and possibly nothing
             # reads it.  Without access nothing can be seen between closing and unmapping.
-            native.protect_memory(start, self.length)
+            for first, end in parts:
+                native.protect_memory(first, end - first)
             if self.userfaultfd is not None:
                 self.userfaultfd.close()
-            native.unmap_memory(start, self.length)
+            for first, end in parts:
+                native.unmap_memory(first, end - first)
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)

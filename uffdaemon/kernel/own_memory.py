@@ -24,9 +24,14 @@ def own(start: int, end: int) -> None:
         insort(_owned, (start, end))
 
 
-def disown(start: int, end: int) -> None:
-    """Record that a range is about to be unmapped, and call `before_unmapping`."""
+def disown(start: int, end: int) -> list[tuple[int, int]]:
+    """Record that a range is about to be unmapped, and call `before_unmapping`.
+
+    Returns the parts, (start, end) each, that the library had mapped.  What lies between them is
+    other memory by now.
+    """
     with _lock:
+        gone = [(max(a, start), min(b, end)) for a, b in _owned if a < end and start < b]
         kept = [
             part
             for low, high in _owned
@@ -36,6 +41,7 @@ def disown(start: int, end: int) -> None:
         _owned[:] = kept
     for call in before_unmapping.copy():
         call(start, end)
+    return gone
 
 
 def check_own(start: int, length: int) -> bool:
