@@ -1,7 +1,8 @@
-"""The long run: ``make soak``, or ``python -m tests.soak --moves N --mover NAME``.
+"""The long run: ``make soak``, or ``python -m tests.soak --moves N --mover NAME --steps N``.
 
-A table of what each mover lost.  The exit status is 1 when one that must not lose anything did, or
-when one that must be seen to lose did not.
+A table of what each mover lost, and the model of page states in every placement.  The exit status
+is 1 if a mover that must not lose anything did, if one that must be seen to lose did not, or if a
+page was not as the model says.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.soak.bouncing import DISTURBANCES, EXACT_CANNOT, MOVERS, Report, soak
+from tests.soak.page_states import PLACINGS, play
 from tests.soak.threads import build
+from tests.support import clib as helpers
 from tests.support import system
 
 CLEAN = ("strict", "ladder", "exact")
 LONG = 1_000_000
+STEPS = 100_000
 MOVER_SECONDS = 3600.0
 """What one mover gets before it counts as hung."""
 
@@ -34,6 +38,12 @@ def main() -> int:
     parser.add_argument("--mover", choices=sorted(MOVERS), action="append")
     parser.add_argument("--threads", type=int, choices=[1, 2, 3, 4], action="append")
     parser.add_argument("--disturb", choices=[*DISTURBANCES, "none"], action="append")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS,
+        help="of the page model, a placement (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     movers = options.mover or list(MOVERS)
@@ -60,11 +70,12 @@ def main() -> int:
                 count, disturbances = (each, disturbances) if mover in CLEAN else (2000, ())
                 reports.append(_in_child(library, mover, writers, count, disturbances))
                 show(reports[-1])
+        wrong = [name for name in PLACINGS if not play_in_child(directory, name, options.steps)]
     if options.json is not None:
         options.json.write_text(json.dumps([as_json(report) for report in reports], indent=1))
     bad = [r for r in reports if r.mover in CLEAN and not r.clean]
     blind = [r for r in reports if r.mover == "naive" and not r.lost]
-    return 1 if bad or blind else 0
+    return 1 if bad or blind or wrong else 0
 
 
 def _in_child(
@@ -74,6 +85,20 @@ def _in_child(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(soak, library, mover, writers, moves, disturbances).result(MOVER_SECONDS)
+
+
+def play_in_child(directory: Path, name: str, steps: int) -> bool:
+    """Run the model of page states in one placement; whether every page was as it says."""
+    library = helpers.build(directory)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            taken = pool.submit(play, PLACINGS[name], library, steps, 100).result(MOVER_SECONDS)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is what was found
+            print(f"page states, {name}: {error!r}", flush=True)
+            return False
+    print(f"page states, {name}: {taken} steps, as the model says", flush=True)
+    return True
 
 
 def as_json(report: Report) -> dict[str, object]:

@@ -32,12 +32,28 @@ class Helpers:
         loaded = ctypes.CDLL(str(library))
         self._touch = loaded.touch
         self._touch.argtypes = [ctypes.c_uint64, ctypes.c_int]
+        self._fork_and_read = loaded.fork_and_read
+        self._fork_and_read.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_uint64,
+            ctypes.c_int,
+            ctypes.c_int,
+        ]
+        self._fork_and_read.restype = ctypes.c_long
         self._increment = loaded.increment
         self._increment.argtypes = [ctypes.c_uint64] * 5 + [ctypes.c_void_p]
 
     def touch(self, address: int, *, write: bool = False) -> int:
         """Touch one byte; return 0, or the si_code of the SIGBUS that came of it."""
         return int(self._touch(address, write))
+
+    def fork_and_read(self, addresses: list[int], go: int, out: int) -> int:
+        """Fork a child that writes the first word of each page to `out` once it can read a byte
+        from `go`, and ends with the next one; return its process id."""
+        array = (ctypes.c_uint64 * len(addresses))(*addresses)
+        child = int(self._fork_and_read(array, len(addresses), go, out))
+        assert child > 0, "fork"
+        return child
 
     def increment(
         self,

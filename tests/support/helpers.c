@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static __thread sigjmp_buf escape;
 static __thread volatile int code;
@@ -50,4 +52,26 @@ void increment(uint64_t start, uint64_t page_size, uint64_t pages, uint64_t roun
         __atomic_fetch_add((uint64_t *)(uintptr_t)(start + page * page_size), 1, __ATOMIC_RELAXED);
         __atomic_fetch_add(&added[page], 1, __ATOMIC_RELAXED);
     }
+}
+
+/* Forks, without the GIL, since fork(2) waits until its event has been read.  The child waits for a
+ * byte from `go`, writes the first word of each page to `out`, waits for another byte and ends.
+ * Returns its process id, or -1. */
+long fork_and_read(const uint64_t *addresses, uint64_t count, int go, int out)
+{
+    long child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    uint64_t word;
+    char byte;
+
+    if (child)
+        return child;
+    if (read(go, &byte, 1) == 1)
+        for (uint64_t page = 0; page < count; page++) {
+            word = *(volatile uint64_t *)(uintptr_t)addresses[page];
+            if (write(out, &word, sizeof(word)) != sizeof(word))
+                break;
+        }
+    (void)!read(go, &byte, 1);
+    syscall(SYS_exit_group, 0);
+    return 0;
 }
