@@ -20,7 +20,7 @@ NOT_A_PAGE = {
     "demo/command.py": "an example of a size",
     "demo/process.py": "bytes of standard error that are shown",
     "model/refaults.py": "faults that are remembered",
-    "native/pages.c": "bytes of states that are not mapped on their own",
+    "native/port.h": "bytes of the smallest pages, on one of which the hot fields lie",
     "native/stall.c": "bytes of a file in /proc",
     "native/uapi.h": "a flag",
     "uapi/features.py": "a flag",

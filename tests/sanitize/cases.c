@@ -281,9 +281,9 @@ static void forked_and_discarded(void)
     guard(0);
     publish_rule(_UFFDIO_COPY, 0);
     expect(byte_of(1) == 'x', "the page is not what it was to be");
-    pthread_mutex_lock(&port->change);
+    uffdaemon_lock(&port->change);
     uffdaemon_apply_event(port, &record);
-    pthread_mutex_unlock(&port->change);
+    uffdaemon_unlock(&port->change);
     discard_first();
     snapshot = uffdaemon_record_snapshot(&record);
     expect(snapshot && record.present == UFFDAEMON_APPLIED, "no snapshot was taken");
@@ -481,11 +481,11 @@ static void discarded_while_published(void)
 
     guard(0);
     publish_rule(_UFFDIO_COPY, 0);
-    pthread_mutex_lock(&port->change);
+    uffdaemon_lock(&port->change);
     pthread_create(&owner, NULL, discard_first_thread, NULL);
     nanosleep(&longer_than_patience, NULL);
     expect(!atomic_load(&port->events), "an event was applied meanwhile");
-    pthread_mutex_unlock(&port->change);
+    uffdaemon_unlock(&port->change);
     pthread_join(owner, NULL);
     expect(byte_of(0) == 0, "a page that was discarded is not zeros");
 }

@@ -13,6 +13,8 @@
 
 #include <sched.h>
 
+#include "base.h"
+
 #define INTERVAL 64        /* faults between two looks at where their thread may run */
 #define APART_NS 500000000 /* for so long, threads bound to different cores are not followed */
 #define WINDOW 64          /* faults by which a core is judged */
@@ -21,13 +23,16 @@
 #define REST_NS 100000000  /* for so long, at first */
 #define MAX_REST_NS 10000000000
 
-/* Of the thread that calls; only resolvers do. */
+/* Of the thread that calls; only resolvers do.  Initial-exec: found without a call for every fault. */
+#define INITIAL_EXEC __attribute__((tls_model("initial-exec")))
+
 static _Thread_local struct {
     cpu_set_t allowed; /* where it may run when it follows nobody */
+    int cores;         /* how many these are */
     uint64_t apart;    /* until when it follows nobody, CLOCK_MONOTONIC ns */
     int core;          /* where it is by now; -1: anywhere */
     int known;
-} here;
+} here INITIAL_EXEC;
 
 /* The search, of that thread as well. */
 static _Thread_local struct {
@@ -35,7 +40,7 @@ static _Thread_local struct {
     uint64_t reads;         /* in vain, in this window */
     uint64_t rest, until;   /* how long, and until when, it is given up, ns */
     int bound;              /* to a core that it has chosen */
-} search;
+} search INITIAL_EXEC;
 
 static int learn_where(void)
 {
@@ -43,6 +48,7 @@ static int learn_where(void)
         if (sched_getaffinity(0, sizeof(here.allowed), &here.allowed))
             return 0;
         here.known = 1;
+        here.cores = CPU_COUNT(&here.allowed);
         here.core = -1;
     }
     return 1;
@@ -72,16 +78,12 @@ static void run_on(int core)
         here.core = core;
 }
 
-/* One of the `count` threads whose faults have just been read is `thread`, 0 if that is not known. */
-void uffdaemon_affinity_follow(uint64_t *faults, pid_t thread, size_t count, uint64_t now)
+/* Goes to where `thread` is bound, if it is. */
+static UFFDAEMON_COLD void follow(pid_t thread, uint64_t now)
 {
-    uint64_t before = *faults;
     int core;
 
-    *faults += count;
-    if (!thread || (before && before / INTERVAL == *faults / INTERVAL) || now < here.apart)
-        return;
-    if (!learn_where())
+    if (now < here.apart || !learn_where())
         return;
     core = bound_to(thread);
     if (core >= 0 && !CPU_ISSET(core, &here.allowed))
@@ -94,6 +96,17 @@ void uffdaemon_affinity_follow(uint64_t *faults, pid_t thread, size_t count, uin
         core = -1;
     }
     run_on(core);
+}
+
+/* One of the `count` threads whose faults have just been read is `thread`, 0 if that is not known. */
+UFFDAEMON_HOT void uffdaemon_affinity_follow(uint64_t *faults, pid_t thread, size_t count,
+                                             uint64_t now)
+{
+    uint64_t before = *faults;
+
+    *faults += count;
+    if (thread && (!before || before / INTERVAL != *faults / INTERVAL))
+        follow(thread, now);
 }
 
 /* The next core after `core` on which the resolver may run. */
@@ -119,28 +132,32 @@ void uffdaemon_affinity_give_up(uint64_t now)
     search.until = now + search.rest;
 }
 
-/* A single fault, back-to-back with the one before, came after `reads` in vain; whose it is, is not
- * known. */
-void uffdaemon_affinity_search(unsigned reads, uint64_t now)
+/* Judges the core by a window of faults, and goes to another one if it is far from them. */
+static UFFDAEMON_COLD void judge(uint64_t now)
 {
-    int far;
+    int far = search.reads > WINDOW * FAR;
 
-    if (now < search.until || !learn_where() || CPU_COUNT(&here.allowed) < 2)
-        return;
-    search.reads += reads;
-    if (++search.faults < WINDOW)
-        return;
-    far = search.reads > WINDOW * FAR;
     search.faults = 0;
     search.reads = 0;
+    if (now < search.until || !learn_where() || here.cores < 2)
+        return;
     if (!far) {
         search.tried = 0;
         search.rest = 0;
-    } else if (search.tried < MAX_TRIED && (int)search.tried < CPU_COUNT(&here.allowed)) {
+    } else if (search.tried < MAX_TRIED && (int)search.tried < here.cores) {
         search.tried++;
         search.bound = 1;
         run_on(next_core(here.core >= 0 ? here.core : sched_getcpu()));
     } else {
         uffdaemon_affinity_give_up(now);
     }
+}
+
+/* A single fault, back-to-back with the one before, came after `reads` in vain; whose it is, is not
+ * known. */
+UFFDAEMON_HOT void uffdaemon_affinity_search(unsigned reads, uint64_t now)
+{
+    search.reads += reads;
+    if (++search.faults >= WINDOW)
+        judge(now);
 }

@@ -3,24 +3,20 @@
 #define _GNU_SOURCE
 #include "base.h"
 
+#include <errno.h>
+#include <linux/futex.h>
 #include <sched.h>
-#include <time.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PATIENCE_NS 20000000
 
-#ifdef __SANITIZE_THREAD__ /* which does not know pthread_mutex_clocklock before GCC 13 */
-#define LOCK_CLOCK CLOCK_REALTIME
-#define lock_until(mutex, until) pthread_mutex_timedlock(mutex, until)
-#else
-#define LOCK_CLOCK CLOCK_MONOTONIC
-#define lock_until(mutex, until) pthread_mutex_clocklock(mutex, LOCK_CLOCK, until)
-#endif
-
-uint64_t uffdaemon_now(void)
+UFFDAEMON_HOT uint64_t uffdaemon_now(void)
 {
     struct timespec now;
+
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
@@ -46,19 +42,23 @@ void uffdaemon_spin_unlock(_Atomic uint32_t *lock)
     atomic_store_explicit(lock, 0, memory_order_release);
 }
 
-int uffdaemon_lock_patiently(pthread_mutex_t *mutex)
+/* Waits until the mutex is ours: 0; or, if `patient`, for PATIENCE_NS at most: ETIMEDOUT. */
+int uffdaemon_mutex_wait(struct uffdaemon_mutex *mutex, int patient)
 {
-    struct timespec until;
+    uint64_t end = patient ? uffdaemon_now() + PATIENCE_NS : 0;
+    struct timespec until = {(time_t)(end / 1000000000), (long)(end % 1000000000)};
 
-    if (pthread_mutex_trylock(mutex) == 0)
-        return 0;
-    clock_gettime(LOCK_CLOCK, &until);
-    until.tv_nsec += PATIENCE_NS;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_nsec -= 1000000000;
-        until.tv_sec++;
-    }
-    return lock_until(mutex, &until);
+    while (atomic_exchange_explicit(&mutex->state, 2, memory_order_acquire))
+        if (syscall(SYS_futex, &mutex->state, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 2,
+                    patient ? &until : NULL, NULL, FUTEX_BITSET_MATCH_ANY) &&
+            errno == ETIMEDOUT)
+            return ETIMEDOUT;
+    return 0;
+}
+
+void uffdaemon_mutex_wake(struct uffdaemon_mutex *mutex)
+{
+    syscall(SYS_futex, &mutex->state, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
 }
 
 #define HEAD 64 /* bytes before the memory; the first eight are the size of the mapping */

@@ -3,10 +3,13 @@
 #ifndef UFFDAEMON_BASE_H
 #define UFFDAEMON_BASE_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* What runs for each fault: kept together, since a fault finds its pages and lines cold. */
+#define UFFDAEMON_HOT __attribute__((hot))
+#define UFFDAEMON_COLD __attribute__((noinline, cold))
 
 /* CLOCK_MONOTONIC, nanoseconds. */
 uint64_t uffdaemon_now(void);
@@ -26,7 +29,39 @@ void uffdaemon_spin_unlock(_Atomic uint32_t *lock);
 void *uffdaemon_alloc(size_t size);
 void uffdaemon_free(void *memory);
 
+/* A mutex for threads of one process, not for signal handlers.  Zeros are a free one.  Inline, and no
+ * more than one atomic operation where nobody else wants it: two are taken for each fault. */
+struct uffdaemon_mutex {
+    _Atomic uint32_t state; /* a futex: 0: free, 1: held, 2: held, and others may wait */
+};
+
+UFFDAEMON_COLD int uffdaemon_mutex_wait(struct uffdaemon_mutex *mutex, int patient);
+UFFDAEMON_COLD void uffdaemon_mutex_wake(struct uffdaemon_mutex *mutex);
+
+static inline int uffdaemon_mutex_try(struct uffdaemon_mutex *mutex)
+{
+    uint32_t free = 0;
+
+    return atomic_compare_exchange_strong_explicit(&mutex->state, &free, 1, memory_order_acquire,
+                                                   memory_order_relaxed);
+}
+
+static inline void uffdaemon_lock(struct uffdaemon_mutex *mutex)
+{
+    if (!uffdaemon_mutex_try(mutex))
+        uffdaemon_mutex_wait(mutex, 0);
+}
+
 /* 0, or ETIMEDOUT after 20 ms: the holder may be copying from memory that the caller serves. */
-int uffdaemon_lock_patiently(pthread_mutex_t *mutex);
+static inline int uffdaemon_lock_patiently(struct uffdaemon_mutex *mutex)
+{
+    return uffdaemon_mutex_try(mutex) ? 0 : uffdaemon_mutex_wait(mutex, 1);
+}
+
+static inline void uffdaemon_unlock(struct uffdaemon_mutex *mutex)
+{
+    if (atomic_exchange_explicit(&mutex->state, 0, memory_order_release) == 2)
+        uffdaemon_mutex_wake(mutex);
+}
 
 #endif

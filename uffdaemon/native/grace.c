@@ -5,20 +5,6 @@
 #include <sched.h>
 #include <time.h>
 
-/* Returns a ticket for `uffdaemon_read_unlock`.  What is loaded until then stays valid. */
-unsigned uffdaemon_read_lock(struct uffdaemon_readers *readers)
-{
-    unsigned ticket = atomic_load(&readers->epoch) & 1;
-
-    atomic_fetch_add(&readers->inside[ticket], 1);
-    return ticket;
-}
-
-void uffdaemon_read_unlock(struct uffdaemon_readers *readers, unsigned ticket)
-{
-    atomic_fetch_sub(&readers->inside[ticket], 1);
-}
-
 /* Returns once every reader has left that entered before the call.  New readers use the other
  * counter, so they cannot delay it.  Both counters are waited for: a reader may have loaded the epoch
  * long before it counts itself.  Other writers advance the epoch too, so that one counter may come up

@@ -17,8 +17,20 @@ struct uffdaemon_readers {
     _Atomic uint64_t inside[2]; /* readers */
 };
 
-unsigned uffdaemon_read_lock(struct uffdaemon_readers *readers);
-void uffdaemon_read_unlock(struct uffdaemon_readers *readers, unsigned ticket);
+/* Returns a ticket for `uffdaemon_read_unlock`.  What is loaded until then stays valid. */
+static inline unsigned uffdaemon_read_lock(struct uffdaemon_readers *readers)
+{
+    unsigned ticket = atomic_load(&readers->epoch) & 1;
+
+    atomic_fetch_add(&readers->inside[ticket], 1);
+    return ticket;
+}
+
+static inline void uffdaemon_read_unlock(struct uffdaemon_readers *readers, unsigned ticket)
+{
+    atomic_fetch_sub(&readers->inside[ticket], 1);
+}
+
 void uffdaemon_synchronize(struct uffdaemon_readers *readers);
 
 #endif

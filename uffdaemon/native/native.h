@@ -28,6 +28,7 @@
 #include "messages.h"
 #include "moves.h"
 #include "operations.h"
+#include "pace.h"
 #include "pages.h"
 #include "port.h"
 #include "resolver.h"

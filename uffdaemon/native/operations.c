@@ -26,33 +26,33 @@ static int copy(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mo
     return error;
 }
 
+static int move(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mode, int64_t *done)
+{
+    struct uffdio_move argument = {dst, src, length, mode, 0};
+    int error = ioctl(fd, UFFDIO_MOVE, &argument) ? errno : 0;
+    *done = argument.move;
+    return error;
+}
+
 static int wake(int fd, uint64_t start, uint64_t length)
 {
     struct uffdio_range range = {start, length};
     return ioctl(fd, UFFDIO_WAKE, &range) ? errno : 0;
 }
 
-/* One ioctl.  Returns 0 or errno; *done may be -errno as the kernel wrote it. */
-static int issue(int fd, const struct uffdaemon_operation *operation, uint64_t dst, uint64_t src,
-                 uint64_t length, int64_t *done)
+/* One ioctl without a source. */
+static UFFDAEMON_HOT int issue_in_place(int fd, const struct uffdaemon_operation *operation,
+                                        uint64_t dst, uint64_t length, int64_t *done)
 {
     struct uffdio_range range = {dst, length};
     int error = 0;
 
     *done = 0;
     switch (operation->code) {
-    case _UFFDIO_COPY:
-        return copy(fd, dst, src, length, operation->mode, done);
     case _UFFDIO_ZEROPAGE: {
         struct uffdio_zeropage argument = {range, operation->mode, 0};
         error = ioctl(fd, UFFDIO_ZEROPAGE, &argument) ? errno : 0;
         *done = argument.zeropage;
-        return error;
-    }
-    case _UFFDIO_MOVE: {
-        struct uffdio_move argument = {dst, src, length, operation->mode, 0};
-        error = ioctl(fd, UFFDIO_MOVE, &argument) ? errno : 0;
-        *done = argument.move;
         return error;
     }
     case _UFFDIO_CONTINUE: {
@@ -83,6 +83,17 @@ static int issue(int fd, const struct uffdaemon_operation *operation, uint64_t d
     return error;
 }
 
+/* One ioctl.  Returns 0 or errno; *done may be -errno as the kernel wrote it. */
+static inline int issue(int fd, const struct uffdaemon_operation *operation, uint64_t dst,
+                        uint64_t src, uint64_t length, int64_t *done)
+{
+    if (operation->code == _UFFDIO_COPY)
+        return copy(fd, dst, src, length, operation->mode, done);
+    if (operation->code == _UFFDIO_MOVE)
+        return move(fd, dst, src, length, operation->mode, done);
+    return issue_in_place(fd, operation, dst, length, done);
+}
+
 /* A page that ZEROPAGE found present may hold no more than a write-protect marker, which COPY may
  * replace: keep the protection.  EEXIST again means that there is a page. */
 static int zero_marker(int fd, const struct uffdaemon_operation *operation, uint64_t dst)
@@ -108,43 +119,51 @@ static void note_present(struct uffdaemon_record *records, size_t count, uint64_
             records[index].present = 1;
 }
 
-/* Carries one operation out, as far as it goes.  The `count` records are the faults that it
- * answers; there may be none. */
-void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
-                         struct uffdaemon_record *records, size_t count)
+/* What to do where nothing was done: to step over a page that is present, or to stop.  Returns
+ * whether to go on. */
+static UFFDAEMON_COLD int step_over(int fd, struct uffdaemon_operation *operation,
+                                    struct uffdaemon_record *records, size_t count, int error)
 {
-    operation->error = 0;
-    operation->done = operation->present = 0;
-    for (;;) {
-        uint64_t offset = operation->done + operation->present;
-        uint64_t src = operation->src ? operation->src + offset : 0;
-        uint64_t dst = operation->dst + offset;
-        int64_t done;
-        int error;
+    uint64_t dst = operation->dst + operation->done + operation->present;
 
-        /* The first round is taken for a length of 0, too: refusing it is the kernel's part. */
-        if (offset && offset >= operation->length)
-            return;
-        error = issue(fd, operation, dst, src, operation->length - offset, &done);
-        if (done > 0) {
-            operation->done += (uint64_t)done;
-            continue;
-        }
-        if (error == EEXIST && operation->page_size) {
-            if (zero_marker(fd, operation, dst) == 0) {
-                operation->done += operation->page_size;
-                continue;
-            }
-            if (!(operation->mode & UFFDIO_COPY_MODE_DONTWAKE))
-                wake(fd, dst, operation->page_size);
-            operation->present += operation->page_size;
-            note_present(records, count, dst, operation->page_size);
-            continue;
-        }
+    if (error != EEXIST || !operation->page_size) {
         /* Neither progress nor an error: not to be spun on. */
         operation->error = (uint32_t)(error ? error : EAGAIN);
-        return;
+        return 0;
     }
+    if (zero_marker(fd, operation, dst) == 0) {
+        operation->done += operation->page_size;
+        return 1;
+    }
+    if (!(operation->mode & UFFDIO_COPY_MODE_DONTWAKE))
+        wake(fd, dst, operation->page_size);
+    operation->present += operation->page_size;
+    note_present(records, count, dst, operation->page_size);
+    return 1;
+}
+
+/* Carries one operation out, as far as it goes.  The `count` records are the faults that it
+ * answers; there may be none. */
+UFFDAEMON_HOT void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
+                                       struct uffdaemon_record *records, size_t count)
+{
+    uint64_t offset = 0;
+
+    operation->error = 0;
+    operation->done = operation->present = 0;
+    /* The first round is taken for a length of 0, too: refusing it is the kernel's part. */
+    do {
+        uint64_t src = operation->src ? operation->src + offset : 0;
+        int64_t done;
+        int error = issue(fd, operation, operation->dst + offset, src, operation->length - offset,
+                          &done);
+
+        if (done > 0)
+            operation->done += (uint64_t)done;
+        else if (!step_over(fd, operation, records, count, error))
+            return;
+        offset = operation->done + operation->present;
+    } while (offset < operation->length);
 }
 
 /* Carries out each operation in turn; what became of it stands in the operation.  One that fails

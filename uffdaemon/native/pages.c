@@ -197,7 +197,7 @@ static inline void change(struct uffdaemon_pages *pages, uint64_t first, uint64_
 }
 
 /* They are present. */
-void uffdaemon_pages_fill(struct uffdaemon_pages *pages, uint64_t first, uint64_t end)
+UFFDAEMON_HOT void uffdaemon_pages_fill(struct uffdaemon_pages *pages, uint64_t first, uint64_t end)
 {
     change(pages, first, end, filled);
 }

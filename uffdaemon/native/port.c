@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base.h"
@@ -15,17 +16,16 @@
  * there of records, and events are applied without it. */
 struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify)
 {
-    struct uffdaemon_port *port = calloc(1, sizeof(*port));
+    struct uffdaemon_port *port = aligned_alloc(UFFDAEMON_PORT_ALIGNMENT, sizeof(*port));
 
     if (!port)
         return NULL;
+    memset(port, 0, sizeof(*port));
     port->fd = fd;
     port->reread_limit = reread_limit;
     port->notify = notify;
     port->process = getpid();
     port->applies = notify >= 0;
-    pthread_mutex_init(&port->change, NULL);
-    pthread_mutex_init(&port->executing, NULL);
     return port;
 }
 
@@ -37,8 +37,6 @@ void uffdaemon_port_free(struct uffdaemon_port *port)
     while (uffdaemon_queue_dequeue(&port->queue, &record, 1))
         uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
     uffdaemon_queue_free(&port->queue);
-    pthread_mutex_destroy(&port->change);
-    pthread_mutex_destroy(&port->executing);
     uffdaemon_table_free(uffdaemon_table_load(&port->rules));
     free(port);
 }
@@ -47,12 +45,6 @@ void uffdaemon_port_free(struct uffdaemon_port *port)
 static int inherited(const struct uffdaemon_port *port)
 {
     return port->process != getpid();
-}
-
-/* Whether events change the rules here, which Python may end at any time. */
-int uffdaemon_port_applies(const struct uffdaemon_port *port)
-{
-    return atomic_load_explicit(&port->applies, memory_order_relaxed) != 0;
 }
 
 /* Takes at most `capacity` records, the oldest first; returns how many. */
@@ -85,14 +77,14 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
         for (size_t index = 0; index < count; index++)
             uffdaemon_table_add(table, &rules[index]);
     }
-    pthread_mutex_lock(&port->change);
+    uffdaemon_lock(&port->change);
     if (port->events != events) {
-        pthread_mutex_unlock(&port->change);
+        uffdaemon_unlock(&port->change);
         uffdaemon_table_free(table);
         return -EAGAIN;
     }
     uffdaemon_table_replace(&port->rules, table);
-    pthread_mutex_unlock(&port->change);
+    uffdaemon_unlock(&port->change);
     return 0;
 }
 
@@ -105,7 +97,7 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
 
     if (inherited(port))
         return;
-    pthread_mutex_lock(&port->change);
+    uffdaemon_lock(&port->change);
     old = uffdaemon_table_load(&port->rules);
     if (old)
         table = uffdaemon_table_new(old->count);
@@ -116,7 +108,7 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
         uffdaemon_table_add(table, &rule);
     }
     uffdaemon_table_replace(&port->rules, table);
-    pthread_mutex_unlock(&port->change);
+    uffdaemon_unlock(&port->change);
 }
 
 /* Has C apply no events any more: Python does, and rules rest until it has.  No event is half applied
@@ -126,7 +118,7 @@ void uffdaemon_port_leave_events(struct uffdaemon_port *port)
     if (!inherited(port) && uffdaemon_port_applies(port) &&
         uffdaemon_lock_patiently(&port->change) == 0) {
         atomic_store(&port->applies, 0);
-        pthread_mutex_unlock(&port->change);
+        uffdaemon_unlock(&port->change);
     }
     atomic_store(&port->applies, 0);
 }
@@ -136,7 +128,7 @@ void uffdaemon_port_settle(struct uffdaemon_port *port)
 {
     if (uffdaemon_port_applies(port) && !inherited(port) &&
         uffdaemon_lock_patiently(&port->change) == 0)
-        pthread_mutex_unlock(&port->change);
+        uffdaemon_unlock(&port->change);
 }
 
 /* Carries out operations that were decided on by somebody who knows of `events` events.  If there have
@@ -159,7 +151,7 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
         }
     }
     if (locked)
-        pthread_mutex_unlock(&port->executing);
+        uffdaemon_unlock(&port->executing);
     for (size_t index = 0; index < count; index++) {
         uint64_t length = operations[index].done + operations[index].present;
 

@@ -39,12 +39,18 @@ static const struct uffdaemon_rule *rule_of(const struct uffdaemon_table *table,
     return rule && rule->code ? rule : NULL;
 }
 
+/* The region's page at an address.  Page sizes are powers of two, and a division takes longer than
+ * all else here. */
+static uint64_t page_at(const struct uffdaemon_rule *rule, uint64_t address)
+{
+    return (address - rule->origin) >> __builtin_ctzll(rule->page_size);
+}
+
 static void mark_present(const struct uffdaemon_rule *rule, uint64_t start, uint64_t length)
 {
-    uint64_t page = (start - rule->origin) / rule->page_size;
-
     if (rule->pages)
-        uffdaemon_pages_fill(uffdaemon_rule_pages(rule), page, page + length / rule->page_size);
+        uffdaemon_pages_fill(uffdaemon_rule_pages(rule), page_at(rule, start),
+                             page_at(rule, start + length));
 }
 
 static enum uffdaemon_page_state state_of(const struct uffdaemon_rule *rule, uint64_t page)
@@ -55,31 +61,31 @@ static enum uffdaemon_page_state state_of(const struct uffdaemon_rule *rule, uin
 }
 
 /* Whether the page's owner discarded it, ever. */
-static int removed(const struct uffdaemon_rule *rule, uint64_t page)
+static inline int removed(const struct uffdaemon_rule *rule, uint64_t page)
 {
     return state_of(rule, page) & UFFDAEMON_PAGE_DISCARDED;
 }
 
 /* Whether zeros are due there, since the page was discarded. */
-static int discarded(const struct uffdaemon_rule *rule, uint64_t page)
+static inline int discarded(const struct uffdaemon_rule *rule, uint64_t address)
 {
-    return rule->zeros && rule->kind == 0 && rule->code != _UFFDIO_POISON && removed(rule, page);
+    return rule->zeros && rule->kind == 0 && rule->code != _UFFDIO_POISON &&
+           removed(rule, page_at(rule, address));
 }
 
 /* Whether a page may be filled because a neighbour is: it is neither there nor was it discarded. */
 static int fillable(const struct uffdaemon_rule *rule, uint64_t address)
 {
-    return state_of(rule, (address - rule->origin) / rule->page_size) == UFFDAEMON_PAGE_ABSENT;
+    return state_of(rule, page_at(rule, address)) == UFFDAEMON_PAGE_ABSENT;
 }
 
-/* What to fill for one fault: the aligned window around it, cut to the rule and to the run of
- * pages that are not known to be there.  (from, to) in bytes. */
-static void window(const struct uffdaemon_rule *rule, uint64_t address, uint64_t *from,
-                   uint64_t *to)
+/* Widens a page to the aligned window around it, cut to the rule and to the run of pages that are not
+ * known to be there. */
+static __attribute__((noinline)) void widen(const struct uffdaemon_rule *rule, uint64_t *from,
+                                            uint64_t *to)
 {
     uint64_t size = rule->page_size;
-    uint64_t page = address & ~(size - 1);
-    uint64_t offset = page - rule->origin;
+    uint64_t offset = *from - rule->origin;
     uint64_t low = rule->origin + offset - offset % rule->window;
     uint64_t high = low + rule->window;
 
@@ -87,14 +93,22 @@ static void window(const struct uffdaemon_rule *rule, uint64_t address, uint64_t
         low = rule->start;
     if (high > rule->end)
         high = rule->end;
-    *from = page;
-    *to = page + size;
-    if (removed(rule, offset / size))
+    if (removed(rule, page_at(rule, *from)))
         return; /* alone, whatever is due there */
     while (*from > low && fillable(rule, *from - size))
         *from -= size;
     while (*to < high && fillable(rule, *to))
         *to += size;
+}
+
+/* What to fill for one fault.  (from, to) in bytes. */
+static inline void window(const struct uffdaemon_rule *rule, uint64_t address, uint64_t *from,
+                          uint64_t *to)
+{
+    *from = address & ~(rule->page_size - 1);
+    *to = *from + rule->page_size;
+    if (rule->window > rule->page_size)
+        widen(rule, from, to);
 }
 
 static void sort(struct uffdaemon_record *records, size_t count)
@@ -113,15 +127,20 @@ static unsigned bucket(uint64_t latency)
     return latency ? 64u - (unsigned)__builtin_clzll(latency) : 0;
 }
 
-static void count(uint64_t *counter, uint64_t by)
+/* One thread counts, or in-thread each that faults. */
+static inline void count(struct uffdaemon_port *port, uint64_t *counter, uint64_t by)
 {
-    __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+    if (atomic_load_explicit(&port->in_thread, memory_order_relaxed))
+        __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+    else
+        __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + by,
+                         __ATOMIC_RELAXED);
 }
 
 /* Books one operation that answered `number` faults, as far as it came. */
-static void book(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
-                 const struct uffdaemon_operation *operation, struct uffdaemon_record *records,
-                 size_t number)
+static UFFDAEMON_HOT void book(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
+                               const struct uffdaemon_operation *operation,
+                               struct uffdaemon_record *records, size_t number)
 {
     uint64_t reached = operation->dst + operation->done + operation->present;
     uint64_t now = uffdaemon_now();
@@ -129,7 +148,7 @@ static void book(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
 
     mark_present(rule, operation->dst, operation->done + operation->present);
     if (done)
-        count(&port->bytes[operation->code], done);
+        count(port, &port->bytes[operation->code], done);
     for (size_t index = 0; index < number; index++) {
         struct uffdaemon_record *record = &records[index];
         unsigned flags = message_of(record)->arg.pagefault.flags & (UFFDAEMON_KINDS - 1);
@@ -142,19 +161,20 @@ static void book(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
         record->latency = now - record->latency;
         record->done = done;
         done = 0;
-        count(&port->counts[flags][record->present ? 0 : operation->code], 1);
-        count(&port->latencies[bucket(record->latency) & (UFFDAEMON_BUCKETS - 1)], 1);
+        count(port, &port->counts[flags][record->present ? 0 : operation->code], 1);
+        count(port, &port->latencies[bucket(record->latency) & (UFFDAEMON_BUCKETS - 1)], 1);
     }
 }
 
-/* The operation that the rule has for a range. */
-static void plan(const struct uffdaemon_rule *rule, uint64_t from, uint64_t to,
-                 struct uffdaemon_operation *operation)
+/* The operation that the rule has for a range; `zeros` if zeros are due there. */
+static inline void plan(const struct uffdaemon_rule *rule, uint64_t from, uint64_t to, int zeros,
+                        struct uffdaemon_operation *operation)
 {
     operation->dst = from;
     operation->length = to - from;
     operation->page_size = rule->page_size;
-    if (discarded(rule, (from - rule->origin) / rule->page_size)) {
+    operation->mode = 0;
+    if (zeros) {
         operation->code = rule->zeros == 1 ? _UFFDIO_ZEROPAGE : _UFFDIO_COPY;
         operation->src = rule->zeros == 1 ? 0 : rule->zeros;
         return;
@@ -169,14 +189,14 @@ static void plan(const struct uffdaemon_rule *rule, uint64_t from, uint64_t to,
 
 /* Does what the rule says about a page that it cannot bring, once it is the page itself that fails,
  * and not a neighbour or an event in flight.  The error stays in the record. */
-static void refuse(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
-                   struct uffdaemon_record *record)
+static UFFDAEMON_COLD void refuse(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
+                                  struct uffdaemon_record *record)
 {
-    struct uffdaemon_operation operation = {0};
+    struct uffdaemon_operation operation;
     uint64_t page = address_of(record) & ~(rule->page_size - 1);
     uint64_t error;
 
-    plan(rule, page, page + rule->page_size, &operation);
+    plan(rule, page, page + rule->page_size, discarded(rule, page), &operation);
     uffdaemon_carry_out(port->fd, &operation, record, 1);
     if (operation.error) {
         error = operation.error;
@@ -196,15 +216,16 @@ static void refuse(struct uffdaemon_port *port, const struct uffdaemon_rule *rul
 
 /* Answers what rules cover of `number` page faults, and sets the code of those records.  They come
  * back in the order of their addresses. */
-void uffdaemon_resolve(struct uffdaemon_port *port, const struct uffdaemon_table *table,
-                       struct uffdaemon_record *records, size_t number)
+UFFDAEMON_HOT void uffdaemon_resolve(struct uffdaemon_port *port,
+                                     const struct uffdaemon_table *table,
+                                     struct uffdaemon_record *records, size_t number)
 {
     size_t first = 0;
 
     sort(records, number);
     while (first < number) {
         const struct uffdaemon_rule *rule = rule_of(table, &records[first]);
-        struct uffdaemon_operation operation = {0};
+        struct uffdaemon_operation operation;
         uint64_t from, to, next_from, next_to;
         size_t end = first + 1;
         int zeros;
@@ -214,19 +235,18 @@ void uffdaemon_resolve(struct uffdaemon_port *port, const struct uffdaemon_table
             continue;
         }
         window(rule, address_of(&records[first]), &from, &to);
-        zeros = discarded(rule, (from - rule->origin) / rule->page_size);
+        zeros = discarded(rule, from);
         for (; end < number && rule_of(table, &records[end]) == rule; end++) {
             window(rule, address_of(&records[end]), &next_from, &next_to);
             if (next_from > to || next_to - from > MAX_MERGED)
                 break;
             /* A page of zeros is filled alone: those who wait for the same one share it. */
-            if (next_from != from &&
-                (zeros || discarded(rule, (next_from - rule->origin) / rule->page_size)))
+            if (next_from != from && (zeros || discarded(rule, next_from)))
                 break;
             if (next_to > to)
                 to = next_to;
         }
-        plan(rule, from, to, &operation);
+        plan(rule, from, to, zeros, &operation);
         uffdaemon_carry_out(port->fd, &operation, &records[first], end - first);
         book(port, rule, &operation, &records[first], end - first);
         for (; first < end; first++)

@@ -62,7 +62,7 @@ static int write_access(const void *context)
 
 /* Whether the page is poisoned.  Kernels without CONFIG_MEMORY_FAILURE say the same of it as of one
  * that is missing, and it would be answered for ever. */
-static int poisoned(uint64_t address)
+static UFFDAEMON_COLD int poisoned(uint64_t address)
 {
     uint64_t page = uffdaemon_page_of(address);
 
@@ -95,7 +95,7 @@ static unsigned enter(struct uffdaemon_port *port)
 
 /* Has the rules of `port` answer.  0: done, 1: it is Python's, 2: nobody watches the page any more,
  * -1: these addresses are not ours. */
-static int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
+static UFFDAEMON_HOT int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
     uint64_t address = record->message.arg.pagefault.address;
     unsigned ticket = enter(port);
@@ -105,8 +105,10 @@ static int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
 
     if (table) {
         rule = uffdaemon_table_find(table, 0, address);
-        minor = uffdaemon_table_find(table, UFFD_PAGEFAULT_FLAG_MINOR, address);
-        if (minor && !(rule && rule->code)) {
+        minor = rule && rule->code
+                    ? NULL
+                    : uffdaemon_table_find(table, UFFD_PAGEFAULT_FLAG_MINOR, address);
+        if (minor) {
             /* The kernel does not say which of the two it is; memory is watched for one only. */
             rule = minor;
             record->message.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
@@ -189,7 +191,7 @@ static int may_have_been_ours(uint64_t address)
     return 1;
 }
 
-static void on_bus_error(int number, siginfo_t *info, void *context)
+static UFFDAEMON_HOT void on_bus_error(int number, siginfo_t *info, void *context)
 {
     int error = errno, ours = 0, child = uffdaemon_sigaction_inherited();
     uint64_t address = (uint64_t)(uintptr_t)info->si_addr;

@@ -11,7 +11,8 @@ struct uffdaemon_snapshot {
     } pairs[];
 };
 
-static struct pair *find(struct uffdaemon_snapshot *snapshot, const struct uffdaemon_pages *original)
+static struct pair *find(struct uffdaemon_snapshot *snapshot,
+                         const struct uffdaemon_pages *original)
 {
     for (size_t index = snapshot->count; index-- > 0;) /* neighbouring rules are of one region */
         if (snapshot->pairs[index].original == original)
@@ -33,8 +34,8 @@ struct uffdaemon_snapshot *uffdaemon_snapshot_new(const struct uffdaemon_table *
         if (!original || find(snapshot, original))
             continue;
         uffdaemon_pages_get(original);
-        snapshot->pairs[snapshot->count++] =
-            (struct pair){original, uffdaemon_pages_copy(original)};
+        snapshot->pairs[snapshot->count++] = (struct pair){original,
+                                                           uffdaemon_pages_copy(original)};
     }
     return snapshot;
 }

@@ -35,12 +35,6 @@ void uffdaemon_table_free(struct uffdaemon_table *table)
     uffdaemon_free(table);
 }
 
-/* The table in force, or NULL; valid until `uffdaemon_read_unlock`. */
-struct uffdaemon_table *uffdaemon_table_load(struct uffdaemon_rules *rules)
-{
-    return atomic_load(&rules->table);
-}
-
 static void set_bounds(struct uffdaemon_rules *rules, const struct uffdaemon_table *table)
 {
     uint64_t low = UINT64_MAX, high = 0;
@@ -64,24 +58,4 @@ void uffdaemon_table_replace(struct uffdaemon_rules *rules, struct uffdaemon_tab
     set_bounds(rules, table);
     uffdaemon_synchronize(&rules->readers);
     uffdaemon_table_free(old);
-}
-
-/* The rule for a fault, or NULL: a binary search by (kind, start). */
-const struct uffdaemon_rule *uffdaemon_table_find(const struct uffdaemon_table *table,
-                                                  uint64_t kind, uint64_t address)
-{
-    const struct uffdaemon_rule *rules = table->rules;
-    size_t low = 0, high = table->count;
-
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (rules[middle].kind < kind ||
-            (rules[middle].kind == kind && rules[middle].start <= address))
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (low == 0 || rules[low - 1].kind != kind || address >= rules[low - 1].end)
-        return NULL;
-    return &rules[low - 1];
 }

@@ -53,9 +53,32 @@ static inline struct uffdaemon_pages *uffdaemon_rule_pages(const struct uffdaemo
 struct uffdaemon_table *uffdaemon_table_new(size_t capacity);
 void uffdaemon_table_add(struct uffdaemon_table *table, const struct uffdaemon_rule *rule);
 void uffdaemon_table_free(struct uffdaemon_table *table);
-struct uffdaemon_table *uffdaemon_table_load(struct uffdaemon_rules *rules);
 void uffdaemon_table_replace(struct uffdaemon_rules *rules, struct uffdaemon_table *table);
-const struct uffdaemon_rule *uffdaemon_table_find(const struct uffdaemon_table *table,
-                                                  uint64_t kind, uint64_t address);
+
+/* The table in force, or NULL; valid until `uffdaemon_read_unlock`. */
+static inline struct uffdaemon_table *uffdaemon_table_load(struct uffdaemon_rules *rules)
+{
+    return atomic_load(&rules->table);
+}
+
+/* The rule for a fault, or NULL: a binary search by (kind, start). */
+static inline const struct uffdaemon_rule *uffdaemon_table_find(const struct uffdaemon_table *table,
+                                                                uint64_t kind, uint64_t address)
+{
+    const struct uffdaemon_rule *rules = table->rules;
+    size_t low = 0, high = table->count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (rules[middle].kind < kind ||
+            (rules[middle].kind == kind && rules[middle].start <= address))
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == 0 || rules[low - 1].kind != kind || address >= rules[low - 1].end)
+        return NULL;
+    return &rules[low - 1];
+}
 
 #endif
