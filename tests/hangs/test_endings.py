@@ -36,7 +36,7 @@ _ENDED = r"uffdaemon: thread \d+ .*whoever guarded this memory has ended"
 _LEFT = rf"(?s){_LEFT_WAITING}.*{_ENDED}"
 _TOLD = r"uffdaemon: thread \d+ has waited(.*\n)*.*in {}\n"
 _BUS_ERROR = r"Fatal Python error: Bus error\n(.*\n)*.*in {}\n"
-_REFUSED = r"(.*thread that runs trio.*\n){4}no buffer of ours.*\n"
+_REFUSED = r"(.*this thread runs trio.*\n){4}no buffer of ours.*\n"
 
 _ENDINGS: dict[str, list[Ending]] = {
     "a_thread_ends_in_the_middle": [
