@@ -41,12 +41,12 @@ class Target:
 
 
 TARGETS = (
-    Target(who.IN_THREAD, who.SLEEPING, "p50_us", 0.65, (SAME,)),
-    Target(who.IN_THREAD, who.SIGBUS, "p50_us", 1.1, (SAME,)),
+    Target(who.IN_THREAD, who.SLEEPING, "p50_us", 0.70, (SAME,)),
+    Target(who.IN_THREAD, who.SIGBUS, "p50_us", 1.08, (SAME,)),
     Target(who.NUMPY, who.SIGBUS, "p50_us", 1.3, (SAME,)),
     Target(who.THREAD, who.REREADING, "p50_us", 1.05, (SAME, DIFFERENT, FREE)),
     Target(who.THREAD, who.REREADING, "p99_us", 1.2, (SAME, DIFFERENT, FREE)),
-    Target(who.THREAD, who.RUST, "p50_us", 1.0, (SAME, DIFFERENT, FREE)),
+    Target(who.THREAD, who.RUST, "p50_us", 1.03, (SAME, DIFFERENT, FREE)),
     Target(who.THREAD, who.RUST, "p99_us", 1.2, (SAME, DIFFERENT, FREE)),
 )
 WORDS: Mapping[Figure, str] = {"p50_us": "p50", "p99_us": "p99", "wall_us_per_page": "wall a page"}

@@ -10,7 +10,6 @@ import trio
 
 from uffdaemon import errors
 from uffdaemon.engine.shutdown import is_alive
-from uffdaemon.external.owner import ExternalServer
 from uffdaemon.external.plan import ExternalOptions
 from uffdaemon.kernel.userfaultfd import Userfaultfd
 from uffdaemon.loop import Server, Setup
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger
 
     from uffdaemon.engine.state import Served
+    from uffdaemon.external.owner import ExternalServer
     from uffdaemon.hooks import Hooks
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Region
@@ -132,6 +132,8 @@ class Servers:
         self, uffd: Userfaultfd, region: Region, register: RegisterMode
     ) -> ExternalServer:
         """Start serving a region by a worker.  Raises what `ExternalServer.start` raises."""
+        from uffdaemon.external.owner import ExternalServer  # noqa: PLC0415  # few need it
+
         hooks, on_fork, watchdog, rereads, fetch_limit = self._options
         options = ExternalOptions(rereads, fetch_limit, on_fork)
         server = ExternalServer(
