@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import trio
@@ -225,6 +226,20 @@ async def main_exits_with_a_thread_waiting_and_poisons(way: Way) -> None:
 @program
 async def main_exits_with_a_thread_waiting_and_hangs(way: Way) -> None:
     await _exit_under_a_thread(way, "report")
+
+
+@program
+async def main_exits_with_a_thread_waiting_and_nobody_reads_of_it(way: Way) -> None:
+    """Standard error is a full pipe: the watchdog's line is lost, and nothing else is."""
+    _, writing = os.pipe()
+    os.set_blocking(writing, False)
+    for size in (PAGE, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, bytes(size))
+    os.set_blocking(writing, True)
+    os.dup2(writing, 2)
+    await _exit_under_a_thread(way, "exit")
 
 
 # -- the loop's own thread ---------------------------------------------------------------------

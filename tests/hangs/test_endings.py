@@ -66,6 +66,9 @@ _ENDINGS: dict[str, list[Ending]] = {
     ],
     "main_exits_with_a_thread_waiting_and_poisons": [Ending(-signal.SIGBUS, _LEFT, _HELD)],
     "main_exits_with_a_thread_waiting_and_hangs": [Ending(-signal.SIGKILL, _LEFT, _HELD)],
+    "main_exits_with_a_thread_waiting_and_nobody_reads_of_it": [
+        Ending(Watchdog.STATUS, _LEFT_WAITING, _HELD)
+    ],
     "the_loops_thread_touches": [Ending(0, "", _PLAIN)],
     "the_loops_thread_touches_what_it_answers_for": [
         Ending(

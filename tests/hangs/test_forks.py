@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import pytest
@@ -19,9 +21,10 @@ import trio
 
 from tests.hangs import ending_policies
 from tests.hangs.pattern import map_memory, view_of
+from tests.support.clib import Helpers
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE, content
-from uffdaemon import Advice, BytesSource, CopyFrom, Daemon, Memory, open_daemon
+from uffdaemon import Advice, ByRange, BytesSource, CopyFrom, Daemon, Memory, open_daemon
 from uffdaemon.lowlevel import Features, Userfaultfd
 
 _DATA = content(4)
@@ -192,6 +195,44 @@ def _guard(
         policy = CopyFrom(BytesSource(_DATA))
         region = daemon.guard(memory, policy, resolver=way, features=features)
     return memory, region.buffer()
+
+
+_FORKS = 200
+_REGION = 64 * PAGE
+"""With a rule for each page: more than some functions of libc sort without allocating."""
+
+
+@kernel_test(features=Features.EVENT_FORK | Features.EVENT_REMAP)
+async def test_forks_beside_everything_that_changes_rules(helpers: Path) -> None:
+    """fork(3) holds malloc's locks until its event has been read: who reads it takes none of them,
+    whatever else it does meanwhile."""
+    library = Helpers(helpers)
+    policy = ByRange([(page * PAGE, PAGE, CopyFrom(BytesSource(_DATA))) for page in range(64)])
+    forked = 0
+
+    def fork_often() -> None:
+        nonlocal forked
+        try:
+            forked = library.fork_often(_FORKS)
+        finally:
+            over.set()
+
+    def move() -> None:
+        while not over.is_set():
+            memory.remap()
+
+    over = threading.Event()
+    memory = Memory.map(_REGION)
+    async with open_daemon(on_fork="close") as daemon, trio.open_nursery() as nursery:
+        daemon.guard(memory, policy)
+        nursery.start_soon(trio.to_thread.run_sync, fork_often)
+        nursery.start_soon(trio.to_thread.run_sync, move)
+        while not over.is_set():
+            with Memory.map(PAGE, dont_fork=True) as other:
+                region = daemon.guard(other, CopyFrom(BytesSource(_DATA)))
+                await trio.lowlevel.checkpoint()
+                daemon.remove_region(region, "release")
+    assert forked == _FORKS
 
 
 # -- discarding, moving, unmapping -------------------------------------------------------------

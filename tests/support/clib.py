@@ -40,6 +40,9 @@ class Helpers:
             ctypes.c_int,
         ]
         self._fork_and_read.restype = ctypes.c_long
+        self._fork_often = loaded.fork_often
+        self._fork_often.argtypes = [ctypes.c_long]
+        self._fork_often.restype = ctypes.c_long
         self._increment = loaded.increment
         self._increment.argtypes = [ctypes.c_uint64] * 5 + [ctypes.c_void_p]
 
@@ -54,6 +57,10 @@ class Helpers:
         child = int(self._fork_and_read(array, len(addresses), go, out))
         assert child > 0, "fork"
         return child
+
+    def fork_often(self, rounds: int) -> int:
+        """Fork children that end at once, one after the other; return how many there were."""
+        return int(self._fork_often(rounds))
 
     def increment(
         self,

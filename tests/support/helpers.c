@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static __thread sigjmp_buf escape;
@@ -74,4 +75,22 @@ long fork_and_read(const uint64_t *addresses, uint64_t count, int go, int out)
     (void)!read(go, &byte, 1);
     syscall(SYS_exit_group, 0);
     return 0;
+}
+
+/* Forks by fork(3), which holds malloc's locks until the event has been read, and waits for each child.
+ * Returns how many there were. */
+long fork_often(long rounds)
+{
+    long done;
+
+    for (done = 0; done < rounds; done++) {
+        pid_t child = fork();
+
+        if (child < 0)
+            break;
+        if (child == 0)
+            _exit(0);
+        waitpid(child, NULL, 0);
+    }
+    return done;
 }

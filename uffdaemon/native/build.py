@@ -101,6 +101,7 @@ ffibuilder.cdef(
                                                 const char *name, int *error);
     void uffdaemon_watch_wake(const struct uffdaemon_watch *watch, uint64_t start,
                               uint64_t length);
+    void uffdaemon_stacks_from(int fd);
     void uffdaemon_watch_remove(struct uffdaemon_watch *watch);
     struct uffdaemon_pages_storage { uint32_t any_discarded; ...; };
     struct uffdaemon_pages {

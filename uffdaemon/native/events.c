@@ -8,19 +8,27 @@
  */
 #include "events.h"
 
-#include <stdlib.h>
-
 #include "pages.h"
 #include "snapshot.h"
 #include "table.h"
 
-static int by_kind_and_start(const void *left, const void *right)
+static int before(const struct uffdaemon_rule *a, const struct uffdaemon_rule *b)
 {
-    const struct uffdaemon_rule *a = left, *b = right;
+    return a->kind != b->kind ? a->kind < b->kind : a->start < b->start;
+}
 
-    if (a->kind != b->kind)
-        return a->kind < b->kind ? -1 : 1;
-    return a->start < b->start ? -1 : a->start > b->start;
+/* Adds the rules of two sorted tables in their order.  qsort(3) may allocate, and a fork that waits for
+ * its event to be read holds malloc's locks. */
+static void merge(struct uffdaemon_table *into, const struct uffdaemon_table *a,
+                  const struct uffdaemon_table *b)
+{
+    size_t left = 0, right = 0;
+
+    while (left < a->count || right < b->count)
+        if (right == b->count || (left < a->count && before(&a->rules[left], &b->rules[right])))
+            uffdaemon_table_add(into, &a->rules[left++]);
+        else
+            uffdaemon_table_add(into, &b->rules[right++]);
 }
 
 /* The pages from `start` to `end` were discarded. */
@@ -54,50 +62,52 @@ static void put(struct uffdaemon_table *table, const struct uffdaemon_rule *rule
     uffdaemon_table_add(table, &part);
 }
 
+/* Adds what is left of each rule without the pages from `start` to `end`. */
+static void put_outside(struct uffdaemon_table *table, const struct uffdaemon_table *from,
+                        uint64_t start, uint64_t end)
+{
+    for (size_t index = 0; index < from->count; index++) {
+        const struct uffdaemon_rule *rule = &from->rules[index];
+
+        put(table, rule, rule->start, rule->end < start ? rule->end : start, 0);
+        put(table, rule, rule->start > end ? rule->start : end, rule->end, 0);
+    }
+}
+
 /* The range went away, or with `moves` is `shift` bytes further up now: the rules follow. */
 static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int moves,
                   uint64_t shift)
 {
-    struct uffdaemon_table *old = uffdaemon_table_load(&port->rules), *kept, *both;
-    uint64_t target = start + shift, target_end = end + shift;
+    const struct uffdaemon_table *old = uffdaemon_table_load(&port->rules);
+    struct uffdaemon_table *rest, *kept, *arrived, *all;
+    size_t count = old ? old->count : 0;
 
     if (!old)
         return;
-    both = uffdaemon_table_new(3 * old->count);
-    kept = uffdaemon_table_new(6 * old->count);
-    if (!both || !kept) {
-        /* Without rules, everything is Python's. */
-        uffdaemon_table_free(both);
-        uffdaemon_table_free(kept);
-        uffdaemon_table_replace(&port->rules, NULL);
-        return;
-    }
-    for (size_t index = 0; index < old->count; index++) {
-        const struct uffdaemon_rule *rule = &old->rules[index];
-
-        put(both, rule, rule->start, rule->end < start ? rule->end : start, 0);
-        put(both, rule, rule->start > end ? rule->start : end, rule->end, 0);
-    }
-    for (size_t index = 0; index < both->count; index++) {
-        const struct uffdaemon_rule *rule = &both->rules[index];
-
-        if (!moves) {
-            put(kept, rule, rule->start, rule->end, 0);
-            continue;
-        }
+    rest = uffdaemon_table_new(2 * count);
+    kept = uffdaemon_table_new(4 * count);
+    arrived = uffdaemon_table_new(count);
+    all = uffdaemon_table_new(5 * count);
+    if (rest && kept && arrived && all) {
+        put_outside(rest, old, start, end);
         /* mremap(2) has unmapped whatever was at the target. */
-        put(kept, rule, rule->start, rule->end < target ? rule->end : target, 0);
-        put(kept, rule, rule->start > target_end ? rule->start : target_end, rule->end, 0);
-    }
-    for (size_t index = 0; moves && index < old->count; index++) {
-        const struct uffdaemon_rule *rule = &old->rules[index];
+        put_outside(kept, rest, moves ? start + shift : start, moves ? end + shift : end);
+        for (size_t index = 0; moves && index < count; index++) {
+            const struct uffdaemon_rule *rule = &old->rules[index];
 
-        put(kept, rule, rule->start > start ? rule->start : start,
-            rule->end < end ? rule->end : end, shift);
+            put(arrived, rule, rule->start > start ? rule->start : start,
+                rule->end < end ? rule->end : end, shift);
+        }
+        merge(all, kept, arrived);
+    } else {
+        /* Without rules, everything is Python's. */
+        uffdaemon_table_free(all);
+        all = NULL;
     }
-    uffdaemon_table_free(both);
-    qsort(kept->rules, kept->count, sizeof(struct uffdaemon_rule), by_kind_and_start);
-    uffdaemon_table_replace(&port->rules, kept);
+    uffdaemon_table_free(rest);
+    uffdaemon_table_free(kept);
+    uffdaemon_table_free(arrived);
+    uffdaemon_table_replace(&port->rules, all);
 }
 
 /* Whether an event's ranges end after they begin, and do not wrap: others mean nothing. */

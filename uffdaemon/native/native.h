@@ -13,6 +13,8 @@
  *   sigaction.c the action for SIGBUS before ours, and whether this is a forked child
  *   table.c     how often any table of rules was replaced, for the same handler
  *   watchdog.c  the watches, and the process whose thread looks after them
+ *   stall.c     what that thread is to write, and the pipe that it has stacks from
+ *   text.c      how many lines standard error had no room for
  *   alarm.c     the futex on which that thread sleeps
  *   affinity.c  of each resolver's thread: where it may run, and its search for a core
  */

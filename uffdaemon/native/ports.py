@@ -301,6 +301,11 @@ def ignore(number: int) -> None:
     lib.uffdaemon_sigaction_ignore(number)
 
 
+def read_stacks_from(fd: int) -> None:
+    """The watchdog writes to standard error what it can read from `fd`, which must not block."""
+    lib.uffdaemon_stacks_from(fd)
+
+
 class Watch:
     """A userfaultfd that the watchdog monitors, until `end`."""
 

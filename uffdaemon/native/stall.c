@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the watchdog does about who waits: a line, the thread's Python stack, and what was declared.
+ *
+ * Lines are kept until the watchdog's lock is free: a disk may be slow, and so may the thread that is
+ * asked for its stack.  That thread writes to a pipe of ours, which never blocks it.
  */
 #define _GNU_SOURCE
 #include "stall.h"
@@ -23,6 +26,17 @@
 #define LOOK_NS 1000000
 #define LARGEST_HUGE_PAGE (UINT64_C(16) << 30) /* arm64 with pages of 64 KiB */
 
+/* What is to be written: the watchdog's own thread uses them. */
+static struct {
+    struct uffdaemon_line line;
+    uint32_t thread; /* whose stack is wanted; 0: nobody's */
+    int signal;
+    int in_handler;
+} pending[UFFDAEMON_REPORTED];
+static size_t pending_count;
+static int exiting;
+static _Atomic int stacks = -1; /* the read end of faulthandler's pipe */
+
 /* What is in the way, as a line ends. */
 static const char *const reasons[] = {
     [UFFDAEMON_STALL_OWNER_ENDED] = ": whoever guarded this memory has ended",
@@ -33,6 +47,22 @@ static const char *const reasons[] = {
                                     "with it; a policy or a hook may "
                                     "wait for that very thread",
 };
+
+/* Keeps a line until `uffdaemon_stall_write`; of `thread`, unless 0, the stack as well. */
+static void keep(const struct uffdaemon_watch *watch, struct uffdaemon_line *line, uint32_t thread)
+{
+    if (pending_count == UFFDAEMON_REPORTED) {
+        uffdaemon_line_write(line);
+        return;
+    }
+    pending[pending_count].line = *line;
+    pending[pending_count].thread = watch->stacks ? thread : 0;
+    pending[pending_count].signal = watch->stacks;
+    /* Who waits in its signal handler, in futex(2), has this signal unblocked. */
+    pending[pending_count].in_handler = watch->port &&
+                                        !uffdaemon_wait_queue_empty(&watch->port->waiting);
+    pending_count++;
+}
 
 static void say(const struct uffdaemon_watch *watch, const struct uffd_msg *message, uint64_t age,
                 enum uffdaemon_stall stall)
@@ -50,7 +80,7 @@ static void say(const struct uffdaemon_watch *watch, const struct uffd_msg *mess
                                   : " (an access) in ");
     uffdaemon_line_add(&line, watch->name);
     uffdaemon_line_add(&line, reasons[stall]);
-    uffdaemon_line_write(&line);
+    keep(watch, &line, message->arg.pagefault.feat.ptid);
 }
 
 /* Its pages are asked for at a userfaultfd of its own, which nobody serves yet. */
@@ -65,7 +95,7 @@ static void say_child(const struct uffdaemon_watch *watch, uint64_t age)
     uffdaemon_line_add(&line, " ms");
     uffdaemon_line_add(&line, watch->port ? ": whoever waits for it may keep trio's loop from that"
                                           : reasons[UFFDAEMON_STALL_OWNER_ENDED]);
-    uffdaemon_line_write(&line);
+    keep(watch, &line, 0);
 }
 
 /* Has the page poisoned; its thread gets SIGBUS. */
@@ -141,22 +171,54 @@ static int is_handling(uint32_t thread, int signal)
 }
 
 /* Has faulthandler write the Python stack of a thread, by that thread: nobody else changes it. */
-static void write_stack(const struct uffdaemon_watch *watch, const struct uffd_msg *message)
+static void ask_for_stack(uint32_t thread, int signal, int in_handler)
 {
-    uint32_t thread = message->arg.pagefault.feat.ptid;
     struct timespec pause = {0, LOOK_NS};
 
-    /* Who waits in its signal handler, in futex(2), has this signal unblocked. */
-    int in_handler = watch->port && !uffdaemon_wait_queue_empty(&watch->port->waiting);
-
-    if (!watch->stacks || !thread || !(in_handler || in_user_mode(thread)))
+    if (!thread || !(in_handler || in_user_mode(thread)))
         return;
-    syscall(SYS_tgkill, getpid(), thread, watch->stacks);
-    for (int64_t left = STACK_NS; left > 0 && is_handling(thread, watch->stacks); left -= LOOK_NS)
+    syscall(SYS_tgkill, getpid(), thread, signal);
+    for (int64_t left = STACK_NS; left > 0 && is_handling(thread, signal); left -= LOOK_NS)
         nanosleep(&pause, NULL);
 }
 
-/* Says who waits, unless that was said before, and does what was declared. */
+/* Hands on what threads have written of their stacks. */
+static void write_stacks(void)
+{
+    char text[4096];
+    ssize_t length;
+
+    while ((length = read(atomic_load(&stacks), text, sizeof(text))) > 0)
+        uffdaemon_write_errors(text, (size_t)length);
+}
+
+/* Threads write their stacks to a pipe, of which `fd` is the end to read from, without blocking. */
+void uffdaemon_stacks_from(int fd)
+{
+    atomic_store(&stacks, fd);
+}
+
+/* In a forked child: what the parent reported is the parent's to write. */
+void uffdaemon_stall_forget(void)
+{
+    pending_count = 0;
+    exiting = 0;
+}
+
+/* Writes what was reported, without the watchdog's lock, and ends the process if that was declared. */
+void uffdaemon_stall_write(void)
+{
+    for (size_t index = 0; index < pending_count; index++) {
+        uffdaemon_line_write(&pending[index].line);
+        ask_for_stack(pending[index].thread, pending[index].signal, pending[index].in_handler);
+        write_stacks();
+    }
+    pending_count = 0;
+    if (exiting)
+        _exit(UFFDAEMON_EXIT_STATUS);
+}
+
+/* Reports who waits, unless that was done before, and does what was declared. */
 void uffdaemon_stall_report(struct uffdaemon_watch *watch, const struct uffd_msg *messages,
                             size_t count, uint64_t age, enum uffdaemon_stall stall)
 {
@@ -166,7 +228,6 @@ void uffdaemon_stall_report(struct uffdaemon_watch *watch, const struct uffd_msg
         if (messages[index].event == UFFD_EVENT_PAGEFAULT &&
             !reported(watch, messages[index].arg.pagefault.address)) {
             say(watch, &messages[index], age, stall);
-            write_stack(watch, &messages[index]);
             news = 1;
         } else if (messages[index].event == UFFD_EVENT_FORK &&
                    !reported(watch, messages[index].arg.fork.ufd)) {
@@ -174,8 +235,27 @@ void uffdaemon_stall_report(struct uffdaemon_watch *watch, const struct uffd_msg
             news = 1;
         }
     if (watch->then == UFFDAEMON_EXIT && news)
-        _exit(UFFDAEMON_EXIT_STATUS);
+        exiting = 1;
     for (size_t index = 0; watch->then == UFFDAEMON_POISON && index < count; index++)
-        if (messages[index].event == UFFD_EVENT_PAGEFAULT)
-            poison(watch, messages[index].arg.pagefault.address);
+        if (messages[index].event == UFFD_EVENT_PAGEFAULT && watch->doomed_count < UFFDAEMON_LOOK)
+            watch->doomed[watch->doomed_count++] = messages[index].arg.pagefault.address;
+}
+
+/* Has threads that wait in a range fault again, whose messages have been read before. */
+void uffdaemon_watch_wake(const struct uffdaemon_watch *watch, uint64_t start, uint64_t length)
+{
+    struct uffdaemon_operation operation = {.code = _UFFDIO_WAKE, .dst = start, .length = length};
+
+    uffdaemon_execute(watch->fd, &operation, 1);
+}
+
+/* Once the report has been written: what was declared, and waking those whose messages the watchdog has
+ * read.  A thread must not run before: its stack is that of the access. */
+void uffdaemon_stall_act(struct uffdaemon_watch *watch)
+{
+    while (watch->reread_count)
+        uffdaemon_watch_wake(watch, uffdaemon_page_of(watch->reread[--watch->reread_count]),
+                             uffdaemon_page_size());
+    while (watch->doomed_count)
+        poison(watch, watch->doomed[--watch->doomed_count]);
 }

@@ -29,9 +29,15 @@ struct uffdaemon_watch {
     uint64_t reads, unread_since; /* of a port that the event loop serves */
     uint32_t reported_count;
     uint64_t reported[UFFDAEMON_REPORTED]; /* addresses: each is reported once */
+    uint32_t reread_count, doomed_count;
+    uint64_t reread[UFFDAEMON_LOOK]; /* addresses whose threads are to fault again, */
+    uint64_t doomed[UFFDAEMON_LOOK]; /* and those to poison, once the report has been written */
 };
 
 void uffdaemon_stall_report(struct uffdaemon_watch *watch, const struct uffd_msg *messages,
                             size_t count, uint64_t age, enum uffdaemon_stall stall);
+void uffdaemon_stall_act(struct uffdaemon_watch *watch);
+void uffdaemon_stall_forget(void);
+void uffdaemon_stall_write(void);
 
 #endif

@@ -3,6 +3,7 @@
 #ifndef UFFDAEMON_TEXT_H
 #define UFFDAEMON_TEXT_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 struct uffdaemon_line {
@@ -12,6 +13,7 @@ struct uffdaemon_line {
 
 void uffdaemon_line_add(struct uffdaemon_line *line, const char *text);
 void uffdaemon_line_add_number(struct uffdaemon_line *line, uint64_t number, unsigned base);
+int uffdaemon_write_errors(const char *text, size_t length);
 void uffdaemon_line_write(struct uffdaemon_line *line);
 
 #endif

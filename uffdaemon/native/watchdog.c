@@ -4,7 +4,7 @@
  *
  * A fault that has been forwarded, or that nobody reads, and that Python does not take in for a
  * while, or does not come to an end with, may be one that Python itself waits for.  This thread needs
- * nothing of Python: it looks at what the ports keep; bark.c does the rest.
+ * nothing of Python: it looks at what the ports keep; stall.c does the rest.
  */
 #define _GNU_SOURCE
 #include "watchdog.h"
@@ -89,8 +89,7 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
         if (messages[index].event != UFFD_EVENT_PAGEFAULT && watch->port)
             uffdaemon_queue_push(&watch->port->queue, &record, now);
         else if (messages[index].event == UFFD_EVENT_PAGEFAULT && watch->port)
-            uffdaemon_watch_wake(watch, uffdaemon_page_of(messages[index].arg.pagefault.address),
-                                 uffdaemon_page_size());
+            watch->reread[watch->reread_count++] = messages[index].arg.pagefault.address;
     }
     watch->unread_since = 0;
     watch->quiet = watch->port != NULL;
@@ -112,6 +111,11 @@ static uint64_t look_around(void)
         if (watch->port && look_at_queue(watch, now))
             pause = ROUND_NS;
     }
+    pthread_mutex_unlock(&watching);
+    uffdaemon_stall_write();
+    pthread_mutex_lock(&watching);
+    for (struct uffdaemon_watch *watch = watches; watch; watch = watch->next)
+        uffdaemon_stall_act(watch);
     pthread_mutex_unlock(&watching);
     return pause;
 }
@@ -175,6 +179,7 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
 
         watching = fresh;
         watches = NULL;
+        uffdaemon_stall_forget();
     }
     pthread_mutex_lock(&watching);
     *error = -start();
@@ -189,14 +194,6 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
         return NULL;
     }
     return watch;
-}
-
-/* Has threads that wait in a range fault again, whose messages have been read before. */
-void uffdaemon_watch_wake(const struct uffdaemon_watch *watch, uint64_t start, uint64_t length)
-{
-    struct uffdaemon_operation operation = {.code = _UFFDIO_WAKE, .dst = start, .length = length};
-
-    uffdaemon_execute(watch->fd, &operation, 1);
 }
 
 /* Watches it no more; neither port nor descriptor is used when this returns. */

@@ -7,12 +7,13 @@ It covers the userfaultfds that are served, and those that a daemon left when it
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
-from uffdaemon.native.ports import Watch, ignore
+from uffdaemon.native.ports import Watch, ignore, read_stacks_from
 from uffdaemon.placement import Then, Watchdog
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 _NUMBERS: Final = {name: number for number, name in enumerate(get_args(Then))}
 STACKS: Final = signal.SIGRTMAX - 1
 """The signal at which faulthandler writes the Python stack of a waiting thread."""
+
+_pipes: Final[dict[int, int]] = {}
+"""By process: the write end of the pipe that threads write their stacks to."""
 
 _abandoned: Final[dict[Userfaultfd, Watch]] = {}
 
@@ -56,13 +60,22 @@ def _watch(
     uffd: Userfaultfd, port: Port | None, name: str, watchdog: Watchdog, then: Then
 ) -> Watch:
     number = 0
-    # Fails if there is no standard error.
     with suppress(OSError, RuntimeError, ValueError):
         # When the interpreter ends, faulthandler restores the action that it found: a thread that
         # is still asked for its stack then must not end the process by the signal's default action.
         ignore(STACKS)
-        faulthandler.register(STACKS, file=2, all_threads=False, chain=False)
+        faulthandler.register(STACKS, file=_stacks_pipe(), all_threads=False, chain=False)
         number = STACKS
     return Watch(
         uffd.fileno(), port, name, after=watchdog.after, then=_NUMBERS[then], stacks=number
     )
+
+
+def _stacks_pipe() -> int:
+    """Where threads of this process write their stacks: a pipe, since standard error may be full.
+    What finds no room there is lost."""
+    process = os.getpid()
+    if process not in _pipes:  # a forked child must not write to its parent's
+        reading, _pipes[process] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        read_stacks_from(reading)
+    return _pipes[process]
