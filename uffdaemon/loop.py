@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
-
 _COPY_PAUSE: Final = 0.001
 """Seconds between two checks whether the last exact copies have ended, or sent an event."""
 _PATIENCE: Final = 1.0
@@ -86,7 +85,6 @@ class Server:
         self.ended: trio.Event = trio.Event()
         self.on_end: list[Callable[[], None]] = []
         """Called when the userfaultfd is no longer served."""
-        self._fd = uffd.fileno()
         self.endpoint: Endpoint = Endpoint(uffd, setup.resolver, setup.backends, setup.name)
         self._port = self.endpoint.port
         self._port.record_all = self.served.hooks.see_endings
@@ -97,6 +95,8 @@ class Server:
         self._token = trio.lowlevel.current_trio_token()
         self._begun = trio.Event()
         self._left = False
+        self._released = False
+        """Set in trio's thread before the descriptor is closed, which may be in another thread."""
         self._stopping = False
         self._poisoning = False
         self._patience = _PATIENCE
@@ -130,7 +130,7 @@ class Server:
                             await self._loop()
                             self._last_turn()
                             reading.start_soon(self._go_on_reading)
-                        while self.uffd.copies.under_way and not self.uffd.closed:  # noqa: ASYNC110  # set by threads
+                        while self.uffd.copies.under_way and not self._released:  # noqa: ASYNC110  # set by threads
                             await trio.sleep(_COPY_PAUSE)
                         reading.cancel_scope.cancel()
                     self._stop_serving()
@@ -153,7 +153,7 @@ class Server:
     async def _go_on_reading(self) -> None:
         """Read events without resolving faults: threads that copy wait until theirs are read, and
         cannot be cancelled."""
-        while not self.uffd.closed:
+        while not self._released:
             self.handler.enter_only(self.uffd.read_events(), _clock())
             await trio.sleep(_COPY_PAUSE)
 
@@ -161,7 +161,7 @@ class Server:
         return self._stopping or self.served.client_gone
 
     def _last_turn(self) -> None:
-        if self.uffd.closed:
+        if self._released:
             return
         self.catch_up()
         if self._poisoning and not self.served.client_gone:
@@ -192,7 +192,7 @@ class Server:
         """Dequeue what C has read, and handle what it has not resolved.  Returns whether there was
         anything."""
         self._handle_taken()  # if a hook calls this, what was dequeued before it comes first
-        records = [] if self.uffd.closed else self._port.take()
+        records = [] if self._released else self._port.take()
         if not records:
             return False
         self._takes += 1
@@ -341,7 +341,7 @@ class Server:
 
     def add_counters(self, total: Counters) -> None:
         """Add what this server has counted, in Python and in C."""
-        if self._fd >= 0:
+        if not self._released:
             self._port.settle()  # a thread that was woken finds its fault counted
         total.add(self.served.counters)
         total.add_port(self._port)
@@ -358,14 +358,14 @@ class Server:
 
     def release(self) -> None:
         """Stop using the descriptor, and close it if it is ours.  May be called from any thread."""
-        if self._fd < 0:
+        if self._released:
             return
         if not trio.lowlevel.in_trio_run():
             # Memory may be closed in any thread.
             trio.from_thread.run_sync(self.release, trio_token=self._token)
             return
         self._stop_serving()
-        self._fd = -1
+        self._released = True
         self.endpoint.close()
         self._stopping = True
         self.wake()
@@ -386,7 +386,7 @@ class Server:
         self._left = True
         self.rules.close()
         self.endpoint.stop()
-        if self.endpoint.native and not self.uffd.closed:
+        if self.endpoint.native and not self._released:
             now, records = _clock(), self._port.take()
             for record in records:
                 if record.code and (record.error or self.served.hooks.see_endings):

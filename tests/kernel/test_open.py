@@ -14,9 +14,10 @@ from tests.support.calls import in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.page_contents import PAGE
-from uffdaemon import Memory
+from uffdaemon import Memory, native
 from uffdaemon.errors import ClosedDescriptor, FeatureMissing, PermissionRefused
 from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd, supported_features
+from uffdaemon.uapi.outcomes import Code, Operation, Status
 
 How = Literal["auto", "syscall", "device"]
 _NOBODY = 65534
@@ -168,6 +169,24 @@ def test_rwp_is_known_by_name_and_refused() -> None:
             with pytest.raises(FeatureMissing, match="this kernel does not have it: RWP") as caught:
                 refused()
             assert caught.value.missing == Features.RWP
+
+
+@kernel_test()
+def test_closing_waits_for_calls_that_are_under_way() -> None:
+    uffd = Userfaultfd.open()
+    fd = uffd.fileno()
+    with Memory.map(PAGE) as memory:
+        uffd.register(memory.start, PAGE)
+
+        def close_first(array: native.OperationArray, count: int) -> None:
+            in_thread(uffd.close).result()
+            assert uffd.closed
+            array.execute(fd, count)
+
+        [result] = uffd.execute([Operation(Code.ZEROPAGE, memory.start, PAGE)], close_first)
+        assert result.status is Status.DONE
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 @kernel_test()

@@ -1,7 +1,7 @@
 """A userfaultfd: opening, adopting, the handshake, registration, operations, reading.
 
-One object owns one descriptor and closes it once.  Its number becomes -1 before it is closed, so
-that a recycled one is never used.  Source: userfaultfd(2), ioctl_userfaultfd(2).
+One object owns one descriptor and closes it once, after its last use, so that a recycled one is
+never used.  Source: userfaultfd(2), ioctl_userfaultfd(2).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from uffdaemon.kernel.descriptor import (
     registration_error,
 )
 from uffdaemon.kernel.exact_copies import Copies
+from uffdaemon.kernel.shared_fd import SharedFd
 from uffdaemon.ranges import PAGE_SIZE, check_range
 from uffdaemon.uapi.events import Event, parse
 from uffdaemon.uapi.features import Features, IoctlSet, RegisterMode
@@ -59,7 +60,8 @@ class Userfaultfd:
     """A userfaultfd, which threads may share.  Addresses and lengths are in bytes."""
 
     def __init__(self, fd: int, features: Features, *, same_process: bool) -> None:
-        self._fd = fd
+        self.in_use: SharedFd = SharedFd(fd)
+        """A context manager that yields the descriptor, and keeps it open inside."""
         self.features = features
         """The features that the handshake granted."""
         self.same_process = same_process
@@ -78,7 +80,7 @@ class Userfaultfd:
 
     def __repr__(self) -> str:
         whose = "this process" if self.same_process else "another process"
-        state = "closed" if self._fd < 0 else f"fd={self._fd}"
+        state = "closed" if self.closed else f"fd={self.fileno()}"
         only = ", USER_MODE_ONLY" if self.user_mode_only else ""
         names = "|".join(self.features.names) or "no features"
         return f"<Userfaultfd {state} of {whose}{only}, {names}>"
@@ -166,7 +168,8 @@ class Userfaultfd:
         """Send a duplicate by SCM_RIGHTS, with `message`, which must not be empty (ValueError)."""
         if not message:
             raise ValueError("a descriptor is sent with at least one byte of message")
-        sent = socket.send_fds(sock, [message], [self.fileno()])
+        with self.in_use as fd:
+            sent = socket.send_fds(sock, [message], [fd])
         if sent < len(message):
             sock.sendall(message[sent:])
 
@@ -174,26 +177,23 @@ class Userfaultfd:
 
     def fileno(self) -> int:
         """The descriptor.  Raises `ClosedDescriptor` after `close`."""
-        if self._fd < 0:
-            raise errors.ClosedDescriptor("this userfaultfd has been closed")
-        return self._fd
+        return self.in_use.number()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._fd < 0
+        return self.in_use.closed
 
     def close(self) -> None:
-        """Close the descriptor.  Closing it again does nothing.
+        """Close the descriptor, after calls that use it in other threads.  Closing it again does
+        nothing.
 
         If this was the last descriptor in any process, the kernel resolves waiting and later faults
         with zeros: unmap or fill the memory first.
         """
         while self.on_close:
             self.on_close.pop()()
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+        self.in_use.close()
 
     def __enter__(self) -> Self:
         return self
@@ -219,7 +219,8 @@ class Userfaultfd:
         check_range(start, length, PAGE_SIZE, "the range to register")
         if mode & RegisterMode.RWP and not self.features & Features.RWP:
             raise errors.FeatureMissing("REGISTER", "RWP (Linux 7.3)", Features.RWP)
-        number, ioctls = native.register(self.fileno(), start, length, int(mode))
+        with self.in_use as fd:
+            number, ioctls = native.register(fd, start, length, int(mode))
         if number < 0:
             raise registration_error("REGISTER", -number, start, length)
         return IoctlSet(ioctls)
@@ -228,7 +229,8 @@ class Userfaultfd:
         """UFFDIO_UNREGISTER: wake the threads that wait in the range.  Its missing pages read as
         zeros from now on.  Raises `InvalidRange`, `RegistrationRefused`."""
         check_range(start, length, PAGE_SIZE, "the range to unregister")
-        number = native.unregister(self.fileno(), start, length)
+        with self.in_use as fd:
+            number = native.unregister(fd, start, length)
         if number < 0:
             raise registration_error("UNREGISTER", -number, start, length)
 
@@ -239,7 +241,6 @@ class Userfaultfd:
     ) -> list[Result]:
         """Carry out operations in one C call without the GIL, each even if one before it fails.
         `carry_out` replaces the plain call.  Raises only `ClosedDescriptor`."""
-        fd = self.fileno()
         count = len(operations)
         array = native.take_spare(self._operations, partial(native.OperationArray, _OPERATIONS))
         if count > array.capacity:
@@ -249,10 +250,11 @@ class Userfaultfd:
         for code, dst, length, src, mode, page_size in operations:
             pack(buffer, at, code, 0, dst, src, length, mode, page_size, 0, 0)
             at += size
-        if carry_out is None:
-            array.execute(fd, count)
-        else:
-            carry_out(array, count)
+        with self.in_use as fd:
+            if carry_out is None:
+                array.execute(fd, count)
+            else:
+                carry_out(array, count)
         unpack, at = native.OPERATION_RESULT.unpack_from, native.OPERATION_RESULT_OFFSET
         results = [
             result_of(operation, *unpack(buffer, index * size + at))
@@ -383,15 +385,15 @@ class Userfaultfd:
         kernel returns faults before earlier events.  Raises `ClosedDescriptor`, and `OpenRefused`
         (EINVAL: no handshake).
         """
-        fd = self.fileno()
         array = native.take_spare(self._messages, partial(native.MessageArray, _MESSAGES))
         events: list[Event] = []
-        count = array.read(fd, rereads)
-        while count > 0:
-            events += parse(array.buffer, count)
-            if count < array.size:
-                break
-            count = array.read(fd, 0)
+        with self.in_use as fd:
+            count = array.read(fd, rereads)
+            while count > 0:
+                events += parse(array.buffer, count)
+                if count < array.size:
+                    break
+                count = array.read(fd, 0)
         self._messages.append(array)
         if count < 0 and count != native.NOTHING and not events:
             raise errors.OpenRefused(-count, "read", reason="reading the userfaultfd")

@@ -109,11 +109,13 @@ def _move_at_once(uffd: Userfaultfd, flat: array[int], chosen: Chosen) -> list[i
     """MOVE all triples in one call.  Returns how many bytes of each were moved; None: all."""
     mode = MOVE_ALLOW_SOURCE_HOLES if chosen.allow_source_holes else 0
     sources = EVERYWHERE if chosen.foreign else owned_around(flat[1])
-    left, done = native.move_many(uffd.fileno(), flat, mode, sources)
+    with uffd.in_use as fd:
+        left, done = native.move_many(fd, flat, mode, sources)
     if left == native.OUTSIDE:
         # Several mappings, or memory that this library did not map.
         _check_sources(flat)
-        left, done = native.move_many(uffd.fileno(), flat, mode, EVERYWHERE)
+        with uffd.in_use as fd:
+            left, done = native.move_many(fd, flat, mode, EVERYWHERE)
     if left == native.UNFIT:
         _check_triples(flat, PAGE_SIZE)
     return done if left else None
@@ -177,7 +179,8 @@ def move_at_once(
     if not uffd.same_process or length > LONGEST:
         return 0
     mode = MOVE_ALLOW_SOURCE_HOLES if allow_source_holes else 0
-    return native.move(uffd.fileno(), dst, src, length, mode)
+    with uffd.in_use as fd:
+        return native.move(fd, dst, src, length, mode)
 
 
 def check_move(dst: int, src: int, length: int, page_size: int) -> None:
