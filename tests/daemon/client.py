@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Concatenate, Generic, NamedTuple, ParamSpec, T
 import trio
 
 from tests.support.clib import Helpers
+from tests.support.messages import count_pending
 from tests.support.page_contents import content
 from uffdaemon import Advice, Memory, MemoryType, Region
 from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
@@ -238,8 +239,7 @@ def region_of(guarded: tuple[int, int, int], policy: object, **options: object) 
 
 async def faults_pending(uffd: Userfaultfd, count: int) -> None:
     """Wait until so many threads are stuck whose messages nobody has read."""
-    info = Path(f"/proc/self/fdinfo/{uffd.fileno()}")
-    while f"pending:\t{count}\n" not in info.read_text("ascii"):  # noqa: ASYNC240  # in memory
+    while count_pending(uffd) != count:
         await trio.lowlevel.checkpoint()
 
 

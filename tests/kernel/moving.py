@@ -35,16 +35,25 @@ class Watched(Userfaultfd):
 
 @contextmanager
 def two_sides(
-    count: int, features: Features = Features.MOVE, *, dont_fork: bool = True
+    count: int,
+    features: Features = Features.MOVE,
+    *,
+    dont_fork: bool = True,
+    filled: bool = True,
+    huge: bool = False,
 ) -> Iterator[tuple[Watched, Memory, Memory]]:
-    """A source full of pages that tell themselves apart, and an empty, guarded destination."""
+    """A source of `count` pages and an empty, registered destination.
+
+    The source holds `content` if `filled`, and nothing else; `huge` is for transparent huge pages.
+    """
     with (
         Watched.open(features) as uffd,
-        Memory.map(count * PAGE, dont_fork=dont_fork) as source,
-        Memory.map(count * PAGE) as target,
+        Memory.map(count * PAGE, transparent_huge=huge, dont_fork=dont_fork) as source,
+        Memory.map(count * PAGE, transparent_huge=huge) as target,
     ):
         uffd.register(target.start, target.length)
-        source.write(0, content(count))
+        if filled:
+            source.write(0, content(count))
         yield uffd, source, target
 
 

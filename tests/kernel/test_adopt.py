@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.test_open import become_nobody, needs_root
+from tests.kernel.privileges import become_nobody, needs_root
 from tests.support.calls import Barrier, in_child
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,8 @@ from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from uffdaemon.uapi.events import PageFault
 
 
@@ -43,6 +46,16 @@ def _move_all(source: Memory, memory: Memory, step: int) -> None:
         assert counts.missing == counts.faults == memory.length // step
 
 
+@contextmanager
+def _huge_pages(kind: MemoryType) -> Iterator[tuple[Memory, Memory]]:
+    length = 4 * HUGE_PAGE_SIZE
+    with (
+        Memory.map(length, kind, transparent_huge=True, dont_fork=True) as source,
+        Memory.map(length, kind, transparent_huge=True) as memory,
+    ):
+        yield source, memory
+
+
 @pytest.mark.smoke
 @conformance("move", Features.MOVE)
 def test_move(kind: MemoryType) -> None:
@@ -55,11 +68,7 @@ def test_move(kind: MemoryType) -> None:
 @pytest.mark.usefixtures("transparent_huge_pages")
 @conformance("move-pmd", Features.MOVE)
 def test_move_of_huge_pages(kind: MemoryType) -> None:
-    length = 4 * HUGE_PAGE_SIZE
-    with (
-        Memory.map(length, kind, transparent_huge=True, dont_fork=True) as source,
-        Memory.map(length, kind, transparent_huge=True) as memory,
-    ):
+    with _huge_pages(kind) as (source, memory):
         _move_all(source, memory, HUGE_PAGE_SIZE)
         [whole] = scan_pages(memory.start, memory.length)
         assert whole.categories & PageCategory.HUGE, "moved, but not as one entry"
@@ -68,10 +77,6 @@ def test_move_of_huge_pages(kind: MemoryType) -> None:
 @pytest.mark.usefixtures("transparent_huge_pages")
 @conformance("move-pmd-split", Features.MOVE)
 def test_move_of_huge_pages_to_where_none_are_wanted(kind: MemoryType) -> None:
-    length = 4 * HUGE_PAGE_SIZE
-    with (
-        Memory.map(length, kind, transparent_huge=True, dont_fork=True) as source,
-        Memory.map(length, kind, transparent_huge=True) as memory,
-    ):
+    with _huge_pages(kind) as (source, memory):
         memory.advise(Advice.NOHUGEPAGE)
         _move_all(source, memory, HUGE_PAGE_SIZE)

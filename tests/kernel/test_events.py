@@ -14,7 +14,7 @@ import pytest
 from tests.kernel.conformance import MINOR, WP, discard
 from tests.support.calls import Barrier, in_child, in_thread
 from tests.support.kernel_tests import kernel_test
-from tests.support.messages import next_event, next_fault, wait_readable
+from tests.support.messages import count_pending, next_event, next_fault, wait_readable
 from tests.support.page_contents import PAGE
 from uffdaemon import Advice, FaultKind, Memory, MemoryType
 from uffdaemon.lowlevel import (
@@ -100,7 +100,7 @@ def test_more_faults_than_one_read_takes_come_in_one_call() -> None:
         uffd.register(memory.start, memory.length)
         threading.stack_size(256 << 10)
         readers = [in_thread(memory.read, at, 1) for at in range(0, memory.length, PAGE)]
-        while _pending(uffd) < threads:
+        while count_pending(uffd) < threads:
             os.sched_yield()
         found = Counter(
             event.address for event in uffd.read_events() if isinstance(event, PageFault)
@@ -110,12 +110,6 @@ def test_more_faults_than_one_read_takes_come_in_one_call() -> None:
         uffd.zeropage(memory.start, memory.length)
         for reader in readers:
             reader.result()
-
-
-def _pending(uffd: Userfaultfd) -> int:
-    """How many faults wait to be read: ``pending`` in fdinfo, fs/userfaultfd.c."""
-    with open(f"/proc/self/fdinfo/{uffd.fileno()}") as info:
-        return next(int(line.split()[1]) for line in info if line.startswith("pending:"))
 
 
 @kernel_test()
@@ -226,7 +220,7 @@ def test_faults_are_read_before_events_that_happened_first() -> None:
         discarding = in_thread(memory.advise, Advice.DONTNEED, 0, PAGE)
         wait_readable(uffd)
         reader = in_thread(memory.read, PAGE, 1)
-        while _pending(uffd) == 0:
+        while count_pending(uffd) == 0:
             os.sched_yield()
         first, second = uffd.read_events()
         assert isinstance(first, PageFault)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.conformance import Handler
+from tests.kernel.moving import two_sides
 from tests.kernel.page_flags import exclusive
 from tests.support.calls import in_child, in_thread
 from tests.support.clib import Helpers
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.obstacles import Pins
-from tests.support.page_contents import PAGE
+from tests.support.page_contents import PAGE, content
 from uffdaemon import Advice, Memory, MemoryType
 from uffdaemon.errors import OperationError, PageNotExclusive, PlacementRefused
 from uffdaemon.lowlevel import (
@@ -47,30 +48,18 @@ def _present(memory: Memory) -> int:
 @pytest.mark.smoke
 @kernel_test(features=Features.MOVE)
 def test_a_move_answers_a_fault_and_empties_the_source() -> None:
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(4 * PAGE, dont_fork=True) as source,
-        Memory.map(4 * PAGE) as memory,
-    ):
-        source.write(0, b"m" * source.length)
-        uffd.register(memory.start, memory.length)
+    with two_sides(4) as (uffd, source, memory):
         reader = in_thread(memory.read, 0, memory.length)
         next_fault(uffd)
         result = uffd.move(memory.start, source.start, memory.length)
         assert (result.status, result.done) == (Status.DONE, memory.length)
-        assert reader.result() == b"m" * memory.length
+        assert reader.result() == content(4)
         assert _present(source) == 0
 
 
 @kernel_test(features=Features.MOVE)
 def test_what_a_fork_shares_is_busy_until_it_is_made_our_own() -> None:
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(4 * PAGE) as source,
-        Memory.map(4 * PAGE) as memory,
-    ):
-        uffd.register(memory.start, memory.length)
-        source.write(0, b"m" * source.length)
+    with two_sides(4, dont_fork=False) as (uffd, source, memory):
         assert in_child(lambda: None).result() is None
         # The child is gone, and pagemap says that we are alone: the kernel knows better.
         assert exclusive(source.start + PAGE)
@@ -88,18 +77,12 @@ def test_what_a_fork_shares_is_busy_until_it_is_made_our_own() -> None:
         source.advise(Advice.POPULATE_WRITE, PAGE, 3 * PAGE)
         rest = error.result.rest
         assert uffd.move(rest.dst, rest.src, rest.length).done == 3 * PAGE
-        assert memory.read(0, memory.length) == b"m" * memory.length
+        assert memory.read(0, memory.length) == content(4)
 
 
 @kernel_test(features=Features.MOVE)
 def test_dont_fork_keeps_a_fork_from_getting_in_the_way() -> None:
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(PAGE, dont_fork=True) as source,
-        Memory.map(PAGE) as memory,
-    ):
-        uffd.register(memory.start, PAGE)
-        source.write(0, b"m" * PAGE)
+    with two_sides(1) as (uffd, source, memory):
         child = in_child(signal.pause)
         assert uffd.move(memory.start, source.start, PAGE).complete
         os.kill(child.pid, signal.SIGKILL)
@@ -110,12 +93,7 @@ def test_dont_fork_keeps_a_fork_from_getting_in_the_way() -> None:
 @kernel_test(features=Features.MOVE)
 def test_what_ksm_merged_is_busy_until_it_is_unmerged() -> None:
     pages = 16
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(pages * PAGE, dont_fork=True) as source,
-        Memory.map(pages * PAGE) as memory,
-    ):
-        uffd.register(memory.start, memory.length)
+    with two_sides(pages, filled=False) as (uffd, source, memory):
         source.write(0, b"k" * source.length)
         source.advise(Advice.MERGEABLE)
         while not _merged():
@@ -131,20 +109,14 @@ def test_what_ksm_merged_is_busy_until_it_is_unmerged() -> None:
 
 @kernel_test(features=Features.MOVE)
 def test_what_is_pinned_stays_busy_until_it_is_let_go() -> None:
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(PAGE, dont_fork=True) as source,
-        Memory.map(PAGE) as memory,
-    ):
-        uffd.register(memory.start, PAGE)
-        source.write(0, b"p" * PAGE)
+    with two_sides(1) as (uffd, source, memory):
         pins = Pins(source.start)
         for _ in range(2):
             with pytest.raises(PageNotExclusive, match="pinned for I/O"):
                 uffd.move(memory.start, source.start, PAGE)
             # The cure for what a fork shares: what is still busy then is pinned.
             source.advise(Advice.POPULATE_WRITE)
-        assert source.read(0, PAGE) == b"p" * PAGE
+        assert source.read(0, PAGE) == content(1)
         assert _present(memory) == 0
         pins.end()
         assert uffd.move(memory.start, source.start, PAGE).complete
@@ -157,31 +129,20 @@ def _merged() -> bool:
 
 @kernel_test(features=Features.MOVE)
 def test_a_destination_that_is_not_empty_is_eexist() -> None:
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(4 * PAGE, dont_fork=True) as source,
-        Memory.map(4 * PAGE) as memory,
-    ):
-        source.write(0, b"m" * source.length)
-        uffd.register(memory.start, memory.length)
+    with two_sides(4) as (uffd, source, memory):
         uffd.copy(memory.start + 2 * PAGE, b"o" * PAGE)
         with pytest.raises(OperationError, match="the destination is not empty") as caught:
             uffd.move(memory.start, source.start, memory.length)
         assert caught.value.errno == errno.EEXIST
         assert caught.value.result.done == 2 * PAGE
         assert caught.value.address == memory.start + 2 * PAGE
-        assert memory.read(0, 3 * PAGE) == b"m" * 2 * PAGE + b"o" * PAGE
-        assert source.read(2 * PAGE, 2 * PAGE) == b"m" * 2 * PAGE
+        assert memory.read(0, 3 * PAGE) == content(2) + b"o" * PAGE
+        assert source.read(2 * PAGE, 2 * PAGE) == content(4)[2 * PAGE :]
 
 
 @kernel_test(features=Features.MOVE)
 def test_a_hole_in_the_source_is_enoent_unless_it_is_allowed() -> None:
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(4 * PAGE, dont_fork=True) as source,
-        Memory.map(4 * PAGE) as memory,
-    ):
-        uffd.register(memory.start, memory.length)
+    with two_sides(4, filled=False) as (uffd, source, memory):
         for page in (0, 1, 3):
             source.write(page * PAGE, b"m" * PAGE)
         with pytest.raises(OperationError, match="a hole in the source") as caught:
@@ -247,13 +208,8 @@ def test_another_process_is_refused_before_the_kernel_is_asked() -> None:
 @pytest.mark.usefixtures("transparent_huge_pages")
 @kernel_test(features=Features.MOVE)
 def test_a_part_of_a_huge_page_moves_and_leaves_the_rest() -> None:
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(HUGE_PAGE_SIZE, transparent_huge=True, dont_fork=True) as source,
-        Memory.map(HUGE_PAGE_SIZE, transparent_huge=True) as memory,
-    ):
+    with two_sides(HUGE_PAGE_SIZE // PAGE, filled=False, huge=True) as (uffd, source, memory):
         source.write(0, b"h" * source.length)
-        uffd.register(memory.start, memory.length)
         part = 16 * PAGE
         assert uffd.move(memory.start + part, source.start + part, part).done == part
         assert memory.read(part, part) == b"h" * part
@@ -263,15 +219,10 @@ def test_a_part_of_a_huge_page_moves_and_leaves_the_rest() -> None:
 
 @kernel_test(features=Features.MOVE)
 def test_the_zero_page_moves() -> None:
-    with (
-        Userfaultfd.open(Features.MOVE) as uffd,
-        Memory.map(PAGE, dont_fork=True) as source,
-        Memory.map(PAGE) as memory,
-    ):
+    with two_sides(1, filled=False) as (uffd, source, memory):
         source.touch()
         [zero] = scan_pages(source.start, PAGE)
         assert zero.categories & PageCategory.PFNZERO
-        uffd.register(memory.start, PAGE)
         assert uffd.move(memory.start, source.start, PAGE).done == PAGE
         assert _present(source) == 0
         assert memory.read(0, PAGE) == bytes(PAGE)

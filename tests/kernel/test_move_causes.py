@@ -6,11 +6,11 @@ import ctypes
 import errno
 import struct
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.kernel.scene import Scene, outcomes, scene
 from tests.support.calls import in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.obstacles import (
@@ -27,81 +27,21 @@ from tests.support.obstacles import (
     swap_out,
 )
 from tests.support.page_contents import PAGE, content
-from uffdaemon import Advice, Memory, MemoryType, Outcome, errors, native
-from uffdaemon.errors import MoveRefused
+from uffdaemon import Advice, MemoryType, Outcome, errors, native
 from uffdaemon.lowlevel import PageCategory, Userfaultfd, scan_pages
-from uffdaemon.moves import Cause, Fallback, Moved, calls, move
+from uffdaemon.moves import Cause, Fallback, calls, move
 from uffdaemon.moves import driver as mover
 from uffdaemon.moves.options import Chosen
-from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from uffdaemon.errors import MoveRefused
 
 OTHERS: Final = [kind for kind in MemoryType if kind is not MemoryType.ANONYMOUS]
 
 A_PAUSE = 0.0005
 """Seconds: the shortest wait for a pin to end.  What is held for a moment is waited for less."""
-
-
-class Scene(NamedTuple):
-    """A source full of pages that tell themselves apart, and an empty destination."""
-
-    uffd: Userfaultfd
-    source: Memory
-    target: Memory
-    data: bytes
-
-    def move(self, fallback: Fallback | None = None) -> Moved:
-        """Move all of it, and have it proved that the source is empty then."""
-        where = self.target.start, self.source.start, self.source.length
-        size = max(self.source.page_size, self.target.page_size)
-        moved = move(self.uffd, *where, fallback=fallback, verify=True, page_size=size)
-        assert self.target.read(0, self.target.length) == self.data
-        return moved
-
-    def refused(self, fallback: Fallback | None = None) -> MoveRefused:
-        """See it refused as a whole, and everything where it was."""
-        with pytest.raises(MoveRefused) as caught:
-            self.move(fallback)
-        error = caught.value
-        [run] = error.moved.refused
-        assert error.cause is run.cause
-        assert (run.dst, run.src) == (self.target.start, self.source.start)
-        assert run.length == self.source.length
-        assert self.source.read(0, self.source.length) == self.data
-        assert scan_pages(self.target.start, self.target.length) == []
-        return error
-
-
-@contextmanager
-def scene(
-    pages: int = 4,
-    kind: MemoryType = MemoryType.ANONYMOUS,
-    target_kind: MemoryType = MemoryType.ANONYMOUS,
-    *,
-    huge: bool = False,
-    dont_fork: bool = False,
-) -> Iterator[Scene]:
-    big = huge or kind.huge or target_kind.huge
-    length = HUGE_PAGE_SIZE if big else pages * PAGE
-    plain = MemoryType.ANONYMOUS
-    with (
-        Userfaultfd.open(PROTECTED) as uffd,
-        Memory.map(
-            length, kind, transparent_huge=big and kind is plain, dont_fork=dont_fork
-        ) as source,
-        Memory.map(length, target_kind, transparent_huge=big and target_kind is plain) as target,
-    ):
-        data = content(length // PAGE)
-        source.write(0, data)
-        for side in (source, target):
-            uffd.register(side.start, side.length, BOTH_MODES)
-        yield Scene(uffd, source, target, data)
-
-
-def fates(moved: Moved) -> list[tuple[Outcome, Cause | None]]:
-    return [(run.outcome, run.cause) for run in moved.runs]
 
 
 # -- EBUSY: merged, swapped out -----------------------------------------------------------------
@@ -115,7 +55,7 @@ def test_what_ksm_merged() -> None:
         error = found.refused()
         assert isinstance(error, errors.PageMerged)
         assert error.cause is Cause.MERGED
-        assert fates(found.move(Fallback())) == [(Outcome.UNSHARED_AND_MOVED, Cause.MERGED)]
+        assert outcomes(found.move(Fallback())) == [(Outcome.UNSHARED_AND_MOVED, Cause.MERGED)]
 
 
 @pytest.mark.usefixtures("swap")
@@ -129,7 +69,7 @@ def test_a_swap_entry_that_is_shared() -> None:
             move(found.uffd, *where)
         [page] = scan_pages(found.source.start, PAGE)
         assert page.categories & PageCategory.SWAPPED  # to refuse it, it is not read in
-        assert fates(found.move(Fallback())) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
+        assert outcomes(found.move(Fallback())) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
         assert child.sees() == found.data
 
 
@@ -138,7 +78,7 @@ def test_a_swap_entry_that_is_shared() -> None:
 def test_a_swap_entry_of_our_own_moves() -> None:
     with scene(1) as found:
         swap_out(found.source.start)
-        assert fates(found.move()) == [(Outcome.MOVED, None)]
+        assert outcomes(found.move()) == [(Outcome.MOVED, None)]
 
 
 # -- EBUSY: pinned -----------------------------------------------------------------------------
@@ -153,7 +93,7 @@ def test_what_is_pinned_is_refused_by_name() -> None:
             assert isinstance(error, errors.PagePinned)
             assert error.cause is Cause.PINNED
         pin.end()
-        assert fates(found.move()) == [(Outcome.MOVED, None)]
+        assert outcomes(found.move()) == [(Outcome.MOVED, None)]
 
 
 @kernel_test(features=PROTECTED)
@@ -171,7 +111,7 @@ def test_a_pin_that_ends_while_it_is_waited_for() -> None:
 
         patch.setattr(time, "sleep", pause)
         moved = found.move(Fallback(patience=60.0))
-        assert fates(moved) == [(Outcome.WAITED_AND_MOVED, Cause.PINNED)]
+        assert outcomes(moved) == [(Outcome.WAITED_AND_MOVED, Cause.PINNED)]
         assert len(pauses) == 1
 
 
@@ -195,7 +135,7 @@ async def test_a_pin_that_ends_while_trio_goes_on() -> None:
 
         assert await mover.climb_in_trio(found.uffd, None, climb, waiting=waiting)
         assert reasons == ["the source page is pinned for I/O"]
-        assert fates(climb.moved) == [(Outcome.WAITED_AND_MOVED, Cause.PINNED)]
+        assert outcomes(climb.moved) == [(Outcome.WAITED_AND_MOVED, Cause.PINNED)]
         assert found.target.read(0, PAGE) == found.data
 
 
@@ -204,7 +144,7 @@ def test_what_is_pinned_is_copied_only_if_that_was_asked_for() -> None:
     with scene(1, dont_fork=True) as found:
         pin = Pins(found.source.start)
         moved = found.move(Fallback(copy_pinned=True, patience=0.0))
-        assert fates(moved) == [(Outcome.COPIED_PINNED, Cause.PINNED)]
+        assert outcomes(moved) == [(Outcome.COPIED_PINNED, Cause.PINNED)]
         pin.end()
 
 
@@ -223,7 +163,7 @@ def test_a_read_in_flight_arrives_at_where_the_page_is_moved() -> None:
 
             patch.setattr(time, "sleep", pause)
             moved = move(found.uffd, *where, fallback=Fallback(patience=60.0), verify=True)
-            assert fates(moved) == [(Outcome.WAITED_AND_MOVED, Cause.PINNED)]
+            assert outcomes(moved) == [(Outcome.WAITED_AND_MOVED, Cause.PINNED)]
             assert found.target.read(0, PAGE) == arriving
         finally:
             read.end()
@@ -235,7 +175,7 @@ def test_a_read_in_flight_is_lost_to_a_copy() -> None:
         read = DirectRead(found.source, found.source.start, content(1, seed=1))
         try:
             moved = found.move(Fallback(copy_pinned=True, patience=0.0))
-            assert fates(moved) == [(Outcome.COPIED_PINNED, Cause.PINNED)]
+            assert outcomes(moved) == [(Outcome.COPIED_PINNED, Cause.PINNED)]
         finally:
             read.end()
         assert found.target.read(0, PAGE) == found.data
@@ -256,7 +196,7 @@ def test_memory_of_another_kind_is_copied_exactly(kind: MemoryType, side: str) -
         assert isinstance(error, errors.WrongMemory)
         assert error.cause is Cause.WRONG_MEMORY
         moved = found.move(Fallback())
-        assert fates(moved) == [(Outcome.EXACTLY_COPIED, Cause.WRONG_MEMORY)]
+        assert outcomes(moved) == [(Outcome.EXACTLY_COPIED, Cause.WRONG_MEMORY)]
 
 
 @pytest.mark.parametrize("what", ["source locked", "target locked", "source read-only"])
@@ -269,7 +209,7 @@ def test_mappings_that_differ(what: str) -> None:
         else:
             lock(side.start, side.length)
         assert isinstance(found.refused(), errors.WrongMemory)
-        assert fates(found.move(Fallback())) == [(Outcome.EXACTLY_COPIED, Cause.WRONG_MEMORY)]
+        assert outcomes(found.move(Fallback())) == [(Outcome.EXACTLY_COPIED, Cause.WRONG_MEMORY)]
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
@@ -284,7 +224,7 @@ def test_without_write_protection_a_copy_has_to_be_asked_for(side: str) -> None:
         assert isinstance(error, errors.Unprotectable)
         assert error.cause is Cause.UNPROTECTABLE
         moved = found.move(Fallback(lose_writes=True))
-        assert fates(moved) == [(Outcome.COPIED, Cause.WRONG_MEMORY)]
+        assert outcomes(moved) == [(Outcome.COPIED, Cause.WRONG_MEMORY)]
 
 
 # -- the other refusals ------------------------------------------------------------------------
@@ -297,7 +237,7 @@ def test_a_kernel_without_move() -> None:
         error = found.refused()
         assert isinstance(error, errors.MoveMissing)
         assert (error.cause, error.errno) == (Cause.NO_MOVE, errno.ENOTTY)
-        assert fates(found.move(Fallback())) == [(Outcome.EXACTLY_COPIED, Cause.NO_MOVE)]
+        assert outcomes(found.move(Fallback())) == [(Outcome.EXACTLY_COPIED, Cause.NO_MOVE)]
 
 
 def without_move() -> None:
@@ -362,7 +302,7 @@ def test_one_page_is_refused_and_the_others_move(what: str, fallback: Fallback |
             found.move(fallback)
         assert type(caught.value) is kind
         assert caught.value.cause is cause
-        assert fates(caught.value.moved) == [
+        assert outcomes(caught.value.moved) == [
             (Outcome.MOVED, None),
             (Outcome.FAILED, cause),
             (Outcome.MOVED, None),

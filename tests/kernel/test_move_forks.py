@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from tests.kernel.test_move_causes import fates, scene
+from tests.kernel.scene import outcomes, scene
 from tests.support.calls import in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_event, wait_readable
@@ -45,7 +45,7 @@ def test_what_a_living_child_shares() -> None:
         error = found.refused()
         assert isinstance(error, errors.PageShared)
         assert error.cause is Cause.SHARED
-        assert fates(found.move(Fallback())) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
+        assert outcomes(found.move(Fallback())) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
         found.target.write(0, b"ours")
         assert child.sees() == found.data
 
@@ -54,7 +54,7 @@ def test_what_a_living_child_shares() -> None:
 def test_what_a_child_shared_that_has_ended_moves_strictly() -> None:
     with scene() as found:
         assert Sharer(found.source).sees() == found.data
-        assert fates(found.move()) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
+        assert outcomes(found.move()) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
 
 
 @kernel_test(features=PROTECTED)
@@ -64,7 +64,7 @@ def test_what_moved_before_a_refusal_stays_moved() -> None:
         found.source.advise(Advice.POPULATE_WRITE, 0, PAGE)
         with pytest.raises(errors.PageShared) as caught:
             found.move()
-        assert fates(caught.value.moved) == [
+        assert outcomes(caught.value.moved) == [
             (Outcome.MOVED, None),
             (Outcome.FAILED, Cause.SHARED),
         ]
@@ -83,7 +83,7 @@ def test_a_huge_page_that_a_child_shares() -> None:
         assert page.categories & PageCategory.HUGE
         child = Sharer(found.source)
         assert isinstance(found.refused(), errors.PageShared)
-        assert fates(found.move(Fallback())) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
+        assert outcomes(found.move(Fallback())) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
         assert child.sees() == found.data
 
 
@@ -97,7 +97,7 @@ def test_a_part_of_a_huge_page_that_a_child_shares() -> None:
         with pytest.raises(errors.PageShared):
             move(found.uffd, *where)
         moved = move(found.uffd, *where, fallback=Fallback(), verify=True)
-        assert fates(moved) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
+        assert outcomes(moved) == [(Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
         assert found.target.read(part, part) == found.data[part : 2 * part]
         # What is left of it is still shared, and moves page by page.
         assert found.source.read(0, part) == found.data[:part]
@@ -123,7 +123,7 @@ def test_what_children_do_not_share_just_moves(way: str) -> None:
             actions = [(os.POSIX_SPAWN_DUP2, reading, 0)]
             os.posix_spawn("/bin/cat", ["cat"], os.environ, file_actions=actions)
         # The child lives until the pipe is closed.
-        assert fates(found.move()) == [(Outcome.MOVED, None)]
+        assert outcomes(found.move()) == [(Outcome.MOVED, None)]
         os.close(writing)
 
 
@@ -169,7 +169,7 @@ def test_a_childs_userfaultfd_takes_copies_and_no_moves() -> None:
             with pytest.raises(kind):
                 move(theirs, *where, fallback=fallback)
         moved = move(theirs, *where, fallback=Fallback(), source_uffd=uffd, verify=True)
-        assert fates(moved) == [(Outcome.EXACTLY_COPIED, Cause.OTHER_PROCESS)]
+        assert outcomes(moved) == [(Outcome.EXACTLY_COPIED, Cause.OTHER_PROCESS)]
         assert os.waitstatus_to_exitcode(os.waitpid(forking.result(), 0)[1]) == 7
         assert scan_pages(target.start, PAGE) == []
 
@@ -206,7 +206,7 @@ def test_another_process_gets_an_exact_copy() -> None:
             with pytest.raises(kind):
                 move(uffd, *where, fallback=fallback)
         moved = move(uffd, *where, fallback=Fallback(), source_uffd=found.uffd, verify=True)
-        assert fates(moved) == [(Outcome.EXACTLY_COPIED, Cause.OTHER_PROCESS)]
+        assert outcomes(moved) == [(Outcome.EXACTLY_COPIED, Cause.OTHER_PROCESS)]
         assert child.result() == found.data
 
 
@@ -241,7 +241,7 @@ def test_nothing_moves_while_an_event_is_not_read(fallback: Fallback | None) -> 
         assert source.read(0, 1) == b"m"
         assert uffd.read_events() == [RemoveEvent(target.start + PAGE, target.end)]
         discarding.result()
-        assert fates(move(uffd, *where, verify=True)) == [(Outcome.MOVED, None)]
+        assert outcomes(move(uffd, *where, verify=True)) == [(Outcome.MOVED, None)]
 
 
 @kernel_test(features=FORKED)
@@ -271,5 +271,5 @@ async def test_a_move_waits_until_the_fork_event_has_been_read() -> None:
 
         assert await mover.climb_in_trio(uffd, None, climb, waiting=waiting)
         assert set(reasons) == {"an event is in flight (EAGAIN)"}
-        assert fates(climb.moved) == [(Outcome.MOVED, None)]
+        assert outcomes(climb.moved) == [(Outcome.MOVED, None)]
         os.kill(forking.result(), signal.SIGKILL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from itertools import count
-from pathlib import Path
 
 import pytest
 import trio
@@ -14,7 +13,7 @@ import trio.testing
 from tests.kernel.moving import Watched, fates, there, two_sides
 from tests.support.calls import Barrier, in_child, in_thread
 from tests.support.kernel_tests import kernel_test
-from tests.support.messages import next_event, next_fault, wait_readable
+from tests.support.messages import count_pending, next_event, next_fault, wait_readable
 from tests.support.obstacles import Pins
 from tests.support.page_contents import PAGE, content
 from uffdaemon import Advice, FaultKind, Memory, Outcome, errors
@@ -215,8 +214,7 @@ def test_writers_wait_at_both_sides_of_an_exact_copy_and_lose_nothing() -> None:
 
 def _wait_until_stuck(uffd: Userfaultfd) -> None:
     """Until a thread waits whose message nobody has read; what else is there is not read."""
-    info = Path(f"/proc/self/fdinfo/{uffd.fileno()}")
-    while "pending:\t1\n" not in info.read_text("ascii"):
+    while count_pending(uffd) != 1:
         os.sched_yield()  # the deadline is the limit
 
 

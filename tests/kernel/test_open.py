@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 
+from tests.kernel.privileges import become_nobody, needs_root
 from tests.support.calls import in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
@@ -20,20 +21,8 @@ from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd, supported_fe
 from uffdaemon.uapi.outcomes import Code, Operation, Status
 
 How = Literal["auto", "syscall", "device"]
-_NOBODY = 65534
 _CAP_SYS_PTRACE = 19
 _CAPABILITY_VERSION_3 = 0x20080522
-
-
-def needs_root() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("takes root, to give it up")
-
-
-def become_nobody() -> None:
-    os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
 
 
 def _drop_ptrace() -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.kernel.conformance import WP, map_area
 from tests.kernel.page_flags import write_protected
-from tests.support.calls import in_thread
+from tests.support.calls import Call, in_thread
 from tests.support.kernel_tests import kernel_test
-from tests.support.messages import next_event, next_fault
+from tests.support.messages import count_waiting, next_event, next_fault
 from tests.support.page_contents import PAGE
 from uffdaemon import FaultKind, Memory, MemoryType
 from uffdaemon.errors import InvalidRange, OperationError
@@ -112,32 +114,29 @@ def test_unaligned_and_empty_ranges_are_einval_and_end(operation: str) -> None:
 # -- waking ------------------------------------------------------------------------------------
 
 
-@kernel_test()
-def test_dontwake_leaves_the_thread_asleep_until_it_is_woken() -> None:
+@contextmanager
+def _reader_stuck() -> Iterator[tuple[Userfaultfd, Memory, Call[bytes], PageFault]]:
+    """A thread that reads the first byte of a page, and whose message has been read."""
     with Userfaultfd.open() as uffd, Memory.map(PAGE) as memory:
         uffd.register(memory.start, memory.length)
         reader = in_thread(memory.read, 0, 1)
-        next_fault(uffd)
+        yield uffd, memory, reader, next_fault(uffd)
+
+
+@kernel_test()
+def test_dontwake_leaves_the_thread_asleep_until_it_is_woken() -> None:
+    with _reader_stuck() as (uffd, memory, reader, _):
         assert uffd.copy(memory.start, b"x" * PAGE, wake=False).complete
         # Not woken by the copy: the kernel still counts it among those who wait.
-        assert _waiting(uffd) == 1
+        assert count_waiting(uffd) == 1
         assert uffd.wake(memory.start, PAGE).done == PAGE
         assert reader.result() == b"x"
-        assert _waiting(uffd) == 0
-
-
-def _waiting(uffd: Userfaultfd) -> int:
-    """How many threads wait, read or unread: ``total`` in fdinfo, fs/userfaultfd.c."""
-    with open(f"/proc/self/fdinfo/{uffd.fileno()}") as info:
-        return next(int(line.split()[1]) for line in info if line.startswith("total:"))
+        assert count_waiting(uffd) == 0
 
 
 @kernel_test()
 def test_finding_a_page_present_wakes_who_waits_for_it() -> None:
-    with Userfaultfd.open() as uffd, Memory.map(PAGE) as memory:
-        uffd.register(memory.start, memory.length)
-        reader = in_thread(memory.read, 0, 1)
-        next_fault(uffd)
+    with _reader_stuck() as (uffd, memory, reader, _):
         uffd.copy(memory.start, b"x" * PAGE, wake=False)
         result = uffd.copy(memory.start, b"y" * PAGE)
         assert (result.done, result.present) == (0, PAGE)
@@ -146,10 +145,7 @@ def test_finding_a_page_present_wakes_who_waits_for_it() -> None:
 
 @kernel_test()
 def test_a_message_that_was_read_and_not_answered_comes_again_after_wake() -> None:
-    with Userfaultfd.open() as uffd, Memory.map(PAGE) as memory:
-        uffd.register(memory.start, memory.length)
-        reader = in_thread(memory.read, 0, 1)
-        first = next_fault(uffd)
+    with _reader_stuck() as (uffd, memory, reader, first):
         uffd.wake(memory.start, PAGE)
         assert next_fault(uffd) == first
         uffd.zeropage(memory.start, PAGE)
@@ -213,7 +209,7 @@ def test_write_protect_stops_writers_until_it_is_lifted() -> None:
         assert event.address == memory.start + PAGE
         assert memory.read(PAGE, 1) == b"a"
         uffd.write_protect(memory.start + PAGE, PAGE, protect=False, wake=False)
-        assert _waiting(uffd) == 1
+        assert count_waiting(uffd) == 1
         uffd.write_protect(memory.start + PAGE, PAGE, protect=False)
         writer.result()
         assert memory.read(PAGE, 1) == b"b"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kernel.moving import fates, there
 from tests.support.calls import in_child, in_thread
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_fault
 from tests.support.page_contents import PAGE, content
 from uffdaemon import Memory, Outcome, errors
-from uffdaemon.kernel.page_probe import look
 from uffdaemon.lowlevel import Features, PageCategory, Userfaultfd, scan_pages
-from uffdaemon.moves import Cause, Fallback, Moved, Staging
+from uffdaemon.moves import Cause, Fallback, Staging
 from uffdaemon.ranges import HUGE_PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -50,16 +50,6 @@ def _file(data: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-def _there(memory: Memory) -> list[int]:
-    """The pages that are there, by number."""
-    return [n for n, page in enumerate(look(memory.start, memory.length)) if page.there]
-
-
-def _outcomes(moved: Moved) -> list[tuple[int, Outcome, Cause | None]]:
-    """Pages, outcome and cause of each run."""
-    return [(run.length // PAGE, run.outcome, run.cause) for run in moved.runs]
-
-
 # -- filling by hand ---------------------------------------------------------------------------
 
 
@@ -80,11 +70,11 @@ def test_what_was_read_into_it_moves_to_whoever_waits(huge: bool) -> None:
         reader = in_thread(memory.read, PAGE, PAGE)
         next_fault(uffd)
         moved = staging.move(uffd, memory.start, 0, 8 * PAGE, verify=True)
-        assert _outcomes(moved) == [(8, Outcome.MOVED, None)]
+        assert fates(moved) == [(8, Outcome.MOVED, None)]
         assert reader.result() == data[PAGE : 2 * PAGE]
         assert memory.read(0, memory.length) == data
         # The rest of a huge page of which a part has moved stays.
-        assert _there(staging.memory) == (list(range(8, 512)) if huge else [])
+        assert there(staging.memory) == (list(range(8, 512)) if huge else [])
 
 
 @pytest.mark.usefixtures("transparent_huge_pages")
@@ -144,7 +134,7 @@ def test_huge_pages_arrive_whole_where_the_destination_is_aligned() -> None:
         huge = scan_pages(memory.start, memory.length, required=PageCategory.HUGE)
         assert [(found.start, found.length) for found in huge] == [(memory.start + HUGE, 2 * HUGE)]
         assert memory.read(HUGE // 2, 3 * HUGE) == data
-        assert _there(memory) == list(range(256, 256 + 3 * 512))
+        assert there(memory) == list(range(256, 256 + 3 * 512))
 
 
 @pytest.mark.usefixtures("transparent_huge_pages")
@@ -184,7 +174,7 @@ def test_any_range_is_filled_and_its_last_page_ends_in_zeros(huge: bool) -> None
             assert moved.complete
             assert moved.bytes(Outcome.MOVED) == length
             assert memory.read(first * PAGE, length) == data + bytes(length - len(data))
-            assert _there(memory) == list(range(first, first + pages))
+            assert there(memory) == list(range(first, first + pages))
 
 
 @kernel_test(features=Features.MOVE)
@@ -201,7 +191,7 @@ def test_a_file_that_lacks_whole_pages_is_too_short_and_says_by_how_much() -> No
         missing = 2 * PAGE - (PAGE - 1)
         assert str(caught.value).startswith(f"the file ends at {len(data) - 1:#x}, {missing} bytes")
         assert memory.read(0, 4 * PAGE) == data[PAGE : 5 * PAGE]
-        assert _there(memory) == [0, 1, 2, 3]
+        assert there(memory) == [0, 1, 2, 3]
 
 
 @kernel_test(features=Features.MOVE)
@@ -214,7 +204,7 @@ def test_filling_takes_whole_pages_and_at_least_one() -> None:
         for dst, length in ((0, 0), (0, 100), (1, PAGE), (0, -PAGE)):
             with pytest.raises(errors.InvalidRange):
                 staging.fill(uffd, memory.start + dst, fd, 0, length)
-        assert _there(memory) == []
+        assert there(memory) == []
         # However small the piece.
         staging.fill(uffd, memory.start, fd, 0, PAGE, piece=1)
         assert memory.read(0, 2) == b"x\0"
@@ -244,7 +234,7 @@ def test_what_is_there_stays_and_leaves_nothing_behind(huge: bool) -> None:
             b"o" * PAGE if page in (2, 3, 9) else data[page * PAGE : (page + 1) * PAGE]
             for page in range(16)
         )
-        assert [n for n in _there(staging.memory) if n < staging.length // PAGE] == []
+        assert [n for n in there(staging.memory) if n < staging.length // PAGE] == []
 
 
 @kernel_test(features=Features.MOVE)
@@ -274,7 +264,7 @@ def test_refusals_other_than_that_it_is_there_are_raised() -> None:
         uffd.unregister(memory.start + PAGE, PAGE)
         with pytest.raises(errors.NotRegistered) as caught:
             staging.fill(uffd, memory.start, fd, 0, 2 * PAGE)
-        assert _outcomes(caught.value.moved) == [
+        assert fates(caught.value.moved) == [
             (1, Outcome.MOVED, None),
             (1, Outcome.FAILED, Cause.NOT_REGISTERED),
         ]
@@ -312,10 +302,10 @@ def test_a_child_that_was_to_have_it_shares_it_and_keeps_it_from_moving() -> Non
         child = in_child(look_later)
         with pytest.raises(errors.PageShared) as caught:
             staging.move(uffd, memory.start)
-        assert _outcomes(caught.value.moved) == [(2, Outcome.FAILED, Cause.SHARED)]
-        assert _there(memory) == []
+        assert fates(caught.value.moved) == [(2, Outcome.FAILED, Cause.SHARED)]
+        assert there(memory) == []
         moved = staging.move(uffd, memory.start, fallback=Fallback(), verify=True)
-        assert _outcomes(moved) == [(2, Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
+        assert fates(moved) == [(2, Outcome.UNSHARED_AND_MOVED, Cause.SHARED)]
         assert memory.read(0, 2 * PAGE) == content(2)
         memory.write(0, b"changed")
         os.write(write, b"x")
@@ -373,7 +363,7 @@ def test_once_closed_it_refuses_everything_and_may_be_closed_again() -> None:
         ):
             with pytest.raises(errors.InvalidRange, match="has been closed"):
                 use()
-        assert _there(memory) == []
+        assert there(memory) == []
 
 
 @kernel_test(features=Features.MOVE)
@@ -386,4 +376,4 @@ def test_what_was_never_filled_is_a_hole_and_is_not_moved_as_zeros() -> None:
         with pytest.raises(errors.SourceHole) as caught:
             staging.move(uffd, memory.start)
         assert caught.value.errno == errno.ENOENT
-        assert _there(memory) == [1]
+        assert there(memory) == [1]

@@ -39,3 +39,19 @@ def next_fault(uffd: Userfaultfd) -> PageFault:
     event = next_event(uffd)
     assert isinstance(event, PageFault), event
     return event
+
+
+def count_pending(uffd: Userfaultfd) -> int:
+    """How many threads are stuck whose messages nobody has read."""
+    return _fdinfo(uffd, "pending:")
+
+
+def count_waiting(uffd: Userfaultfd) -> int:
+    """How many threads are stuck, whether their messages were read or not."""
+    return _fdinfo(uffd, "total:")
+
+
+def _fdinfo(uffd: Userfaultfd, field: str) -> int:
+    """userfaultfd_show_fdinfo() of fs/userfaultfd.c."""
+    with open(f"/proc/self/fdinfo/{uffd.fileno()}", encoding="ascii") as info:
+        return next(int(line.split()[1]) for line in info if line.startswith(field))
