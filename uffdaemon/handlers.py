@@ -46,6 +46,7 @@ from uffdaemon.model.batch import Step, merge, narrow
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import Fault
 from uffdaemon.model.region_table import nowhere
+from uffdaemon.names import shown
 from uffdaemon.uapi.events import PageFault
 from uffdaemon.uapi.outcomes import Code, Outcome, Result, Status
 
@@ -191,7 +192,7 @@ class Handler:
         except (errors.UsageError, errors.SourceError) as error:
             return Failed(error)
         except Exception as error:  # noqa: BLE001  # a source's `address` may raise anything
-            failed = errors.SourceFailed(f"{action!r} raised {error!r}")
+            failed = errors.SourceFailed(f"{shown(action)} raised {shown(error)}")
             failed.__cause__ = error
             return Failed(failed)
         if not isinstance(planned, Step):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard
+
+from uffdaemon.names import name_of, shown
 
 if TYPE_CHECKING:
-    from structlog.stdlib import BoundLogger
-
     from uffdaemon.actions import Action
+    from uffdaemon.log import Log
     from uffdaemon.model.region import Fault
     from uffdaemon.model.statistics import Counters
     from uffdaemon.uapi.events import Event
@@ -75,7 +76,7 @@ class Hooks:
 class HookCalls:
     """Calls hooks, and logs what they raise."""
 
-    def __init__(self, hooks: Sequence[Hooks], counters: Counters, log: BoundLogger) -> None:
+    def __init__(self, hooks: Sequence[Hooks], counters: Counters, log: Log) -> None:
         self._hooks = tuple(hooks)
         self._counters = counters
         self._log = log
@@ -114,15 +115,18 @@ class HookCalls:
         except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
             self.raised(hook, error)
             return
-        if inspect.isawaitable(returned):
+        if is_awaitable(returned):
             self.await_later(returned, hook)
 
     def raised(self, hook: object, error: Exception) -> None:
         """Log the error of a hook."""
         self._counters.failures["HookRaised"] += 1
-        self._log.error("hook failed", hook=hook_name(hook), error=repr(error), exc_info=error)
+        self._log.error("hook failed", hook=name_of(hook), error=shown(error), exc_info=error)
 
 
-def hook_name(hook: object) -> str:
-    """The name of a hook in logs."""
-    return str(getattr(hook, "__qualname__", None) or repr(hook))
+def is_awaitable(answer: object) -> TypeGuard[Awaitable[None]]:
+    """Whether a hook is async, by what it returned; never raises."""
+    try:
+        return inspect.isawaitable(answer)
+    except Exception:  # noqa: BLE001  # its ``__class__`` may raise anything
+        return False

@@ -31,11 +31,10 @@ from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from structlog.stdlib import BoundLogger
-
     from uffdaemon.engine.apply_events import Applied
     from uffdaemon.hooks import Hooks
     from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
+    from uffdaemon.log import Log
     from uffdaemon.model.region_table import RegionTable
     from uffdaemon.model.statistics import Counters
     from uffdaemon.native.ports import Record
@@ -71,7 +70,7 @@ class Server:
         self,
         uffd: Userfaultfd,
         hooks: Sequence[Hooks],
-        log: BoundLogger,
+        log: Log,
         regions: RegionTable | None,
         setup: Setup,
         *,

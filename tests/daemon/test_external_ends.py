@@ -25,6 +25,7 @@ from tests.support.paths import ROOT
 from uffdaemon import Advice, Memory, Region, Shutdown, errors, open_daemon
 from uffdaemon.external.owner import ExternalServer
 from uffdaemon.external.plan import ExternalOptions, ExternalPolicy
+from uffdaemon.log import Log, LogThread
 from uffdaemon.lowlevel import Features, RegisterMode, Userfaultfd
 
 # -- other processes' ends ---------------------------------------------------------------------
@@ -176,7 +177,7 @@ async def test_a_policy_whose_workers_die_is_given_up() -> None:
         server = ExternalServer(
             uffd,
             Region(memory.start, PAGE, policy),
-            log=structlog.stdlib.get_logger(),
+            log=Log(structlog.stdlib.get_logger(), LogThread()),
             options=ExternalOptions(restarts=2),
         )
         server.start(RegisterMode.MISSING)

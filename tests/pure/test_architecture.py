@@ -21,6 +21,8 @@ PACKAGE = Path(uffdaemon.__file__).parent
 
 FLOORS = (
     "lazy",
+    "names",
+    "log",
     "native",
     "uapi",
     "errors",
@@ -56,7 +58,18 @@ CIRCLES = {
 }
 """Modules that know each other's types, and why that cannot be otherwise."""
 
-PURE = ("lazy", "uapi", "errors", "ranges", "actions", "model", "policy", "hooks", "placement")
+PURE = (
+    "lazy",
+    "names",
+    "uapi",
+    "errors",
+    "ranges",
+    "actions",
+    "model",
+    "policy",
+    "hooks",
+    "placement",
+)
 PURE_MODULES = ("moves.ladder", "moves.refusals", "moves.requests", "rules.lowering")
 """What decides without a system call, in packages that also carry out."""
 

@@ -7,16 +7,16 @@ import pytest
 
 from tests.pure.fakes import a_fault, a_region
 from uffdaemon.actions import Action, Zero
-from uffdaemon.hooks import HookCalls, Hooks, Resolved, Veto, hook_name
+from uffdaemon.hooks import HookCalls, Hooks, Resolved, Veto
 from uffdaemon.model.statistics import Counters
+from uffdaemon.names import name_of
 from uffdaemon.uapi.events import ForkEvent, RemapEvent, RemoveEvent, UnknownEvent, UnmapEvent
 from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from structlog.stdlib import BoundLogger
-
+    from uffdaemon.log import Log
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.events import Event
 
@@ -41,7 +41,7 @@ class Bench:
         self.counters = Counters()
         self.log = Lines()
         self.later: list[tuple[Awaitable[None], object]] = []
-        self.calls = HookCalls(hooks, self.counters, cast("BoundLogger", self.log))
+        self.calls = HookCalls(hooks, self.counters, cast("Log", self.log))
         self.calls.await_later = lambda answer, hook: self.later.append((answer, hook))
 
     @property
@@ -161,6 +161,6 @@ def test_an_async_hook_is_handed_over_and_not_awaited_here() -> None:
 def test_hooks_are_called_by_their_name_or_their_repr() -> None:
     def mine() -> None: ...
 
-    assert hook_name(mine).endswith("mine")
+    assert name_of(mine).endswith("mine")
     nameless = partial(mine)
-    assert hook_name(nameless) == repr(nameless)
+    assert name_of(nameless) == repr(nameless)

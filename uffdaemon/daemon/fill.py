@@ -16,6 +16,7 @@ from uffdaemon.actions import Copy
 from uffdaemon.engine.fetches import FetchedSource, fetch_with_retry
 from uffdaemon.errors import error_of
 from uffdaemon.model.batch import operation
+from uffdaemon.names import shown
 from uffdaemon.policy import ByKind, CopyFrom, FaultAround
 from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.outcomes import Code, Operation, Status
@@ -46,7 +47,7 @@ def copy_of(policy: Policy) -> Copy:
     if isinstance(policy, CopyFrom):
         return Copy(policy.source, policy.offset, write_protect=policy.write_protect)
     raise errors.PlacementRefused(
-        f"{policy!r} has no source for the whole region: pass the source to fill"
+        f"{shown(policy)} has no source for the whole region: pass the source to fill"
     )
 
 
@@ -143,7 +144,7 @@ class Fill:
         length = (end - first) * region.page_size
         address = copy.source.address(copy.offset + offset, length)
         if address is None:
-            raise errors.SourceFailed(f"{copy.source!r} no longer has its bytes in memory")
+            raise errors.SourceFailed(f"{shown(copy.source)} no longer has its bytes in memory")
         step = operation(copy, region, region.start + offset, length, address)
         [result] = served.execute([step])
         handler.record(region, result)

@@ -12,6 +12,7 @@ from uffdaemon import errors
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.plan import ExternalOptions
 from uffdaemon.kernel.userfaultfd import Userfaultfd
+from uffdaemon.log import Log, LogThread
 from uffdaemon.loop import Server, Setup
 from uffdaemon.model.statistics import Counters
 from uffdaemon.ports.endpoint import Backends
@@ -20,8 +21,6 @@ from uffdaemon.ports.trio_sleep import Sleeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from structlog.stdlib import BoundLogger
 
     from uffdaemon.engine.state import Served
     from uffdaemon.external.owner import ExternalServer
@@ -57,7 +56,8 @@ class Servers:
         self._sleeper: Sleeper | None = None
         self._shared_resolver = SharedResolver()
         self._past = Counters()
-        self.log: BoundLogger = structlog.stdlib.get_logger("uffdaemon")
+        self._log_thread = LogThread()
+        self.log: Log = Log(structlog.stdlib.get_logger("uffdaemon"), self._log_thread)
         self.own: dict[Userfaultfd, Server] = {}
         """The userfaultfds that this process serves."""
         self.external: dict[Region, ExternalServer] = {}
@@ -98,6 +98,8 @@ class Servers:
             server.add_counters(total)
         for external in self.external.values():
             external.add_counters(total)
+        if self._log_thread.lost:
+            total.failures["LogLineLost"] += self._log_thread.lost
         return total
 
     # -- start and end of a server -------------------------------------------------------------

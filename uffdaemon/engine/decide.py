@@ -6,17 +6,17 @@ blame.
 
 from __future__ import annotations
 
-import inspect
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from uffdaemon import errors
-from uffdaemon.actions import ACTIONS, Action, Unprotect
-from uffdaemon.engine.failures import nonsense, untrusted
+from uffdaemon.actions import Action, Unprotect
+from uffdaemon.engine.failures import is_action, nonsense, untrusted
 from uffdaemon.engine.move_faults import AFTER_COPY, waits_for_copy
 from uffdaemon.engine.next_step import AskHook, Failed
-from uffdaemon.hooks import Veto, hook_name
+from uffdaemon.hooks import Veto, is_awaitable
 from uffdaemon.model.region import policy_name
+from uffdaemon.names import name_of, shown
 from uffdaemon.uapi.events import FaultKind
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def decide(served: Served, fault: Fault) -> Next:
     try:
         action = untrusted(policy(fault))
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the policy's
-        raised = errors.PolicyRaised(policy_name(policy), f"raised {error!r}")
+        raised = errors.PolicyRaised(policy_name(policy), f"raised {shown(error)}")
         raised.__cause__ = error
         return Failed(raised)
     took = (_clock() - begun) / 1e9
@@ -50,7 +50,7 @@ def decide(served: Served, fault: Fault) -> Next:
             return Unprotect()
         what = f"does not answer {fault.kind.value} faults here"
         return Failed(errors.NoAnswer(policy_name(policy), what))
-    if not isinstance(action, ACTIONS):
+    if not is_action(action):
         return Failed(errors.PolicyAnswerInvalid(policy_name(policy), nonsense(action)))
     return ask_hooks(served, fault, action, 0) if served.hooks.before else action
 
@@ -65,7 +65,7 @@ def ask_hooks(served: Served, fault: Fault, action: Action, first: int) -> Next:
         except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
             served.hooks.raised(hook, error)
             continue
-        if inspect.isawaitable(answer):
+        if is_awaitable(answer):
             return AskHook(action, answer, index)
         replaced = _heed(served, action, answer, hook)
         if isinstance(replaced, Failed):
@@ -84,11 +84,12 @@ def resume_hooks(served: Served, fault: Fault, action: Action, answer: object, i
 
 def _heed(served: Served, action: Action, answer: object, hook: object) -> Action | Failed:
     """The action to continue with after a hook has returned `answer`."""
-    if isinstance(answer, ACTIONS):
+    if is_action(answer):
         return answer
-    if isinstance(answer, Veto):
-        return Failed(errors.PolicyVetoed(hook_name(hook), f"vetoed: {answer.reason}"))
+    if issubclass(type(answer), Veto):
+        reason = cast("Veto", answer).reason
+        return Failed(errors.PolicyVetoed(name_of(hook), f"vetoed: {reason}"))
     if answer is not None:
-        wrong = TypeError(f"{hook_name(hook)} returned {answer!r}, which is no action")
+        wrong = TypeError(f"{name_of(hook)} returned {shown(answer)}, which is no action")
         served.hooks.raised(hook, wrong)
     return action

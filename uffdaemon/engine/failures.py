@@ -5,10 +5,10 @@ A held fault is listed until its page is filled for another fault, or its thread
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
-from typing import TYPE_CHECKING
+from types import CoroutineType
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 from uffdaemon import errors
 from uffdaemon.actions import ACTIONS, Action, Hold
@@ -16,6 +16,7 @@ from uffdaemon.engine.next_step import Failed
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import policy_name
 from uffdaemon.model.region_table import outside_every_region
+from uffdaemon.names import shown, text_of
 from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.outcomes import Outcome
 
@@ -39,7 +40,7 @@ def fail(served: Served, fault: Fault, error: Exception) -> Action:
     if record is not None:
         record.failed = True
     _log(served, fault, error, type(action).__name__.lower())
-    return Hold(f"{type(error).__name__}: {error}") if isinstance(action, Hold) else action
+    return Hold(f"{type(error).__name__}: {text_of(error)}") if isinstance(action, Hold) else action
 
 
 def refused_in_c(served: Served, fault: Fault, number: int) -> None:
@@ -100,7 +101,7 @@ def _log(served: Served, fault: Fault, error: Exception, then: str) -> None:
         address=hex(fault.exact_address),
         kind=fault.kind.value,
         thread=fault.thread,
-        error=str(error),
+        error=text_of(error),
         error_type=type(error).__name__,
         then=then,
         exc_info=error.__cause__ if isinstance(error, errors.PolicyRaised) else None,
@@ -117,7 +118,7 @@ def _declared_action(hooks: HookCalls, fault: Fault, error: Exception) -> Action
     except Exception as raised:  # noqa: BLE001  # whatever it is, the fault is held
         hooks.raised(declared, raised)
         return Hold()
-    if isinstance(answer, ACTIONS):
+    if is_action(answer):
         return answer
     if answer is not None:
         hooks.raised(declared, TypeError(f"on_failure {nonsense(answer)}"))
@@ -129,9 +130,14 @@ def untrusted(answer: object) -> object:
     return answer
 
 
+def is_action(answer: object) -> TypeGuard[Action]:
+    """Whether it is an action: by its type, since its ``__class__`` may raise anything."""
+    return issubclass(type(answer), ACTIONS)
+
+
 def nonsense(answer: object) -> str:
     """What is wrong with a return value that is no action."""
-    if inspect.iscoroutine(answer):
-        answer.close()
+    if issubclass(type(answer), CoroutineType):
+        cast("CoroutineType[object, object, object]", answer).close()
         return "returned a coroutine: it has to decide at once, and to return Perform to wait"
-    return f"returned {answer!r}, which is no action"
+    return f"returned {shown(answer)}, which is no action"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from uffdaemon import errors, native
+from uffdaemon.names import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -83,11 +84,11 @@ async def _fetch_once(action: Copy, offset: int, length: int, patience: float) -
     except errors.SourceError:
         raise
     except trio.TooSlowError:
-        raise errors.SourceTimedOut(f"{source!r} did not answer in {patience} s") from None
+        raise errors.SourceTimedOut(f"{shown(source)} did not answer in {patience} s") from None
     except Exception as error:
-        raise errors.SourceFailed(f"{source!r} raised {error!r}") from error
+        raise errors.SourceFailed(f"{shown(source)} raised {shown(error)}") from error
     if given != length:
         raise errors.SourceTooShort(
-            f"{source!r} gave {given} bytes; {length} at {offset:#x} were asked for"
+            f"{shown(source)} gave {given} bytes; {length} at {offset:#x} were asked for"
         )
     return data

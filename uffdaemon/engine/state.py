@@ -14,10 +14,9 @@ from uffdaemon.uapi.events import FaultKind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from structlog.stdlib import BoundLogger
-
     from uffdaemon.hooks import Hooks
     from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
+    from uffdaemon.log import Log
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.events import ForkEvent
     from uffdaemon.uapi.outcomes import Operation, Result
@@ -56,7 +55,7 @@ class Served:
         self,
         uffd: Userfaultfd,
         hooks: Sequence[Hooks],
-        log: BoundLogger,
+        log: Log,
         loop: Loop,
         regions: RegionTable | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import trio
 
@@ -20,12 +20,12 @@ from uffdaemon.engine.failures import untrusted
 from uffdaemon.engine.fetches import FetchedSource, PendingFetch, fetch_with_retry
 from uffdaemon.engine.move_faults import climbed
 from uffdaemon.engine.next_step import AskHook, Claimed, Climb, Failed, Fetch
-from uffdaemon.hooks import hook_name
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import policy_name
 from uffdaemon.moves.driver import climb_in_trio
 from uffdaemon.moves.ladder import Ladder
 from uffdaemon.moves.options import Chosen
+from uffdaemon.names import name_of, shown
 from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class Tasks:
         ledger = self._served.ledger
         match step:
             case Fetch():
-                ledger.wait(fault, Waiting.SOURCE, repr(step.action.source))
+                ledger.wait(fault, Waiting.SOURCE, shown(step.action.source))
                 self._fetch(fault, step)
             case Climb():
                 ledger.wait(fault, Waiting.WORK, f"moving its page from {step.src:#x}")
                 self._nursery.start_soon(self._climb, fault, step)
             case AskHook():
-                ledger.wait(fault, Waiting.HOOK, hook_name(self._served.hooks.before[step.number]))
+                ledger.wait(fault, Waiting.HOOK, name_of(self._served.hooks.before[step.number]))
                 self._nursery.start_soon(self._ask_hook, fault, step)
             case Perform():
                 ledger.wait(fault, Waiting.WORK, policy_name(fault.region.policy))
@@ -114,14 +114,14 @@ class Tasks:
             with trio.move_on_after(limit) as scope:
                 outcome = untrusted(await action.work(self._served.uffd, fault))
         except Exception as raised:  # noqa: BLE001  # whatever it is, it is the policy's
-            error = errors.PolicyRaised(name, f"raised {raised!r}")
+            error = errors.PolicyRaised(name, f"raised {shown(raised)}")
             error.__cause__ = raised
             step = Failed(error)
         else:
             if scope.cancelled_caught:
                 step = Failed(errors.PolicyTooSlow(name, f"was not done after {limit} s"))
-            elif not isinstance(outcome, Outcome):
-                what = f"returned {outcome!r}, which is no outcome"
+            elif not _is_outcome(outcome):
+                what = f"returned {shown(outcome)}, which is no outcome"
                 step = Failed(errors.PolicyAnswerInvalid(name, what))
             elif outcome is Outcome.FAILED:
                 step = Failed(errors.PolicyRaised(name, "reports that it failed"))
@@ -177,3 +177,8 @@ class Tasks:
         if served.ledger.is_open(fault):
             following = resume_hooks(served, fault, step.action, answer, step.number)
             self._resume([(fault, following)])
+
+
+def _is_outcome(outcome: object) -> TypeGuard[Outcome]:
+    """By its type, since the ``__class__`` of anything else may raise."""
+    return type(outcome) is Outcome

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from structlog.stdlib import BoundLogger
-
     from uffdaemon.hooks import Hooks
+    from uffdaemon.log import Log
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Region
 
@@ -52,7 +51,7 @@ class Listener:
         region: Region,
         policy: str,
         hooks: Sequence[Hooks],
-        log: BoundLogger,
+        log: Log,
         send: Callable[[bytes], None],
     ) -> None:
         self.worker: int | None = None
@@ -160,8 +159,8 @@ class Listener:
 
     def _log_line(self, packet: Packet) -> None:
         """Log a line of the worker."""
-        log = getattr(self._log, packet.text("level"), self._log.warning)
-        log(packet.text("event"), **{**packet.packet("fields").fields, "worker": self.worker})
+        fields = {**packet.packet("fields").fields, "worker": self.worker}
+        self._log.write(packet.text("level"), packet.text("event"), **fields)
 
     def _count(self, packet: Packet) -> None:
         if packet.integer("pid") != self._current_pid:

@@ -35,10 +35,9 @@ from uffdaemon.ports.watchdog import abandon, resume
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from structlog.stdlib import BoundLogger
-
     from uffdaemon.hooks import Hooks
     from uffdaemon.kernel.userfaultfd import Userfaultfd
+    from uffdaemon.log import Log
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Missing, Region
     from uffdaemon.model.statistics import Counters
@@ -74,7 +73,7 @@ class ExternalServer:
         region: Region,
         *,
         hooks: Sequence[Hooks] = (),
-        log: BoundLogger,
+        log: Log,
         options: ExternalOptions = DEFAULTS,
         watchdog: Watchdog | None = None,
     ) -> None:

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from uffdaemon import errors
 from uffdaemon.hooks import Resolved
 from uffdaemon.model.ledger import OpenFault, Waiting
-from uffdaemon.model.region import Fault, policy_name, shorten
+from uffdaemon.model.region import Fault, policy_name
 from uffdaemon.model.statistics import BUCKETS, Counters
+from uffdaemon.names import shorten
 from uffdaemon.uapi import events
 from uffdaemon.uapi.events import Event, FaultKind, ForkEvent
 from uffdaemon.uapi.outcomes import Outcome

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 
 from uffdaemon.actions import Continue, Copy, Fill, Move, Poison, Span, Unprotect, Wake, Zero
 from uffdaemon.errors import InvalidRange
+from uffdaemon.names import shown
 from uffdaemon.uapi.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code, Operation
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _whole(number: int) -> int:
     try:
         return index(number)
     except TypeError:
-        raise InvalidRange(f"{number!r} is not a number of bytes or pages") from None
+        raise InvalidRange(f"{shown(number)} is not a number of bytes or pages") from None
 
 
 def operation(action: Fill, region: Region, start: int, length: int, src: int = 0) -> Operation:
@@ -97,7 +98,9 @@ def operation(action: Fill, region: Region, start: int, length: int, src: int = 
     this very range begins.  Raises `InvalidRange` if that is not an address."""
     page_size = region.page_size
     if not 0 <= _whole(src) <= ADDRESSES - length:
-        raise InvalidRange(f"{action!r} takes its bytes from {src:#x}, which is not an address")
+        raise InvalidRange(
+            f"{shown(action)} takes its bytes from {src:#x}, which is not an address"
+        )
     match action:
         case Copy():
             mode = COPY_WRITE_PROTECT if action.write_protect else 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 from uffdaemon.actions import Action, Hold, Poison
 from uffdaemon.model.page_map import PageMap
+from uffdaemon.names import name_of, shown
 from uffdaemon.ranges import PAGE_SIZE, check_page_size, check_range
 
 if TYPE_CHECKING:
@@ -46,14 +47,7 @@ Policy: TypeAlias = Callable[[Fault], Action | None]
 
 def policy_name(policy: Policy) -> str:
     """The name of a policy in logs: that of its function, or its repr."""
-    name = getattr(policy, "__qualname__", None)
-    return name if isinstance(name, str) else shorten(repr(policy), 300)
-
-
-def shorten(text: str, length: int) -> str:
-    """`text`, its middle left out where it is longer than `length`."""
-    half = length // 2
-    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+    return name_of(policy)
 
 
 FailureAction: TypeAlias = "Hold | Poison | Callable[[Fault, Exception], Action | None]"
@@ -133,7 +127,7 @@ class Region:
             text += f" in pages of {self.page_size} bytes"
         text += f", policy {policy_name(self.policy)}"
         if self.on_failure != HOLD:
-            text += f", on_failure {getattr(self.on_failure, '__qualname__', self.on_failure)}"
+            text += f", on_failure {name_of(self.on_failure)}"
         if self.after_remove != "zero":
             text += f", after_remove {self.after_remove!r}"
         return f"<{text}>"
@@ -155,9 +149,11 @@ class Region:
 def _check_callables(policy: object, on_failure: object) -> None:
     """Check the types at run time, so that a mistake shows here and not at the first fault."""
     if isinstance(policy, type) or not callable(policy):
-        raise TypeError(f"a policy is a callable that takes a fault, not {policy!r:.100}")
+        raise TypeError(f"a policy is a callable that takes a fault, not {shown(policy, 100)}")
     if not isinstance(on_failure, Hold | Poison) and not callable(on_failure):
-        raise TypeError(f"on_failure is Hold(), Poison() or a callable, not {on_failure!r:.100}")
+        raise TypeError(
+            f"on_failure is Hold(), Poison() or a callable, not {shown(on_failure, 100)}"
+        )
 
 
 Missing: TypeAlias = Literal["hold", "poison", "release"]

@@ -107,7 +107,8 @@ class Statistics:
     """How many faults of each kind had each outcome.  DEFERRED and HELD, which are not final, count
     how often faults were deferred and held."""
     failures: dict[str, int]
-    """How often faults failed, by the name of the error; `HookRaised` counts hooks that raised."""
+    """How often faults failed, by the name of the error; `HookRaised` counts hooks that
+    raised, `LogLineLost` lines that the application's logger did not take."""
     events: dict[str, int]
     """Events by name: fork, remap, remove, unmap, unknown."""
     bytes_done: dict[Outcome, int]

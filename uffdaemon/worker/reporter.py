@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -69,6 +70,7 @@ class Reporter:
         self._requested = 0
         """The number of the owner's last request for statistics; 0 if it has its reply."""
         self._counts: dict[str, Json] = {}
+        self._token: trio.lowlevel.TrioToken | None = None
 
     # -- collecting ----------------------------------------------------------------------------
 
@@ -111,8 +113,9 @@ class Reporter:
         packet = encode("log", {"level": method, "event": event, "fields": fields})
         words = "".join(f" {name}={value}" for name, value in fields.items())
         self._write_log(packet, f"{event}{words}")
-        if trio.lowlevel.in_trio_run():  # else this is a thread of the policy
-            self._wake.set()
+        if self._token is not None:  # this is the thread of the log, or one of the policy
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._send_soon)
         raise structlog.DropEvent
 
     def ready(self) -> None:
@@ -132,6 +135,9 @@ class Reporter:
         if len(self._packets) < _MAX_PACKETS:
             self._packets.append(packet)
 
+    def _send_soon(self) -> None:
+        self._wake.set()
+
     def request(self, number: int) -> None:
         """Send statistics soon: the owner has requested them, with this number."""
         self._requested = number
@@ -141,6 +147,7 @@ class Reporter:
 
     async def run(self, daemon: Daemon) -> None:
         """Send reports until cancelled."""
+        self._token = trio.lowlevel.current_trio_token()
         pause = _MIN_INTERVAL
         counted = 0.0
         while True:

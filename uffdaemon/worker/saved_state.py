@@ -22,6 +22,7 @@ import trio
 from uffdaemon.external.protocol import LIMIT, Packet
 from uffdaemon.hooks import Hooks
 from uffdaemon.kernel.userfaultfd import Userfaultfd
+from uffdaemon.log import Log, LogThread
 from uffdaemon.model.page_map import PageMap
 from uffdaemon.model.region_table import RegionTable, Segment
 
@@ -44,7 +45,7 @@ class SavedState:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._log = structlog.stdlib.get_logger("uffdaemon")
+        self._log = Log(structlog.stdlib.get_logger("uffdaemon"), LogThread())
         self._numbers: dict[Userfaultfd, int] = {}
         """The supervisor's number for each userfaultfd; 0 is the owner's."""
         self._last = 0
