@@ -24,23 +24,20 @@ from uffdaemon.actions import FILLS, Fill, Hold, Wake
 from uffdaemon.engine.apply_events import apply_event, tell_event
 from uffdaemon.engine.decide import decide
 from uffdaemon.engine.failures import arrived, fail, hold, resolved_by_rule
-from uffdaemon.engine.move_faults import (
-    AFTER_COPY,
-    EVENT_IN_FLIGHT,
-    issue,
-    record_moves,
-    verify,
-)
+from uffdaemon.engine.move_faults import verify
 from uffdaemon.engine.next_step import (
+    EVENT_IN_FLIGHT,
     Claimed,
     ClientGone,
     Ended,
     Failed,
     Later,
 )
-from uffdaemon.engine.results import claimed, reached, record_result, stopped
+from uffdaemon.engine.presence import record_moves, record_result
+from uffdaemon.engine.results import claimed, reached, stopped
 from uffdaemon.engine.step_plan import alone, plan_step, wake_step
 from uffdaemon.engine.tasks import Tasks
+from uffdaemon.engine.write_protect import AFTER_COPY, issue
 from uffdaemon.hooks import Resolved
 from uffdaemon.model.batch import Step, merge, narrow
 from uffdaemon.model.ledger import Waiting
@@ -166,10 +163,10 @@ class Handler:
             elif isinstance(step, Claimed):
                 step = claimed(self.served, fault, step.outcome)
             else:
-                self._leave_off(fault, step)
+                self._suspend(fault, step)
                 return
 
-    def _leave_off(self, fault: Fault, step: Last) -> None:
+    def _suspend(self, fault: Fault, step: Last) -> None:
         """Nothing comes next for now: the fault waits."""
         if isinstance(step, Hold):
             hold(self.served, fault, step.reason)
@@ -216,14 +213,14 @@ class Handler:
             steps, self._batch, self._apart = merge(self._batch) + self._apart, [], []
             issued, results, late = issue(self.served, steps)
             for step, result in zip(issued, results, strict=True):
-                self._settle(step, result)
+                self._apply_result(step, result)
             for fault in late:
                 self._follow(fault, AFTER_COPY)
         self._batch.clear()
         self._apart.clear()
         self._tell_ended()
 
-    def _settle(self, step: Step, result: Result) -> None:
+    def _apply_result(self, step: Step, result: Result) -> None:
         """Record what came of a step, and follow each of its faults."""
         self._record(step.region, result)
         if result.operation.code is Code.MOVE and result.done:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uffdaemon.actions import Zero
-from uffdaemon.engine.move_faults import empty
 from uffdaemon.engine.next_step import Ended
+from uffdaemon.engine.presence import mark_absent
 from uffdaemon.model.page_map import PageMap
 from uffdaemon.uapi.events import (
     Change,
@@ -101,7 +101,7 @@ def _copier(snapshot: Snapshot | None) -> Callable[[PageMap], PageMap]:
 
 def _removed(served: Served, start: int, end: int, *, applied: bool) -> list[tuple[Fault, Next]]:
     if served.uffd.copies.take_release(start, end):
-        empty(served, start, end - start)  # its contents live on where they were copied to
+        mark_absent(served, start, end - start)  # its contents live on where they were copied to
         return []
     for segment in served.regions.clip(start, end):
         region = segment.region

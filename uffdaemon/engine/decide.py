@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, cast
 from uffdaemon import errors
 from uffdaemon.actions import Action, Unprotect
 from uffdaemon.engine.failures import is_action, nonsense, untrusted
-from uffdaemon.engine.move_faults import AFTER_COPY, waits_for_copy
 from uffdaemon.engine.next_step import AskHook, Failed
+from uffdaemon.engine.write_protect import AFTER_COPY, waits_for_copy
 from uffdaemon.hooks import Veto, is_awaitable
 from uffdaemon.model.region import policy_name
 from uffdaemon.names import name_of, shown

@@ -1,4 +1,4 @@
-"""Moves that the kernel refused, and write-protect faults that exact copies cause.
+"""Moves for a fault: what comes after a refusal or a climb, and the check that nothing is left.
 
 A refused move leaves the batch: `uffdaemon.engine.tasks` climbs the ladder for it.
 """
@@ -6,31 +6,24 @@ A refused move leaves the batch: `uffdaemon.engine.tasks` climbs the ladder for 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from uffdaemon.actions import Move, Wake
-from uffdaemon.engine.next_step import ClientGone, Climb, Ended, Failed, Later
+from uffdaemon.engine.next_step import EVENT_IN_FLIGHT, ClientGone, Climb, Ended, Failed, Later
+from uffdaemon.engine.presence import mark_absent
 from uffdaemon.errors import SourceNotEmpty
 from uffdaemon.kernel.page_probe import look
 from uffdaemon.moves.driver import check_empty
 from uffdaemon.moves.refusals import marker_in_the_way, refusal
 from uffdaemon.ranges import PAGE_SIZE
-from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.moved import Cause, Moved
-from uffdaemon.uapi.outcomes import Code
 
 if TYPE_CHECKING:
     from uffdaemon.engine.next_step import Next
     from uffdaemon.engine.state import Served
     from uffdaemon.model.batch import Step
     from uffdaemon.model.region import Fault
-    from uffdaemon.model.region_table import Segment
     from uffdaemon.uapi.outcomes import Result
-
-EVENT_IN_FLIGHT: Final = "an event is in flight (EAGAIN)"
-
-AFTER_COPY: Final = Later(None, "its page is being copied exactly")
-"""Ask the policy when the exact copy that is under way has ended."""
 
 
 def refused(served: Served, fault: Fault, action: Move, result: Result) -> Next:
@@ -62,7 +55,7 @@ def climbed(served: Served, fault: Fault, action: Move, moved: Moved) -> Next:
     if run.arrived:
         region.pages.present.add(fault.page)
         served.counters.bytes_done[run.outcome] += run.length
-        empty(served, run.src, run.length)
+        mark_absent(served, run.src, run.length)
         if action.verify:
             _prove_empty(served, fault, run.src, run.length)
         served.refaults.placed(fault)
@@ -98,68 +91,3 @@ def _what_is_left(src: int, length: int) -> SourceNotEmpty | None:
     except SourceNotEmpty as error:
         return error
     return None
-
-
-def waits_for_copy(served: Served, fault: Fault) -> bool:
-    """Whether a write has to wait for the end of an exact copy of its page.  Lifting the
-    protection earlier would lose the write."""
-    return fault.kind is FaultKind.WP and served.uffd.copies.overlap(fault.address, 1)
-
-
-def issue(served: Served, steps: list[Step]) -> tuple[list[Step], list[Result], list[Fault]]:
-    """Carry the steps out, but for those that would lift the write-protection of an exact copy.
-
-    Returns what was carried out, with the results, and the faults that have to wait for a copy.
-    """
-    copies = served.uffd.copies
-    if not any(step.operation.code is Code.WRITEPROTECT for step in steps):
-        return steps, served.execute([step.operation for step in steps]), []
-    late: list[Fault] = []
-    kept: list[Step] = []
-    with copies.marking:  # no copy may begin between the check and the call
-        for step in steps:
-            _, start, length, *_ = operation = step.operation
-            if operation.code is Code.WRITEPROTECT and copies.overlap(start, length):
-                late += step.faults
-            else:
-                kept.append(step)
-        results = served.execute([step.operation for step in kept])
-    return kept, results, late
-
-
-def record_moves(served: Served, moved: Moved) -> None:
-    """Record which pages a move has filled, and which it has emptied."""
-    for run in moved.runs:
-        if run.arrived:
-            served.counters.bytes_done[run.outcome] += run.length
-            for segment in served.regions.clip(run.dst, run.dst + run.length):
-                _arrived(served, segment)
-            empty(served, run.src, run.length)
-
-
-def _arrived(served: Served, segment: Segment) -> None:
-    first, end = _pages(segment)
-    present = segment.region.pages.present
-    if not served.uffd.same_process:
-        present.add_range(first, end)
-        return
-    # Source holes leave holes at the destination: those pages must not count as present.
-    size = segment.region.page_size // PAGE_SIZE
-    there = [page.there for page in look(segment.start, segment.end - segment.start)]
-    for number in range(first, end):
-        if there[(number - first) * size]:
-            present.add(number)
-
-
-def empty(served: Served, src: int, length: int) -> None:
-    """Record that the source of a move is empty, if it is served here, too."""
-    for each in served.loop.peers():
-        for segment in each.regions.clip(src, src + length):
-            segment.region.pages.present.discard_range(*_pages(segment))
-
-
-def _pages(segment: Segment) -> tuple[int, int]:
-    """The first page of a segment in its region, and the one after its last."""
-    region = segment.region
-    first = (segment.start - region.start) // region.page_size
-    return first, (segment.end - region.start) // region.page_size

@@ -6,7 +6,7 @@ and `uffdaemon.handlers` takes it: there is one loop to read, and no way back up
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from uffdaemon.actions import Action, Hold, Perform
 
@@ -31,6 +31,10 @@ class Later(NamedTuple):
     reason: str
     due: int | None = None
     """``time.perf_counter_ns``; None: after a delay that doubles each time, counted as DEFERRED."""
+
+
+EVENT_IN_FLIGHT: Final = "an event is in flight (EAGAIN)"
+"""The reason of a `Later`: events that Python has not seen come first."""
 
 
 class Fetch(NamedTuple):

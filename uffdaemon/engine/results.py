@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uffdaemon import errors
 from uffdaemon.actions import Copy, Fill, Move, Wake, Zero
 from uffdaemon.engine.failures import comes_back
-from uffdaemon.engine.move_faults import empty, refused
+from uffdaemon.engine.move_faults import refused
 from uffdaemon.engine.next_step import ClientGone, Ended, Failed, Later
 from uffdaemon.engine.step_plan import wake_operation
 from uffdaemon.errors import error_of
@@ -19,21 +19,8 @@ from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome, Status
 if TYPE_CHECKING:
     from uffdaemon.engine.next_step import Next
     from uffdaemon.engine.state import Served
-    from uffdaemon.model.region import Fault, Region
+    from uffdaemon.model.region import Fault
     from uffdaemon.uapi.outcomes import Result
-
-
-def record_result(served: Served, region: Region, result: Result) -> None:
-    """Record which pages of `region` an operation has brought, and how many bytes."""
-    code = result.operation.code
-    if code is Code.WAKE:
-        return
-    served.counters.bytes_done[OUTCOME_OF_CODE[code]] += result.done
-    if result.progress and code is not Code.WRITEPROTECT:
-        if code is Code.MOVE:
-            empty(served, result.operation.src, result.progress)
-        first = (result.operation.dst - region.start) // region.page_size
-        region.pages.present.add_range(first, first + result.progress // region.page_size)
 
 
 def reached(served: Served, fault: Fault, action: Fill | Wake, result: Result, done: int) -> Next:
