@@ -39,6 +39,7 @@
 #include "sigaction.h"
 #include "sigbus.h"
 #include "snapshot.h"
+#include "stall.h"
 #include "watchdog.h"
 
 #endif

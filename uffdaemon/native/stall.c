@@ -185,7 +185,7 @@ static void ask_for_stack(uint32_t thread, int signal, int in_handler)
 /* Hands on what threads have written of their stacks. */
 static void write_stacks(void)
 {
-    char text[4096];
+    char text[8192];
     ssize_t length;
 
     while ((length = read(atomic_load(&stacks), text, sizeof(text))) > 0)

@@ -39,5 +39,7 @@ void uffdaemon_stall_report(struct uffdaemon_watch *watch, const struct uffd_msg
 void uffdaemon_stall_act(struct uffdaemon_watch *watch);
 void uffdaemon_stall_forget(void);
 void uffdaemon_stall_write(void);
+void uffdaemon_watch_wake(const struct uffdaemon_watch *watch, uint64_t start, uint64_t length);
+void uffdaemon_stacks_from(int fd);
 
 #endif
