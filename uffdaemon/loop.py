@@ -100,9 +100,9 @@ class Server:
         self._poisoning = False
         self._patience = _PATIENCE
         self._awake = True
-        self._takes = 0
-        """Nested calls of `take`: a hook may call it."""
-        self._taken: tuple[list[Event | Applied], int] | None = None
+        self._drains = 0
+        """Nested calls of `drain`: a hook may call it."""
+        self._dequeued: tuple[list[Event | Applied], int] | None = None
         """Events that were dequeued and not yet handled, and when they were read."""
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
@@ -175,9 +175,9 @@ class Server:
             if self.rules.outdated:
                 self.rules.update()
             self._port.serve()
-            worked = self.take()
+            worked = self.drain()
         else:
-            worked = self.take()
+            worked = self.drain()
             if self.rules.outdated:
                 self.rules.update()
         if self.served.ledger.next_due() is not None:
@@ -187,30 +187,31 @@ class Server:
             self._read_failed(self._port.error)
         return worked
 
-    def take(self) -> bool:
+    def drain(self) -> bool:
         """Dequeue what C has read, and handle what it has not resolved.  Returns whether there was
         anything."""
-        self._handle_taken()  # if a hook calls this, what was dequeued before it comes first
-        records = [] if self._released else self._port.take()
+        self._handle_dequeued()  # if a hook calls this, what was dequeued before it comes first
+        records = [] if self._released else self._port.dequeue()
         if not records:
             return False
-        self._takes += 1
+        self._drains += 1
         try:
-            self._account_for(records)
+            self._handle_records(records)
         finally:
-            self._takes -= 1
-            if not self._takes:
-                self._port.turn_over()
+            self._drains -= 1
+            if not self._drains:
+                self._port.end_batch()
         if self._quiet is not None and self._is_quiet():
             self._quiet.set()
         return True
 
-    def _account_for(self, records: list[Record]) -> None:
+    def _handle_records(self, records: list[Record]) -> None:
+        """Tell what rules have resolved, then handle what they have not."""
         now = _clock()
         forwarded = [record for record in records if not record.code]
         if forwarded:
             read_at = min(record.latency for record in forwarded)
-            self._taken = events_of(forwarded), read_at
+            self._dequeued = events_of(forwarded), read_at
         for record in records:
             if record.code and (record.error or self.served.hooks.see_endings):
                 self._notify_after(record, now)
@@ -218,15 +219,15 @@ class Server:
             # Threads whose faults were held have faulted again, and rules have resolved them.
             by_rule = b"".join(record.message for record in records if record.code)
             self.handler.rules_resolved(parse(by_rule))
-        self._handle_taken()
+        self._handle_dequeued()
 
-    def _handle_taken(self) -> None:
+    def _handle_dequeued(self) -> None:
         """Handle what was dequeued last, unless that has been done."""
-        taken, self._taken = self._taken, None
-        if taken is not None:
-            self._handle(*taken)
+        dequeued, self._dequeued = self._dequeued, None
+        if dequeued is not None:
+            self._handle_forwarded(*dequeued)
 
-    def _handle(self, events: list[Event | Applied], read_at: int) -> None:
+    def _handle_forwarded(self, events: list[Event | Applied], read_at: int) -> None:
         """Have the handler resolve what C did not."""
         if len(events) >= MESSAGE_BATCH and not self.endpoint.native:
             # The buffer was full: an event that precedes these faults may still be pending.
@@ -311,7 +312,7 @@ class Server:
         """Handle everything that has been read by now."""
         if self.endpoint.native:
             self._port.settle()
-        self.take()
+        self.drain()
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -386,7 +387,7 @@ class Server:
         self.rules.close()
         self.endpoint.stop()
         if self.endpoint.native and not self._released:
-            now, records = _clock(), self._port.take()
+            now, records = _clock(), self._port.dequeue()
             for record in records:
                 if record.code and (record.error or self.served.hooks.see_endings):
                     self._notify_after(record, now)

@@ -238,7 +238,7 @@ class Daemon:
             self.external[region].remove(missing)
             return
         server = self._servers.of(region)
-        server.take()
+        server.drain()
         try:
             remove(server, region, missing)
         except errors.KernelRefusal:

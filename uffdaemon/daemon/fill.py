@@ -118,7 +118,7 @@ class Fill:
         delay = _FIRST_DELAY
         while True:
             # During the wait, pages may have been filled, discarded or moved.
-            self._server.take()
+            self._server.drain()
             part = self._next(page)
             if part is None or part[0] >= end:
                 return 0

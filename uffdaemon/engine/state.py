@@ -35,8 +35,8 @@ class Loop(Protocol):
         """Run another turn: something has changed."""
         ...
 
-    def take(self) -> bool:
-        """Take in what has been read.  Tasks call it before they act."""
+    def drain(self) -> bool:
+        """Handle what C has read by now.  Tasks call it before they act."""
         ...
 
     def events_applied(self) -> None:

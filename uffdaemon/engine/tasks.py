@@ -99,7 +99,7 @@ class Tasks:
         else:
             fetched = FetchedSource(data, action.offset + offset)
             step = replace(action, source=fetched, extent=Span(offset, pending.length))
-        self._served.loop.take()
+        self._served.loop.drain()
         self._fetches.remove(pending)
         self._resume([(fault, step) for fault in pending.faults])
 
@@ -129,7 +129,7 @@ class Tasks:
                 step = Claimed(outcome)
             else:
                 step = Hold(f"policy {name} reports: {outcome.value}")
-        self._served.loop.take()
+        self._served.loop.drain()
         self._resume([(fault, step)])
 
     # -- moves that were refused ---------------------------------------------------------------
@@ -146,7 +146,7 @@ class Tasks:
 
         def stop() -> bool:
             # Events that were read meanwhile come first: the page may not be due any more.
-            served.loop.take()
+            served.loop.drain()
             return not served.ledger.is_open(fault) or served.discarded(fault)
 
         following: Next = None
@@ -155,10 +155,10 @@ class Tasks:
                 served.uffd, action.source_uffd, ladder, waiting=wait, stop=stop
             )
         except (errors.UffdaemonError, OSError) as error:
-            served.loop.take()
+            served.loop.drain()
             following = Failed(error)
         else:
-            served.loop.take()
+            served.loop.drain()
             if served.ledger.is_open(fault):
                 following = climbed(served, fault, action, ladder.moved) if ended else action
         self._resume([(fault, following)])
@@ -173,7 +173,7 @@ class Tasks:
                 answer = await step.answer
         except Exception as error:  # noqa: BLE001  # a hook must not lose the fault
             served.hooks.raised(served.hooks.before[step.number], error)
-        served.loop.take()
+        served.loop.drain()
         if served.ledger.is_open(fault):
             following = resume_hooks(served, fault, step.action, answer, step.number)
             self._resume([(fault, following)])

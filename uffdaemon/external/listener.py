@@ -56,8 +56,7 @@ class Listener:
     ) -> None:
         self.worker: int | None = None
         """The process id of the worker; None while there is none."""
-        self.ended = False
-        """Set by the owner when no more reports will come."""
+        self._closed = False
         self.worker_ended: bool = False
         """Whether the worker has dealt with its open faults, as `end` asked."""
         self._region = region
@@ -175,6 +174,16 @@ class Listener:
         self._changed.set()
         self._changed = trio.Event()
 
+    def worker_gone(self) -> None:
+        """The supervisor has exited, and its worker with it."""
+        self.worker = None
+
+    def close(self) -> None:
+        """No more reports will come."""
+        self._closed = True
+        self.worker = None
+        self.notify()
+
     # -- requests ------------------------------------------------------------------------------
 
     async def ready(self) -> None:
@@ -196,11 +205,11 @@ class Listener:
         """Tell the worker to end its open faults within `seconds`, and wait until it has."""
         self._end = encode("end", {"how": how, "timeout": seconds})
         self._send(self._end)
-        while not self.worker_ended and not self.ended:
+        while not self.worker_ended and not self._closed:
             await self._changed.wait()
 
     async def _wait_for_change(self) -> None:
-        if self.ended:
+        if self._closed:
             raise errors.DaemonClosed(f"{self._region.label} is no longer served")
         await self._changed.wait()
 

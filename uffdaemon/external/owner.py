@@ -176,9 +176,7 @@ class ExternalServer:
             self._close()
             self._abandon()
             self.ended.set()
-            self._listener.ended = True
-            self._listener.worker = None
-            self._listener.notify()
+            self._listener.close()
 
     def _abandon(self) -> None:
         """Prepare for faults of threads that touch the memory when it is no longer served."""
@@ -203,7 +201,7 @@ class ExternalServer:
         while True:
             begun = trio.current_time()
             status = await self._run_supervisor()
-            self._listener.worker = None
+            self._listener.worker_gone()
             if self._leaving.is_set():
                 return
             deaths = 1 if trio.current_time() - begun > _STABLE else deaths + 1

@@ -98,14 +98,13 @@ class Port:
         self.notify: int = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if notified else -1
         self._records = bytearray(_RECORD.size * _CAPACITY)
         self._pinned_records: Any = ffi.from_buffer("struct uffdaemon_record[]", self._records)
-        self._withdrawn = False
         made = lib.uffdaemon_port_new(fd, reread_limit, self.notify)
         if made == ffi.NULL:
             raise MemoryError
         self._port: Any = ffi.gc(made, lib.uffdaemon_port_free)
         self.events: int = 0
         """How many events C has applied that Python has applied, too."""
-        self._taken = 0
+        self._dequeued = 0
 
     def close(self) -> None:
         """Free the port.  Nothing may serve it any more."""
@@ -130,7 +129,7 @@ class Port:
 
     @property
     def has_records(self) -> bool:
-        """Whether `take` would return anything."""
+        """Whether `dequeue` would return anything."""
         return bool(self._port.queue.count)
 
     @property
@@ -154,7 +153,8 @@ class Port:
     def publish(self, rules: list[NativeRule]) -> bool:
         """Replace all rules; they must be sorted by (kind, start) and not overlap.
 
-        False: events were read that may invalidate them; `take` those first.  Raises MemoryError.
+        False: events were read that may invalidate them; `dequeue` those first.  Raises
+        MemoryError.
         """
         packed = bytearray(_RULE.size * len(rules))
         for index, rule in enumerate(rules):
@@ -196,7 +196,7 @@ class Port:
         """Wake threads that wait in the signal handler for a page of the range."""
         lib.uffdaemon_port_wake(self._port, start, length)
 
-    def take(self) -> list[Record]:
+    def dequeue(self) -> list[Record]:
         """Dequeue the records."""
         if self.notify >= 0:
             with suppress(BlockingIOError):
@@ -210,14 +210,14 @@ class Port:
                 record = Record(*_RECORD.unpack_from(self._records, index * size))
                 found.append(record)
                 if record.present and record.message[0] != _PAGEFAULT:
-                    self._taken += 1
+                    self._dequeued += 1
         return found
 
     def events_applied(self) -> None:
         """Python has applied all events that it has dequeued."""
-        self.events = self._taken
+        self.events = self._dequeued
 
-    def turn_over(self) -> None:
+    def end_batch(self) -> None:
         """Python has finished what it dequeued; until then it counts as outstanding."""
         if self._port.queue.outstanding_since:
             lib.uffdaemon_port_end_batch(self._port)
