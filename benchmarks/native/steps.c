@@ -16,8 +16,8 @@
 
 #include <linux/elf.h>
 
-#define MESSAGE 32          /* bytes of a struct uffd_msg */
-#define SYSCALL 0x050f      /* the instruction, as it lies in memory */
+#define MESSAGE 32     /* bytes of a struct uffd_msg */
+#define SYSCALL 0x050f /* the instruction, as it lies in memory */
 #define SIGNAL_DEADLINE 50000000
 #define DEADLINE 2000000000 /* nanoseconds until no fault is expected any more */
 
@@ -78,6 +78,12 @@ static int is_message(long result)
     return result > 0 && result % MESSAGE == 0;
 }
 
+/* Messages are read by either of the two. */
+static int is_call(long number, long wanted)
+{
+    return number == wanted || (wanted == SYS_read && number == SYS_preadv2);
+}
+
 /* Has the clock say `clock` that the thread has just asked the vDSO for; `moment` is what for. */
 static void set_clock(int thread, uint64_t moment, uint64_t clock)
 {
@@ -117,7 +123,7 @@ static long record(int thread, struct trace *trace, long last, int times)
         status = go_on(PTRACE_SINGLESTEP, thread, 0);
         if (status < 0)
             return status;
-        if ((instruction & 0xffff) == SYSCALL && (long)step->rax == last) {
+        if ((instruction & 0xffff) == SYSCALL && is_call((long)step->rax, last)) {
             struct user_regs_struct after;
 
             if (ptrace(PTRACE_GETREGS, thread, NULL, &after))

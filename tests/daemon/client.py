@@ -72,6 +72,11 @@ class Inside:
         assert self.uffd is not None
         self.uffd.close()
 
+    def make_blocking(self) -> None:
+        """Clear O_NONBLOCK of the open file description that the daemon uses, too."""
+        assert self.uffd is not None
+        os.set_blocking(self.uffd.fileno(), True)
+
     def read(self, offset: int, length: int, which: int = -1) -> bytes:
         return self.memories[which].read(offset, length)
 

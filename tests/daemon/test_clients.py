@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.daemon.client import Client, Inside, region_of
+from tests.daemon.external import until
 from tests.support.daemons import both_sleeps
 from tests.support.kernel_tests import kernel_test
 from tests.support.notes import Asked, Gate, Recorder
@@ -34,11 +35,36 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from uffdaemon.model.region import Missing
+    from uffdaemon.placement import ResolverName
 
 REMOVE = Features.THREAD_ID | Features.EVENT_REMOVE
 
 
 # -- clients -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("native_sleep", [True, False], ids=["in-c", "in-trio"])
+@pytest.mark.parametrize("resolver", ["loop", "thread"])
+@kernel_test()
+async def test_one_that_makes_its_descriptor_blocking_stops_nobody(
+    resolver: ResolverName, native_sleep: bool
+) -> None:
+    data = content(4)
+    hostile, other = Client(), Client()
+    uffd, theirs = await hostile.uffd(), await other.uffd()
+    memory, their_memory = await hostile.guarded(len(data)), await other.guarded(len(data))
+    async with open_daemon(native_sleep=native_sleep) as daemon:
+        for each, mapped in ((uffd, memory), (theirs, their_memory)):
+            region = region_of(mapped, CopyFrom(BytesSource(data)))
+            daemon.add_region(each, region, register=None, resolver=resolver)
+        for page in range(3):
+            await hostile.run(Inside.make_blocking)
+            # The daemon reads once more when it has resolved this one.
+            assert await hostile.run(Inside.read, page * PAGE, PAGE) == data[page * PAGE :][:PAGE]
+            assert await other.run(Inside.read, page * PAGE, PAGE) == data[page * PAGE :][:PAGE]
+            await trio.lowlevel.checkpoint()
+        # It is set again: else every sleep on it would end at once.
+        await until(lambda: not os.get_blocking(uffd.fileno()))
 
 
 @both_sleeps

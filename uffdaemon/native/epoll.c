@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base.h"
+#include "messages.h"
 #include "queue.h"
 #include "serve.h"
 
@@ -86,9 +87,13 @@ int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kep
         for (int index = 0; index < count; index++) {
             struct uffdaemon_port *port = (void *)(uintptr_t)events[index].data.u64;
 
-            if (events[index].data.u64 == LOOP)
+            if (events[index].data.u64 == LOOP) {
                 loop = 1;
-            else if (port != again)
+                continue;
+            }
+            if (events[index].events & EPOLLERR)
+                uffdaemon_do_not_block(port->fd);
+            if (port != again)
                 python |= attend(epoll, port, hot);
         }
         if (python)

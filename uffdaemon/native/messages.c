@@ -1,10 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reading messages, with a bounded number of further tries before the caller goes to sleep. */
+#define _GNU_SOURCE
 #include "messages.h"
 
-#include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
-#include <unistd.h>
+
+/* Sets O_NONBLOCK again if a client has cleared it: else poll(2) and epoll report an error at once,
+ * always, and whoever sleeps on the descriptor never sleeps. */
+void uffdaemon_do_not_block(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    if (flags >= 0 && !(flags & O_NONBLOCK))
+        fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+/* For kernels that cannot read a userfaultfd with RWF_NOWAIT.  A client that clears the flag between
+ * the check and the read is not noticed. */
+long uffdaemon_read_checked(int fd, void *messages, size_t bytes)
+{
+    uffdaemon_do_not_block(fd);
+    return (long)read(fd, messages, bytes);
+}
 
 /* Reads as many messages as are pending and fit.  While there are none, yields the processor and
  * reads again, at most `rereads` times: on one core the yield lets the faulting thread run, on two
@@ -13,14 +31,16 @@
 long uffdaemon_read(int fd, void *messages, size_t bytes, unsigned rereads)
 {
     for (;;) {
-        ssize_t count = read(fd, messages, bytes);
+        long count = uffdaemon_read_pending(fd, messages, bytes);
 
         if (count >= 0)
-            return (long)count;
+            return count;
         if (errno != EAGAIN && errno != EINTR)
             return -errno;
-        if (rereads == 0)
+        if (rereads == 0) {
+            uffdaemon_do_not_block(fd);
             return -EAGAIN;
+        }
         rereads--;
         sched_yield();
     }

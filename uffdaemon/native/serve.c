@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 #include "base.h"
 #include "events.h"
 #include "grace.h"
+#include "messages.h"
 #include "pace.h"
 #include "queue.h"
 #include "record.h"
@@ -187,8 +187,7 @@ static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
         uffdaemon_lock(&port->change);
 
     begin_reading(port);
-    /* Not by read(2): a cancellation point, and with it three more pages of libc. */
-    bytes = syscall(SYS_read, port->fd, port->messages, sizeof(port->messages));
+    bytes = uffdaemon_read_pending(port->fd, port->messages, sizeof(port->messages));
     count(&port->reads);
     if (bytes <= 0)
         turn_reading(port);

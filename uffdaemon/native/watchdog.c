@@ -20,6 +20,7 @@
 
 #include "alarm.h"
 #include "base.h"
+#include "messages.h"
 #include "operations.h"
 #include "queue.h"
 #include "stall.h"
@@ -77,7 +78,7 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
         watch->unread_since = now;
     if (now - watch->unread_since < watch->after)
         return;
-    bytes = read(watch->fd, messages, sizeof(messages));
+    bytes = uffdaemon_read_pending(watch->fd, messages, sizeof(messages));
     if (bytes <= 0)
         return;
     uffdaemon_stall_report(

@@ -6,6 +6,8 @@ resolver thread; or by the faulting threads.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -89,7 +91,13 @@ class Endpoint:
 
     async def wait(self) -> None:
         """Wait until there may be a record.  Raises `trio.ClosedResourceError`."""
-        await trio.lowlevel.wait_readable(self.port.notify if self.native else self._fd)
+        if self.native:
+            await trio.lowlevel.wait_readable(self.port.notify)
+            return
+        with suppress(OSError):  # closed meanwhile
+            if os.get_blocking(self._fd):  # a client cleared it: epoll would always be ready
+                os.set_blocking(self._fd, False)  # the standard library's
+        await trio.lowlevel.wait_readable(self._fd)
 
     def abandon(self, ranges: list[tuple[int, int]], then: Then | None) -> None:
         """Leave the ranges to the watchdog: threads may touch them, but nothing serves them.
