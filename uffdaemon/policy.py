@@ -128,6 +128,8 @@ class StrictMove:
 class MoveOrCopy:
     """Like `StrictMove`, but a page that cannot be moved is handled as `fallback` allows.
 
+    Where that does not help, faults fail with a subclass of `MoveRefused`.
+
     For a fault of another process the page is copied there from memory of this one, and released
     here; for that copy to be exact, `source_uffd` is the userfaultfd that the source is registered
     with.  See docs/move.md.

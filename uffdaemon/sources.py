@@ -34,7 +34,10 @@ def _check(name: str, offset: int, length: int, size: int) -> None:
 
 
 class BytesSource:
-    """A bytes-like object, used in place.  A bytearray cannot be resized while a source uses it."""
+    """A bytes-like object, used in place.  A bytearray cannot be resized while a source uses it.
+
+    Raises TypeError for anything else, and BufferError if it is not contiguous.
+    """
 
     def __init__(self, data: Buffer) -> None:
         self._pinned = native.PinnedBuffer(data)

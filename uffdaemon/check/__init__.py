@@ -4,6 +4,8 @@
 The rest is pure.  `checklist` turns the facts into a `Report` of `findings`, with the verdicts of
 `permissions` and `facilities` and the `fixes` that they suggest.  `text` renders the report for a
 person, `Report.to_json` for a program.  The machine is not changed, and every error is a finding.
+
+Imports `native`, `uapi`, `kernel`, `errors` and `ranges`; knows no daemon.
 """
 
 from __future__ import annotations

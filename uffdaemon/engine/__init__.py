@@ -1,4 +1,4 @@
-"""The parts of the handler: deciding, failures, events, moves, tasks, the end.
+"""The parts of the handler: events, decisions, results, failures, moves, tasks, and the shutdown.
 
-Imports `model`, `moves`, `guard` and what lies below them.
+Imports `hooks`, `sources`, `moves`, `ports`, `guard` and what lies below them; not the handler.
 """

@@ -87,6 +87,8 @@ class Pages(Protocol):
 class Memory:
     """A mapping of `length` bytes at `start`, unmapped by `close`.
 
+    Addresses, offsets and lengths are in bytes.
+
     The end of a ``with`` block closes it.  Where an error ends the block while a buffer is alive,
     the error propagates, and the memory stays mapped until it is closed, or until other memory is
     mapped after the buffer has been released.
@@ -167,7 +169,7 @@ class Memory:
     def alias(self) -> Memory:
         """Map the same memory file once more: a way to fill the page cache of guarded memory.
 
-        Raises `InvalidRange` for memory that is not shared.
+        Raises `InvalidRange` for memory that is not shared, `MemoryRefused`, and OSError.
         """
         if not self.type.shared:
             raise errors.InvalidRange(f"{self.type.value} memory cannot be mapped twice")
@@ -221,6 +223,7 @@ class Memory:
 
         As long as it, or anything made from it, is alive, the memory stays where it is: `close`,
         `unmap` and `remap` raise BufferError.  `GuardedRegion.buffer` refuses where it is not safe.
+        Raises `InvalidRange`.
         """
         start, length = self._range(offset, length)
         self._exports += 1
@@ -242,31 +245,41 @@ class Memory:
             )
 
     def read(self, offset: int, length: int) -> bytes:
-        """Copy bytes out.  Blocks this thread, and no other, while pages are missing."""
+        """Copy bytes out.  Blocks this thread, and no other, while pages are missing.
+
+        Raises `InvalidRange`, and `PlacementRefused` in a thread that would wait for itself.
+        """
         return native.read_memory(*self._access(offset, length))
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
-        """Copy bytes out into a writable buffer, as many as it holds; returns how many."""
+        """Copy bytes out into a writable buffer, as many as it holds; returns how many.
+
+        Blocks, and raises, like `read`.
+        """
         with memoryview(buffer) as view:
             start, length = self._access(offset, view.nbytes)
             native.read_memory_into(start, view)
         return length
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Copy bytes in.  Blocks this thread, and no other, while pages are missing."""
+        """Copy bytes in.  Blocks, and raises, like `read`."""
         with memoryview(data) as view:
             start, _ = self._access(offset, view.nbytes)
             native.write_memory(start, view)
 
     def touch(self, offset: int = 0, length: int | None = None, *, write: bool = False) -> None:
-        """Access one byte a page, for reading or (changing nothing) for writing."""
+        """Access one byte a page, for reading or (changing nothing) for writing.
+
+        Blocks, and raises, like `read`.
+        """
         start, length = self._access(offset, length)
         native.touch(start, length, self.page_size, write=write)
 
     def advise(self, advice: Advice, offset: int = 0, length: int | None = None) -> None:
         """madvise(2).  Blocks until the handler has read the event, where events are on.
 
-        Raises `MemoryRefused`: EINVAL where the kernel or the memory's type has no such advice.
+        Raises `InvalidRange`, and `MemoryRefused`: EINVAL where the kernel or the memory's type has
+        no such advice.
         """
         start, length = self._range(offset, length)
         number = native.advise(start, length, advice)
@@ -276,7 +289,10 @@ class Memory:
             )
 
     def remap(self) -> None:
-        """mremap(2) to another address of the same length; `start` changes."""
+        """mremap(2) to another address of the same length; `start` changes.
+
+        Raises BufferError while it is exported, `InvalidRange` and `MemoryRefused`.
+        """
         self._check_exports("moved")
         old, length = self._range(0, None)
         disown(old, old + length)
@@ -292,7 +308,7 @@ class Memory:
         self.start = target
 
     def unmap(self, offset: int, length: int) -> None:
-        """munmap(2) a part; what is left can be used as before."""
+        """munmap(2) a part; what is left can be used as before.  Raises what `remap` raises."""
         self._check_exports("unmapped")
         start, length = self._range(offset, length)
         disown(start, start + length)

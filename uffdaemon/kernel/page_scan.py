@@ -33,7 +33,7 @@ class PageCategory(IntFlag, boundary=KEEP):
 
 
 class PageRange(NamedTuple):
-    """Adjacent pages in the same categories."""
+    """Adjacent pages in the same categories, from address `start` (bytes) on."""
 
     start: int
     length: int

@@ -57,7 +57,7 @@ _OPERATIONS = 64
 
 
 class Userfaultfd:
-    """A userfaultfd, which threads may share.  Addresses and lengths are in bytes."""
+    """A userfaultfd(2), which threads may share.  Addresses and lengths are in bytes."""
 
     def __init__(self, fd: int, features: Features, *, same_process: bool) -> None:
         self.in_use: SharedFd = SharedFd(fd)
@@ -165,7 +165,7 @@ class Userfaultfd:
             raise
 
     def send(self, sock: socket.socket, message: bytes) -> None:
-        """Send a duplicate by SCM_RIGHTS, with `message`, which must not be empty (ValueError)."""
+        """Send a duplicate by SCM_RIGHTS, with `message` (ValueError: empty).  Raises OSError."""
         if not message:
             raise ValueError("a descriptor is sent with at least one byte of message")
         with self.in_use as fd:

@@ -1,4 +1,4 @@
 """State without a system call: regions, their tables, open faults, batches, counters.
 
-Pure: imports `uapi`, `errors`, `ranges` and `actions`.
+Pure: imports `uapi`, `errors`, `ranges`, `actions`, and the page book of `native`.
 """

@@ -1,6 +1,6 @@
 """Moving pages with UFFDIO_MOVE: the calls, what to do about a refusal, previews, staging.
 
-The modules in here import `kernel` and what lies below it; they know no daemon.
+Imports `actions`, `kernel` and what lies below it; knows no region and no daemon.
 """
 
 from typing import TYPE_CHECKING

@@ -62,6 +62,7 @@ async def move_in_trio(
     """`move` for the thread that runs trio; other tasks run meanwhile.
 
     Cancelled, it stops between two steps.  Each page is then at the source or at the destination.
+    Raises what `move` raises.
     """
     chosen = Chosen(**options)
     ladder = ladder_for(uffd, dst, src, length, chosen)

@@ -52,7 +52,7 @@ class Staging:
 
     @property
     def start(self) -> int:
-        """Its address."""
+        """Its address, in bytes."""
         return self.memory.start
 
     @property
@@ -61,7 +61,10 @@ class Staging:
         return self.memory.page_size
 
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
-        """The bytes themselves, to be decoded into; no view may be used after `close`."""
+        """The bytes themselves, to be decoded into; no view may be used after `close`.
+
+        Raises `InvalidRange`.
+        """
         start, length = self._range(offset, length)
         return native.view_memory(start, length)
 

@@ -1,7 +1,8 @@
 """The only way to call the C extension: integers and buffers in, integers out.
 
 Nothing here decides anything.  If C returns ``-errno``, so does the function; the modules above
-turn it into an error that names the request.  The GIL is released around every call.
+turn it into an error that names the request.  The GIL is released around every call.  Imports
+nothing of this library.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class FaultKind(Enum):
 
 
 class PageFault(NamedTuple):
-    """A thread faulted and waits."""
+    """A thread faulted and waits: UFFD_EVENT_PAGEFAULT of userfaultfd(2)."""
 
     address: int
     """Bytes; page-aligned unless EXACT_ADDRESS was negotiated."""
@@ -63,13 +63,16 @@ class PageFault(NamedTuple):
 
 
 class ForkEvent(NamedTuple):
-    """The process forked.  `fd` is the userfaultfd of the child's memory, owned by the reader."""
+    """The process forked.  `fd` is the userfaultfd of the child's memory, owned by the reader.
+
+    UFFD_EVENT_FORK of userfaultfd(2).
+    """
 
     fd: int
 
 
 class RemapEvent(NamedTuple):
-    """mremap(2) moved `length` bytes from address `source` to `target`."""
+    """mremap(2) moved `length` bytes from address `source` to `target`: UFFD_EVENT_REMAP."""
 
     source: int
     target: int
@@ -78,14 +81,20 @@ class RemapEvent(NamedTuple):
 
 
 class RemoveEvent(NamedTuple):
-    """madvise(2) with MADV_DONTNEED or MADV_REMOVE discarded the pages from `start` to `end`."""
+    """madvise(2) with MADV_DONTNEED or MADV_REMOVE discarded the pages from `start` to `end`.
+
+    UFFD_EVENT_REMOVE of userfaultfd(2).  Addresses in bytes; `end` is the first one after it.
+    """
 
     start: int
     end: int
 
 
 class UnmapEvent(NamedTuple):
-    """munmap(2) unmapped the range from `start` to `end`."""
+    """munmap(2) unmapped the range from `start` to `end`: UFFD_EVENT_UNMAP of userfaultfd(2).
+
+    Addresses in bytes; `end` is the first one after the range.
+    """
 
     start: int
     end: int

@@ -9,7 +9,10 @@ from enum import KEEP, IntFlag
 
 
 class Features(IntFlag, boundary=KEEP):
-    """``UFFD_FEATURE_*``: requested and granted in the handshake, ``UFFDIO_API``."""
+    """``UFFD_FEATURE_*``: requested and granted in the handshake, ``UFFDIO_API``.
+
+    Source: ``include/uapi/linux/userfaultfd.h``, ioctl_userfaultfd(2).
+    """
 
     PAGEFAULT_FLAG_WP = 1 << 0
     EVENT_FORK = 1 << 1
@@ -69,7 +72,7 @@ _ALL_FEATURES = sum(int(feature) for feature in SINCE)
 
 
 class RegisterMode(IntFlag, boundary=KEEP):
-    """``UFFDIO_REGISTER_MODE_*``: which faults of a range are reported."""
+    """``UFFDIO_REGISTER_MODE_*`` of ioctl_userfaultfd(2): which faults of a range are reported."""
 
     MISSING = 1 << 0
     WP = 1 << 1

@@ -37,7 +37,7 @@ WRITEPROTECT_DONTWAKE: Final = 2
 
 
 class Operation(NamedTuple):
-    """One ioctl on one range of one userfaultfd."""
+    """One ioctl on one range of one userfaultfd; see ioctl_userfaultfd(2)."""
 
     code: Code
     dst: int
@@ -65,7 +65,7 @@ class Status(Enum):
 
 
 class Result(NamedTuple):
-    """The result of one operation."""
+    """The result of one operation: how far it came, and the errno that stopped it."""
 
     operation: Operation
     done: int
