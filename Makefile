@@ -16,6 +16,11 @@ export C_INCLUDE_PATH := $(HEADERS)/python3:$(HEADERS)$(C_INCLUDE_PATH:%=:%)
 # Neither pip nor pyright is to ask for its own newest version.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# Tests start hundreds of interpreters: what they import is compiled once, and out of the way.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
+unexport PYTHONDONTWRITEBYTECODE
+# Real-kernel tests wait and start processes more than they compute; each worker has a fork server.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test t check check-forge docs lint-ci pure bench soak sanitize fuzz wheel wheel-test wheels \
 	clean help
@@ -25,7 +30,7 @@ demo: .venv/runs  ## a SQLite database comes to life page by page in another pro
 	$(BIN)/uffdaemon demo $(ARGS)
 
 test: check pure  ## all checks and tests
-	$(BIN)/python -m pytest tests --ignore=$(PURE_TESTS) $(ARGS)
+	$(BIN)/python -m pytest tests --ignore=$(PURE_TESTS) $(SIDE_BY_SIDE) $(ARGS)
 
 t: .venv/develops  ## one test: make t T=path::name ARGS=-x
 	$(if $(T),,$(error T=path::name says which test))$(BIN)/python -m pytest $(T) $(ARGS)
@@ -99,7 +104,7 @@ endef
 
 wheel-test: wheel  ## installs that wheel into a fresh environment and tests it there
 	$(call install-wheel,uffdaemon-*-cp311-abi3-*.whl)
-	cd build/wheel-test && venv/bin/python -m pytest $(WHEEL_TESTS)
+	cd build/wheel-test && venv/bin/python -m pytest $(SIDE_BY_SIDE) $(WHEEL_TESTS)
 
 # There is nothing but Python on this path, no compiler either.
 BARE := env PATH=$(CURDIR)/build/wheel-test/venv/bin

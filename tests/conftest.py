@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import clib, system
+from tests.support.conformance_table import Table
 from tests.support.properties import load_profile
 from tests.support.requirements import require
 from uffdaemon import MemoryType
@@ -20,6 +21,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 load_profile()
+_TABLE = Table()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "conformance(name): does what the kernel's own test does")
+
+
+# Where tests run side by side, the results come together in a process that collects no tests: it
+# loads this file and no other conftest.py.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    _TABLE.collected(item)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _TABLE.reported(report)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _TABLE.results:
+        terminalreporter.section("conformance with the kernel's own userfaultfd tests")
+        terminalreporter.write_line(_TABLE.text())
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.support.calls import Barrier
+from tests.support.conformance_table import KERNEL_TESTS
 from tests.support.kernel_tests import NO_FEATURES, kernel_test
 from uffdaemon import Advice, FaultKind, Memory, MemoryType
 from uffdaemon.lowlevel import (
@@ -24,34 +25,6 @@ from uffdaemon.lowlevel import (
 )
 from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 from uffdaemon.uapi.events import PageFault, UnknownEvent
-
-ALL = tuple(MemoryType)
-SHARED = (MemoryType.SHMEM, MemoryType.HUGETLB)
-SHMEM = (MemoryType.SHMEM,)
-ANONYMOUS = (MemoryType.ANONYMOUS,)
-
-KERNEL_TESTS = {
-    "register-ioctls": ALL,
-    "zeropage": ALL,
-    "move": ANONYMOUS,
-    "move-pmd": ANONYMOUS,
-    "move-pmd-split": ANONYMOUS,
-    "wp-fork": ALL,
-    "wp-fork-with-event": ALL,
-    "wp-unpopulated": ANONYMOUS,
-    "minor": SHARED,
-    "minor-wp": SHARED,
-    "minor-collapse": SHMEM,
-    "sigbus": ALL,
-    "sigbus-wp": ALL,
-    "events": ALL,
-    "events-wp": ALL,
-    "poison": ALL,
-    "mmap-changing": ALL,
-    "uffd-stress": ALL,
-}
-"""Linux's own tests and the types of memory that they cover, in its order; of mmap-changing it
-covers shmem alone, and uffd-stress is a program of its own."""
 
 WP = Features.PAGEFAULT_FLAG_WP | Features.WP_HUGETLBFS_SHMEM
 MINOR = Features.MINOR_SHMEM | Features.MINOR_HUGETLBFS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.kernel.conformance import KERNEL_TESTS
-from tests.kernel.table import DOCUMENT, TYPES
+from tests.kernel.table import DOCUMENT
+from tests.support.conformance_table import KERNEL_TESTS, TYPES
 
 
 def test_the_document_has_the_rows_of_the_suite() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.conformance import ALL, SHARED, map_area
+from tests.kernel.conformance import map_area
 from tests.kernel.page_flags import exclusive
 from tests.support.calls import Call, in_child, in_thread
+from tests.support.conformance_table import ALL, SHARED
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import next_events, next_fault
 from tests.support.page_contents import PAGE

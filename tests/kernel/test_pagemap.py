@@ -8,8 +8,9 @@ import signal
 
 import pytest
 
-from tests.kernel.conformance import ALL, map_area
+from tests.kernel.conformance import map_area
 from tests.support.calls import Barrier, in_child
+from tests.support.conformance_table import ALL
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE
 from uffdaemon import Advice, Memory, MemoryType
