@@ -39,7 +39,10 @@ class Resolver(_Choice):
     IN_THREAD = "in-thread"
     """The faulting thread, in a handler of SIGBUS (``UFFD_FEATURE_SIGBUS``): no other thread has to
     wake up.  System calls that touch a missing page fail with EFAULT, and children do not get the
-    memory."""
+    memory.  A thread that has SIGBUS blocked, as helper threads of C libraries may, must not touch
+    missing pages: the kernel ends the process, and nothing can prevent it.  `Daemon.guard` and
+    `GuardedRegion.buffer` refuse a thread that has it blocked.  SIGBUS that another process sends
+    does what it would do without this library; a handler that is installed later must chain."""
 
 
 PlacementName: TypeAlias = Literal["native", "external", "in_process"]

@@ -18,6 +18,7 @@ from tests.support.deadline import DEADLINE
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE
 from uffdaemon import (
+    Advice,
     BytesSource,
     CopyFrom,
     Daemon,
@@ -246,6 +247,17 @@ async def test_what_belongs_to_another_placement_is_refused_at_once() -> None:
             region = daemon.guard(memory, named, placement="external")
             with pytest.raises(errors.NotServed, match="prefault"):
                 await daemon.fill(region, source=BytesSource(_DATA))
+
+
+@kernel_test()
+async def test_memory_that_is_cut_into_mappings_is_filled_whole() -> None:
+    with Memory.map(len(_DATA)) as memory:
+        async with open_daemon() as daemon:
+            region = _guard(daemon, "thread", memory)
+            memory.advise(Advice.NOHUGEPAGE, PAGE, 2 * PAGE)
+            memory.advise(Advice.HUGEPAGE, 5 * PAGE, PAGE)
+            assert await daemon.fill(region) == len(_DATA)
+            assert memory.read(0, len(_DATA)) == _DATA
 
 
 @kernel_test()

@@ -203,6 +203,24 @@ async def test_a_refusal_ends_the_fill(uffd: FakeUserfaultfd) -> None:
         assert guarded.pages.present.runs() == [(0, 1)]
 
 
+async def test_it_goes_on_behind_the_end_of_a_mapping(uffd: FakeUserfaultfd) -> None:
+    uffd.script += [failing(errno.ENOENT), failing(errno.ENOENT)]
+    async with open_daemon() as daemon:
+        guarded = daemon.add_region(uffd, region(COPY))
+        assert await daemon.fill(guarded) == 8 * PAGE
+        assert [pages(step) for step in uffd.issued] == [(0, 8), (0, 4), (0, 2), (2, 8)]
+
+
+async def test_a_page_that_no_mapping_has_ends_the_fill(uffd: FakeUserfaultfd) -> None:
+    uffd.otherwise = failing(errno.ENOENT)
+    async with open_daemon() as daemon:
+        guarded = daemon.add_region(uffd, region(COPY))
+        with pytest.raises(OperationError) as caught:
+            await daemon.fill(guarded)
+        assert caught.value.address == START
+        assert len(uffd.issued) == 4
+
+
 async def test_pages_found_there_are_not_counted_as_brought(uffd: FakeUserfaultfd) -> None:
     uffd.script.append(present)
     async with open_daemon() as daemon:

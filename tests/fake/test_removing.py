@@ -110,3 +110,29 @@ async def test_serve_refuses_what_overlaps(uffd: FakeUserfaultfd) -> None:
     with pytest.raises(errors.InvalidRange, match=r"two.*overlaps.*one"):
         await serve(uffd, regions)
     assert not uffd.closed
+
+
+async def test_a_region_that_begins_low_and_is_long_costs_no_more(uffd: FakeUserfaultfd) -> None:
+    low, length = 1 << 16, 1 << 42
+    uffd.script.append(failing(errno.ENOMEM))
+    async with open_daemon() as daemon:
+        guarded = daemon.add_region(uffd, Region(low, length, ZeroPage(), name="the image"))
+        with pytest.raises(errors.RegionIncomplete, match="the image lacks some pages"):
+            daemon.remove_region(guarded)
+        # Whether its process is alive is asked by an operation outside of it.
+        with pytest.raises(errors.OperationError):
+            daemon.remove_region(guarded, "poison")
+        assert [(step.code, step.dst) for step in uffd.issued] == [
+            (Code.POISON, low),
+            (Code.ZEROPAGE, low + length),
+        ]
+        daemon.remove_region(guarded, "release")
+
+
+async def test_poisoning_goes_on_behind_the_end_of_a_mapping(uffd: FakeUserfaultfd) -> None:
+    uffd.script += [failing(errno.ENOENT), failing(errno.ENOENT)]
+    async with open_daemon() as daemon:
+        guarded = daemon.add_region(uffd, region(ZeroPage()))
+        daemon.remove_region(guarded, "poison")
+        assert [pages(step) for step in uffd.issued] == [(0, 8), (0, 4), (0, 2), (2, 8)]
+        assert {step.code for step in uffd.issued} == {Code.POISON}

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _MISSING = FaultKind.MISSING
 _FIRST_DELAY = 0.0001
 _MAX_DELAY = 0.02
+_POISONED = 1 << 15
+"""Pages that are poisoned at a time."""
 
 
 def copy_of(policy: Policy) -> Copy:
@@ -155,6 +157,9 @@ class Fill:
             return result.done
         if result.status is Status.RETRY:
             return None
+        if result.error == errno.ENOENT and end - first > 1:
+            # A mapping ends in the middle, such as one that mprotect(2) has cut.
+            return self._issue(copy, first, (first + end) // 2)
         raise error_of(result)
 
 
@@ -170,11 +175,17 @@ def poison_absent(handler: Handler, region: Region, start: int, end: int) -> Non
     at = (start - region.start) // size
     limit = (end - region.start) // size
     while (page := region.pages.next_fillable(at, limit)) is not None:
-        _, stop = region.pages.fillable(page, page, limit)
+        _, stop = region.pages.fillable(page, page, min(limit, page + _POISONED))
         length = (stop - page) * size
         step = Operation(Code.POISON, region.start + page * size, length, 0, 0, size)
         [result] = served.execute([step])
         handler.record(region, result)
+        while result.error == errno.ENOENT and not result.progress and step.length > size:
+            # A mapping ends in the middle, such as one that mprotect(2) has cut.
+            step = step._replace(length=step.length // size // 2 * size)
+            [result] = served.execute([step])
+            handler.record(region, result)
+            stop = page + step.length // size
         if result.status is not Status.DONE:
             raise errors.OperationError(result.error or errno.EAGAIN, result)
         at = stop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from uffdaemon import errors
 from uffdaemon.daemon.fill import poison_absent
@@ -12,24 +12,28 @@ if TYPE_CHECKING:
     from uffdaemon.loop import Server
     from uffdaemon.model.region import Missing, Region
 
+_COUNTED: Final = 1 << 18
+"""Pages up to which those that are missing are counted for the message: 1 GiB."""
+
 
 def remove(server: Server, region: Region, missing: Missing | None) -> None:
     """Stop serving the region: see `Daemon.remove_region`."""
     pages = region.pages
     if missing == "hold":
         refuse_if_exported(region)
-    absent = pages.pages - pages.filled()
+    absent = not pages.complete
     if absent and missing is None:
+        counted = pages.pages <= _COUNTED  # it takes time in proportion
+        lacking = f"{pages.pages - pages.filled()} of {pages.pages}" if counted else "some"
         raise errors.RegionIncomplete(
-            f"{region.label} lacks {absent} of {pages.pages} pages: pass missing='hold', "
-            "'poison' or 'release'"
+            f"{region.label} lacks {lacking} pages: pass missing='hold', 'poison' or 'release'"
         )
     handler, served = server.handler, server.served
     segments = served.regions.segments(region)
     if absent and missing == "poison":
         for segment in segments:
             poison_absent(handler, segment.region, segment.start, segment.end)
-    stays_registered = absent > 0 and missing == "hold"
+    stays_registered = absent and missing == "hold"
     if not stays_registered:
         # Before the rules go: without them, a thread that faults with the GIL held would hang.
         for segment in segments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Final
 
 from uffdaemon import errors
@@ -10,6 +11,7 @@ from uffdaemon.model.region import (
     Region,
     policy_name,
 )
+from uffdaemon.placement import Resolver
 from uffdaemon.policy import moves
 from uffdaemon.uapi.features import RegisterMode
 
@@ -30,6 +32,10 @@ def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
         return "the daemon that guarded it has ended"
     if not server.served.regions.segments(region):
         return "it is no longer served"
+    if server.endpoint.resolver is Resolver.IN_THREAD and signal.SIGBUS in signal.pthread_sigmask(
+        signal.SIG_BLOCK, ()
+    ):
+        return "this thread has SIGBUS blocked, and would be ended with the process"
     if server.served.hooks.before:
         return f"a `before` hook is called for every fault, so all faults are {_TRIO}"
     if register & RegisterMode.WP:

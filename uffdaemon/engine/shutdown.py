@@ -37,9 +37,11 @@ def is_alive(served: Served) -> bool:
     """Whether the process still exists, by the errno of an operation that does nothing."""
     if served.client_gone:
         return False
-    page = next(
-        page for page in range(_LOW_PAGE, 1 << 40, PAGE_SIZE) if served.regions.find(page) is None
-    )
+    page = _LOW_PAGE
+    for segment in served.regions:  # by address
+        if page < segment.start:
+            break
+        page = segment.end
     # Nothing is registered there: ENOENT if the process lives, ESRCH if it is gone.
     [result] = served.uffd.execute([Operation(Code.ZEROPAGE, page, PAGE_SIZE)])
     return result.status is not Status.CLIENT_GONE
@@ -50,7 +52,7 @@ def would_read_zeros(served: Served) -> bool:
     if served.uffd.closed or served.client_gone:
         return False
     maps = [segment.region.pages for segment in served.regions]
-    return any(pages.filled() != pages.pages for pages in maps) and is_alive(served)
+    return not all(pages.complete for pages in maps) and is_alive(served)
 
 
 def abandon(served: Served, endpoint: Endpoint, *, poisoning: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -61,6 +62,12 @@ def userfaultfd_for(
             f"resolver='in-thread' cannot serve {register!r}: SIGBUS does not tell the kind of a "
             "fault.  Use resolver='thread'"
         )
+    if in_thread and signal.SIGBUS in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        raise errors.PlacementRefused(
+            "resolver='in-thread' resolves faults in a handler of SIGBUS, and this thread has "
+            "SIGBUS blocked: the kernel would end the process at its first missing page.  Unblock "
+            "it, or use resolver='thread'"
+        )
     if memory.userfaultfd is None:
         memory.userfaultfd = _open(features, user_mode_only, resolver)
     opened = memory.userfaultfd.features
@@ -90,7 +97,7 @@ def unblock_forks(uffd: Userfaultfd, segment: Segment) -> None:
     if not isinstance(region, GuardedRegion) or not uffd.features & Features.EVENT_FORK:
         return
     with suppress(errors.KernelRefusal):
-        if region.pages.filled() == region.pages.pages and region.placement is not _EXTERNAL:
+        if region.pages.complete and region.placement is not _EXTERNAL:
             uffd.unregister(segment.start, segment.end - segment.start)
         elif region.memory.start:
             region.memory.advise(Advice.DONTFORK)

@@ -171,6 +171,12 @@ class PageMap:
             page = stop
         return None
 
+    @property
+    def complete(self) -> bool:
+        """Whether no page is absent.  Takes time in proportion to the pages before the first that
+        is."""
+        return self.next_fillable(0, self.pages) is None
+
     def filled(self) -> int:
         """How many pages are present or removed.  Takes time in proportion to all pages."""
         count = 0

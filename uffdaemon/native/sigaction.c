@@ -5,36 +5,29 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <stdatomic.h>
-#include <stdint.h>
 
 static struct sigaction previous;
-static _Atomic uint32_t forked; /* set in children, whose memory nobody serves */
 
-/* Lets the thread run into what it would have run into without us. */
+/* Lets the thread run into what it would have run into without us.  A signal that was sent (by kill(2),
+ * say) has no access that is repeated: if it was ignored before us, it is; by default it ends the
+ * process. */
 void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context)
 {
     if (previous.sa_flags & SA_SIGINFO)
         previous.sa_sigaction(number, info, context);
     else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN)
         previous.sa_handler(number);
-    else
+    else if (info->si_code > 0)
         signal(number, SIG_DFL); /* the access is repeated, and ends the process */
+    else if (previous.sa_handler == SIG_DFL) {
+        signal(number, SIG_DFL);
+        raise(number); /* blocked until the handler returns */
+    }
 }
 
-/* Whether this is a forked child of the process that has installed it. */
-int uffdaemon_sigaction_inherited(void)
-{
-    return atomic_load_explicit(&forked, memory_order_relaxed) != 0;
-}
-
-static void in_child(void)
-{
-    atomic_store(&forked, 1);
-}
-
-/* Has `handler` run for SIGBUS, with all signals blocked.  0 or -errno; one caller at a time. */
-int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *))
+/* Has `handler` run for SIGBUS, with all signals blocked, and `in_child` in each child that is forked
+ * from then on.  0 or -errno; one caller at a time. */
+int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *), void (*in_child)(void))
 {
     static int before;
     struct sigaction ours = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK};

@@ -5,8 +5,7 @@
 
 #include <signal.h>
 
-int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *));
-int uffdaemon_sigaction_inherited(void);
+int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *), void (*in_child)(void));
 void uffdaemon_sigaction_ignore(int number);
 void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context);
 

@@ -34,7 +34,10 @@
 static struct uffdaemon_port *_Atomic ports;
 static struct uffdaemon_readers everybody; /* of `ports` */
 static _Atomic uint32_t adding;            /* a spin lock: of `ports` and `ended` */
-static _Atomic uint64_t ended[ENDED][2];
+static struct {
+    _Atomic uint64_t low, high;
+    _Atomic uint32_t of_parent; /* its process is the parent of this one */
+} ended[ENDED];
 static unsigned ended_count;
 
 static void say(uint64_t address, const char *why)
@@ -193,10 +196,10 @@ static int may_have_been_ours(uint64_t address)
 
 static UFFDAEMON_HOT void on_bus_error(int number, siginfo_t *info, void *context)
 {
-    int error = errno, ours = 0, child = uffdaemon_sigaction_inherited();
+    int error = errno, ours = 0;
     uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
 
-    if (info->si_code == BUS_ADRERR && !child) {
+    if (info->si_code == BUS_ADRERR) {
         unsigned ticket = uffdaemon_read_lock(&everybody);
         struct uffdaemon_port *port = atomic_load(&ports);
 
@@ -209,20 +212,42 @@ static UFFDAEMON_HOT void on_bus_error(int number, siginfo_t *info, void *contex
         if (ours != 2)
             uffdaemon_read_unlock(&everybody, ticket);
     }
-    if (!ours && info->si_code == BUS_ADRERR && !child && may_have_been_ours(address))
+    if (!ours && info->si_code == BUS_ADRERR && may_have_been_ours(address))
         ours = 1;
     if (!ours) {
         for (unsigned index = 0; index < ENDED; index++)
             if (info->si_code == BUS_ADRERR &&
-                address >= atomic_load_explicit(&ended[index][0], memory_order_relaxed) &&
-                address < atomic_load_explicit(&ended[index][1], memory_order_relaxed)) {
-                say(address, child ? "in a forked child, nobody guards this memory"
-                                   : "whoever guarded this memory has ended");
+                address >= atomic_load_explicit(&ended[index].low, memory_order_relaxed) &&
+                address < atomic_load_explicit(&ended[index].high, memory_order_relaxed)) {
+                say(address, atomic_load(&ended[index].of_parent)
+                                 ? "in a forked child, nobody guards this memory"
+                                 : "whoever guarded this memory has ended");
                 break;
             }
         uffdaemon_sigaction_chain(number, info, context);
     }
     errno = error;
+}
+
+static void note_end(const struct uffdaemon_port *port, uint32_t of_parent)
+{
+    unsigned at = ended_count++ % ENDED;
+
+    atomic_store(&ended[at].low, atomic_load(&port->rules.low));
+    atomic_store(&ended[at].high, atomic_load(&port->rules.high));
+    atomic_store(&ended[at].of_parent, of_parent);
+}
+
+/* In a forked child: the ports are the parent's, and nobody serves them here.  Locks may be held, and
+ * ports read, by threads that the child does not have.  It may add ports of its own. */
+static void in_child(void)
+{
+    for (struct uffdaemon_port *port = atomic_load(&ports); port; port = atomic_load(&port->next))
+        note_end(port, 1);
+    atomic_store(&ports, NULL);
+    atomic_store(&adding, 0);
+    atomic_store(&everybody.inside[0], 0);
+    atomic_store(&everybody.inside[1], 0);
 }
 
 /* Has faulting threads answer by the rules of `port`.  0 or -errno. */
@@ -231,7 +256,7 @@ int uffdaemon_sigbus_add(struct uffdaemon_port *port)
     int error;
 
     uffdaemon_spin_lock(&adding);
-    error = uffdaemon_sigaction_install(on_bus_error);
+    error = uffdaemon_sigaction_install(on_bus_error, in_child);
     if (!error) {
         atomic_store(&port->in_thread, 1);
         port->next = ports;
@@ -247,19 +272,15 @@ void uffdaemon_sigbus_remove(struct uffdaemon_port *port)
     struct timespec pause = {0, 100000};
     struct uffdaemon_port *_Atomic *at;
 
+    if (port->process != getpid())
+        return; /* the parent's, in a forked child */
     uffdaemon_spin_lock(&adding);
     for (at = &ports; *at; at = &(*at)->next)
         if (*at == port) {
             atomic_store(at, port->next);
             break;
         }
-    atomic_store_explicit(&ended[ended_count % ENDED][0],
-                          atomic_load_explicit(&port->rules.low, memory_order_relaxed),
-                          memory_order_relaxed);
-    atomic_store_explicit(&ended[ended_count % ENDED][1],
-                          atomic_load_explicit(&port->rules.high, memory_order_relaxed),
-                          memory_order_relaxed);
-    ended_count++;
+    note_end(port, 0);
     uffdaemon_spin_unlock(&adding);
     atomic_store(&port->closing, 1);
     uffdaemon_synchronize(&everybody);
