@@ -136,9 +136,9 @@ class Handler:
         record.failed = False
         return record.fault
 
-    def retry_due(self) -> None:
+    def retry_deferred(self) -> None:
         """Carry out again what was deferred and is due."""
-        for fault, action in self._ledger.take_due(_clock()):
+        for fault, action in self._ledger.pop_expired(_clock()):
             self._follow(fault, decide(self.served, fault) if action is None else action)
         self.flush()
 
@@ -173,7 +173,7 @@ class Handler:
         elif isinstance(step, Later):
             self._defer(fault, step, _clock())
         elif isinstance(step, ClientGone):
-            self._lose_client()
+            self._client_exited()
         else:
             self.tasks.start(fault, step)
 
@@ -218,7 +218,7 @@ class Handler:
                 self._follow(fault, AFTER_COPY)
         self._batch.clear()
         self._apart.clear()
-        self._tell_ended()
+        self._notify_ended()
 
     def _apply_result(self, step: Step, result: Result) -> None:
         """Record what came of a step, and follow each of its faults."""
@@ -233,7 +233,7 @@ class Handler:
         if not beyond:
             return
         if result.status is Status.CLIENT_GONE:
-            self._lose_client()
+            self._client_exited()
         elif result.status is Status.RETRY:
             now = _clock()  # one time for all, so that they are tried again together
             for fault, action in beyond:
@@ -274,11 +274,11 @@ class Handler:
         if len(self._ledger) == self._ledger.held:
             self.served.loop.wake()
 
-    def _tell_ended(self) -> None:
+    def _notify_ended(self) -> None:
         while self._ended:
             self.served.hooks.after(self._ended.popleft())
 
-    def _lose_client(self) -> None:
+    def _client_exited(self) -> None:
         self.served.client_gone = True
         for fault in self._ledger:
             self.resolve(fault, Outcome.CLIENT_GONE)
@@ -286,16 +286,16 @@ class Handler:
 
     # -- what others have found out or done ----------------------------------------------------
 
-    def lose_client(self) -> None:
+    def client_exited(self) -> None:
         """The process is gone: so are its faults."""
-        self._lose_client()
-        self._tell_ended()
+        self._client_exited()
+        self._notify_ended()
 
     def end(self, faults: Iterable[Fault], outcome: Outcome) -> None:
         """These faults have ended without an operation of this handler."""
         for fault in faults:
             self.resolve(fault, outcome)
-        self._tell_ended()
+        self._notify_ended()
 
     def hold_all(self, faults: Iterable[Fault], reason: str) -> None:
         """Nobody is going to resolve these faults."""
@@ -309,15 +309,15 @@ class Handler:
                 for fault in resolved_by_rule(self.served, event):
                     self.resolve(fault, None)
         self._end_arrived()
-        self._tell_ended()
+        self._notify_ended()
 
     def record(self, region: Region, result: Result) -> None:
         """An operation on `region` that was not issued for a fault, such as that of a fill."""
         self._record(region, result)
-        self._tell_ended()
+        self._notify_ended()
 
     def record_moves(self, moved: Moved) -> None:
         """Pages were moved by a call: what has arrived is there, and what is held there ends."""
         record_moves(self.served, moved)
         self._end_arrived()
-        self._tell_ended()
+        self._notify_ended()

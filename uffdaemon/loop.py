@@ -180,8 +180,8 @@ class Server:
             worked = self.drain()
             if self.rules.outdated:
                 self.rules.update()
-        if self.served.ledger.next_due() is not None:
-            self.handler.retry_due()
+        if self.served.ledger.next_retry() is not None:
+            self.handler.retry_deferred()
         self._port.record_all = self.served.hooks.see_endings or self.served.ledger.held > 0
         if self._port.error:
             self._read_failed(self._port.error)
@@ -268,7 +268,7 @@ class Server:
 
     async def _sleep(self) -> None:
         """Until a message comes, a deferred fault is due, or `wake`."""
-        due = self.served.ledger.next_due()
+        due = self.served.ledger.next_retry()
         wait = math.inf if due is None else max(due - _clock(), 0) / 1e9
         if self._awake:
             return

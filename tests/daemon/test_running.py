@@ -113,7 +113,7 @@ async def test_what_cannot_be_guarded_is_refused_by_name() -> None:
                 daemon.add_region(uffd, nowhere)
         for policy in (StrictMove(memory.start), FaultAround(StrictMove(memory.start), 2)):
             moving = region_of((memory.start + (1 << 30), PAGE, PAGE), policy)
-            with pytest.raises(PlacementRefused, match="only from inside of the process"):
+            with pytest.raises(PlacementRefused, match="only within the process"):
                 daemon.add_region(uffd, moving)
         assert await client.run(Inside.read_all) == bytes(4 * PAGE)
 

@@ -25,7 +25,7 @@ from uffdaemon import (
 from uffdaemon.errors import PagePinned
 from uffdaemon.lowlevel import Code, RemoveEvent
 from uffdaemon.moves import Cause, Fallback
-from uffdaemon.moves.ladder import ALONE
+from uffdaemon.moves.ladder import EXCLUSIVE_ATTEMPTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ async def test_strict_move_never_swallows_ebusy(uffd: FakeUserfaultfd, source: M
     assert isinstance(error, PagePinned)
     assert error.cause is Cause.PINNED
     # The batch's own, the ladder's, and those after the page was made exclusive: no copy.
-    assert uffd.codes == [Code.MOVE] * (2 + ALONE)
+    assert uffd.codes == [Code.MOVE] * (2 + EXCLUSIVE_ATTEMPTS)
     assert "pinned for I/O" in entry.reason
 
 
@@ -69,7 +69,7 @@ async def test_what_stays_pinned_fails_unless_it_may_be_copied(
 
 
 async def test_a_pinned_page_is_waited_for(uffd: FakeUserfaultfd, source: Memory) -> None:
-    uffd.script += [failing(errno.EBUSY)] * (3 + ALONE)
+    uffd.script += [failing(errno.EBUSY)] * (3 + EXCLUSIVE_ATTEMPTS)
     recorder = Recorder()
     async with open_daemon(hooks=[recorder.hooks]) as daemon:
         daemon.add_region(uffd, region(MoveOrCopy(source, Fallback(patience=60.0))))
@@ -114,7 +114,7 @@ async def test_another_process_cannot_be_moved_for(source: Memory) -> None:
         recorder = Recorder()
         async with open_daemon(hooks=[recorder.hooks]) as daemon:
             for policy in (StrictMove(source), FaultAround(StrictMove(source), 4)):
-                with pytest.raises(errors.PlacementRefused, match="inside of the process"):
+                with pytest.raises(errors.PlacementRefused, match="within the process"):
                     daemon.add_region(theirs, region(policy))
             # Nor by a policy of which that was not known before.
             strictly = actions.Move(source.start)

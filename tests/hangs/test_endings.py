@@ -32,7 +32,7 @@ _HELD: tuple[Way, ...] = ("thread", "external", "in_process")
 """Where a thread that waits goes on waiting; with "in-thread", it goes on into SIGBUS."""
 
 _LEFT_WAITING = "thread left waiting"
-_ENDED = r"uffdaemon: thread \d+ .*whoever guarded this memory has ended"
+_ENDED = r"uffdaemon: thread \d+ .*the daemon that served this memory has ended"
 _LEFT = rf"(?s){_LEFT_WAITING}.*{_ENDED}"
 _TOLD = r"uffdaemon: thread \d+ has waited(.*\n)*.*in {}\n"
 _BUS_ERROR = r"Fatal Python error: Bus error\n(.*\n)*.*in {}\n"

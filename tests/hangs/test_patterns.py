@@ -131,7 +131,7 @@ def test_a_policy_that_waits_is_told_of(name: str) -> None:
     """Its fault has been taken in, and nobody would ever read of it again."""
     toucher = Toucher(name, Watchdog(then="exit"), WaitsForEver)
     toucher.touch()
-    text = toucher.read_until("has not come to an end with it")
+    text = toucher.read_until("has dequeued the fault but not finished it")
     assert toucher.names_the_place(), text
     toucher.read_all()
     assert toucher.status() == Watchdog.STATUS

@@ -19,7 +19,7 @@ from tests.support.page_contents import PAGE, content
 from uffdaemon import Advice, FaultKind, Memory, Outcome, errors
 from uffdaemon.lowlevel import Features, RegisterMode, RemoveEvent, Result, Status, Userfaultfd
 from uffdaemon.moves import Cause, Fallback, copy_exactly, move, move_in_trio
-from uffdaemon.moves.ladder import ALONE
+from uffdaemon.moves.ladder import EXCLUSIVE_ATTEMPTS
 from uffdaemon.uapi.events import PageFault
 
 BOTH = RegisterMode.MISSING | RegisterMode.WP
@@ -48,7 +48,7 @@ def test_a_pin_that_ends_is_waited_for() -> None:
 
         def release_in_the_end(result: Result) -> None:
             # Tried as it is, and then made our own so many times: from here on it is waited for.
-            if result.error == errno.EBUSY and next(busy) == 2 + ALONE:
+            if result.error == errno.EBUSY and next(busy) == 2 + EXCLUSIVE_ATTEMPTS:
                 pins.end()
 
         uffd.tell = release_in_the_end
@@ -281,8 +281,8 @@ def test_the_event_of_an_exact_copy_is_known_for_its_own() -> None:
         copying = in_thread(copy_exactly, uffd, target.start, source.start, 4 * PAGE, verify=True)
         event = next_event(uffd)
         assert event == RemoveEvent(source.start, source.end)
-        assert uffd.copies.take_release(source.start, source.end)
-        assert not uffd.copies.take_release(source.start, source.end)
+        assert uffd.copies.consume_release(source.start, source.end)
+        assert not uffd.copies.consume_release(source.start, source.end)
         assert fates(copying.result()) == [(4, Outcome.EXACTLY_COPIED, Cause.ASKED_FOR)]
         assert not uffd.copies.overlap(source.start, 1)
         assert target.read(0, 4 * PAGE) == content(4)

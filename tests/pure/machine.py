@@ -11,11 +11,11 @@ from uffdaemon.moves.requests import (
     COPY,
     PROTECT,
     UNPROTECT,
-    Ask,
     CopyOver,
     Divide,
     Issue,
     Look,
+    Request,
     Unshare,
     Wait,
 )
@@ -74,7 +74,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.arrived: dict[int, str] = {}
         self.waited = 0.0
-        self.log: list[Ask] = []
+        self.log: list[Request] = []
 
     def run(self, terms: Terms, *, length: int | None = None, moved: int = 0) -> Moved:
         size = len(self.pages) if length is None else length
@@ -84,7 +84,7 @@ class Machine:
             self.answer(ask)
         return ladder.moved
 
-    def answer(self, ask: Ask) -> None:
+    def answer(self, ask: Request) -> None:
         if isinstance(ask, Issue):
             done, error = (0, 0) if ask.operation.code is Code.WAKE else self._move(ask)
             ask.result = result_of(ask.operation, error, done, 0)

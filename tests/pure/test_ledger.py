@@ -67,12 +67,12 @@ def test_what_was_deferred_for_a_fault_that_left_is_not_done_to_a_later_one(
     ledger.enter(earlier)
     ledger.defer_until(earlier, Zero(), 100, "busy")
     ledger.leave(earlier)
-    assert ledger.next_due() is None
+    assert ledger.next_retry() is None
     ledger.enter(later)
     ledger.defer_until(later, Poison(), 200, "busy")
-    assert ledger.next_due() == 200
-    assert ledger.take_due(199) == []
-    assert ledger.take_due(200) == [Deferred(later, Poison())]
+    assert ledger.next_retry() == 200
+    assert ledger.pop_expired(199) == []
+    assert ledger.pop_expired(200) == [Deferred(later, Poison())]
 
 
 def test_the_last_deferral_counts(ledger: Ledger) -> None:
@@ -80,9 +80,9 @@ def test_the_last_deferral_counts(ledger: Ledger) -> None:
     ledger.enter(fault)
     ledger.defer_until(fault, Continue(), 100, "busy")
     ledger.defer_until(fault, Zero(), 300, "the page was discarded")
-    assert ledger.take_due(200) == []
-    assert ledger.take_due(300) == [Deferred(fault, Zero())]
-    assert ledger.take_due(1000) == []
+    assert ledger.pop_expired(200) == []
+    assert ledger.pop_expired(300) == [Deferred(fault, Zero())]
+    assert ledger.pop_expired(1000) == []
 
 
 def test_one_that_waits_for_something_else_by_now_does_not_come_back(ledger: Ledger) -> None:
@@ -90,7 +90,7 @@ def test_one_that_waits_for_something_else_by_now_does_not_come_back(ledger: Led
     ledger.enter(fault)
     ledger.defer(fault, Zero(), 0, "busy")
     ledger.wait(fault, Waiting.NOBODY, "held")
-    assert ledger.take_due(MAX_DELAY_NS) == []
+    assert ledger.pop_expired(MAX_DELAY_NS) == []
     assert ledger.is_open(fault)
 
 
@@ -102,7 +102,7 @@ def test_nothing_is_noted_about_a_fault_that_has_left(ledger: Ledger) -> None:
     assert ledger.defer(gone, Hold(), 0, "busy") == FIRST_DELAY_NS
     assert ledger.count_failure(gone) == 1
     assert ledger.count_failure(gone) == 1
-    assert ledger.next_due() is None
+    assert ledger.next_retry() is None
     ledger.enter(fault)
     assert ledger.open_fault(fault, 0).waiting is Waiting.DECISION
 
@@ -114,9 +114,9 @@ def test_delays_double_up_to_the_cap(ledger: Ledger) -> None:
     now = 0
     for _ in range(40):
         delay = ledger.defer(fault, Zero(), now, "busy")
-        assert ledger.take_due(now + delay - 1) == []
+        assert ledger.pop_expired(now + delay - 1) == []
         now += delay
-        assert ledger.take_due(now) == [Deferred(fault, Zero())]
+        assert ledger.pop_expired(now) == [Deferred(fault, Zero())]
         delays.append(delay)
     assert delays[0] == FIRST_DELAY_NS
     doubled = [min(delay * 2, MAX_DELAY_NS) for delay in delays]
@@ -129,7 +129,7 @@ def test_the_longest_waiting_comes_first(ledger: Ledger) -> None:
     for fault, due in zip(faults, (30, 10, 20, 10), strict=True):
         ledger.enter(fault)
         ledger.defer_until(fault, Zero(), due, "busy")
-    assert [entry.fault.page for entry in ledger.take_due(30)] == [1, 3, 2, 0]
+    assert [entry.fault.page for entry in ledger.pop_expired(30)] == [1, 3, 2, 0]
 
 
 def test_failures_are_counted_for_each_fault(ledger: Ledger) -> None:

@@ -147,7 +147,7 @@ class LedgerKeepsItsRules(RuleBasedStateMachine):
         self.now += passed
         due = [each for each in self.open.values() if each.due and each.due[0] <= self.now]
         due.sort(key=lambda each: each.due or (0, 0))
-        found = self.ledger.take_due(self.now)
+        found = self.ledger.pop_expired(self.now)
         assert [(each.fault, each.action) for each in found] == [
             (entry.fault, entry.action) for entry in due
         ]
@@ -156,7 +156,7 @@ class LedgerKeepsItsRules(RuleBasedStateMachine):
             entry.due = None
             entry.waiting = Waiting.DECISION, ""
         if again:
-            assert self.ledger.take_due(self.now) == []
+            assert self.ledger.pop_expired(self.now) == []
 
     # -- what is always true -------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class LedgerKeepsItsRules(RuleBasedStateMachine):
     @invariant()
     def the_timer_is_set_for_the_first_that_is_due(self) -> None:
         times = [entry.due[0] for entry in self.open.values() if entry.due is not None]
-        assert self.ledger.next_due() == min(times, default=None)
+        assert self.ledger.next_retry() == min(times, default=None)
 
 
 TestLedgerKeepsItsRules = LedgerKeepsItsRules.TestCase

@@ -244,7 +244,7 @@ class Daemon:
         except errors.KernelRefusal:
             if is_alive(server.served):
                 raise
-            server.handler.lose_client()
+            server.handler.client_exited()
         finally:
             if not server.served.regions.segments(region) and region in self._memories:
                 self._memories.pop(region).allow_in_thread()

@@ -151,7 +151,7 @@ class Fill:
         [result] = served.execute([step])
         handler.record(region, result)
         if result.status is Status.CLIENT_GONE:
-            handler.lose_client()
+            handler.client_exited()
             raise errors.DaemonClosed(f"the process of {region.label} is gone")
         if result.progress or result.status is Status.DONE:
             return result.done

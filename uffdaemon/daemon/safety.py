@@ -55,6 +55,6 @@ def check_moves(uffd: Userfaultfd, policy: Policy) -> None:
     if moves(policy) and not uffd.same_process:
         raise errors.PlacementRefused(
             f"policy {policy_name(policy)} moves pages, and this userfaultfd belongs to another "
-            "process: the kernel moves pages only from inside of the process that owns them.  "
+            "process: the kernel moves pages only within the process that owns them.  "
             "Serve it in that process, or copy."
         )

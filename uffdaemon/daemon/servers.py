@@ -184,7 +184,7 @@ class Servers:
         """Close the userfaultfds of children that have exited: the kernel does not report it."""
         for server in list(self.own.values()):
             if server.owns_fd and not is_alive(server.served):
-                server.handler.lose_client()
+                server.handler.client_exited()
 
     # -- start and end of the daemon -----------------------------------------------------------
 
@@ -226,7 +226,7 @@ async def end_with_process(server: Server, pidfd: int) -> None:
 
             async def end_at_exit() -> None:
                 await trio.lowlevel.wait_readable(pidfd)
-                server.handler.lose_client()
+                server.handler.client_exited()
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(end_at_exit)

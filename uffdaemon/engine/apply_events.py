@@ -100,8 +100,9 @@ def _copier(snapshot: Snapshot | None) -> Callable[[PageMap], PageMap]:
 
 
 def _removed(served: Served, start: int, end: int, *, applied: bool) -> list[tuple[Fault, Next]]:
-    if served.uffd.copies.take_release(start, end):
-        mark_absent(served, start, end - start)  # its contents live on where they were copied to
+    if served.uffd.copies.consume_release(start, end):
+        # The contents are at the destination of the copy.
+        mark_absent(served, start, end - start)
         return []
     for segment in served.regions.clip(start, end):
         region = segment.region

@@ -53,7 +53,7 @@ def _move_source(served: Served, fault: Fault, action: Move, start: int, length:
     if not served.uffd.same_process and action.fallback is None:
         raise errors.PlacementRefused(
             f"policy {name} moves pages of another process, which "
-            "the kernel refuses; let it run inside of that process, or copy"
+            "the kernel refuses; run it in that process, or copy"
         )
     offset = start - fault.region.start
     if action.length is not None and offset + length > action.length:
@@ -65,7 +65,7 @@ def _move_source(served: Served, fault: Fault, action: Move, start: int, length:
     if not action.foreign and not check_own(src, length):
         raise errors.ForeignMemory(
             f"policy {name} moves from {src:#x}, which is not in "
-            "memory that uffdaemon has mapped; foreign=True says that you know"
+            "memory that uffdaemon has mapped; pass foreign=True if the application owns it"
         )
     return src
 

@@ -67,7 +67,7 @@ class Copies:
                 if not (start <= low and high <= end and low >= reached)
             ]
 
-    def take_release(self, start: int, end: int) -> bool:
+    def consume_release(self, start: int, end: int) -> bool:
         """Whether a copy caused the REMOVE event for `start` to `end`.  Called once for each
         event; a range of several mappings sends several."""
         with self._lock:

@@ -179,10 +179,10 @@ def registered(uffd: Userfaultfd, start: int) -> bool:
     """Whether the page at `start` is registered with `uffd`, tested without changing anything.
     Assumed for huge pages, and for all but private anonymous memory."""
     mapped = mappings(start, PAGE_SIZE)
-    return bool(mapped) and watches(uffd, mapped[0], start)
+    return bool(mapped) and is_registered(uffd, mapped[0], start)
 
 
-def watches(uffd: Userfaultfd, mapping: Mapping, start: int) -> bool:
+def is_registered(uffd: Userfaultfd, mapping: Mapping, start: int) -> bool:
     """The same for a page whose mapping is known."""
     if mapping.file:
         return True  # not tested: CONTINUE might map a page

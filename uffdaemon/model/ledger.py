@@ -210,7 +210,7 @@ class Ledger:
         record.action, record.timer = action, self._timers_set
         heapq.heappush(self._timers, (due, record.timer, record))
 
-    def next_due(self) -> int | None:
+    def next_retry(self) -> int | None:
         """When the first timer expires; None: none is set."""
         # Timers of faults that have left, or wait for something else by now, are dropped here.
         while self._timers:
@@ -220,10 +220,10 @@ class Ledger:
             heapq.heappop(self._timers)
         return None
 
-    def take_due(self, now: int) -> list[Deferred]:
+    def pop_expired(self, now: int) -> list[Deferred]:
         """The faults whose timer has expired, the longest waiting first."""
         found: list[Deferred] = []
-        while (due := self.next_due()) is not None and due <= now:
+        while (due := self.next_retry()) is not None and due <= now:
             _, _, record = heapq.heappop(self._timers)
             self._set(record, Waiting.DECISION, "")
             found.append(Deferred(record.fault, record.action))

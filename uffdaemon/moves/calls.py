@@ -117,7 +117,7 @@ def _move_at_once(uffd: Userfaultfd, flat: array[int], chosen: Chosen) -> list[i
         _check_sources(flat)
         with uffd.in_use as fd:
             left, done = native.move_many(fd, flat, mode, EVERYWHERE)
-    if left == native.UNFIT:
+    if left == native.UNALIGNED:
         _check_triples(flat, PAGE_SIZE)
     return done if left else None
 

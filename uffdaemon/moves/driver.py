@@ -16,11 +16,11 @@ import trio
 
 from uffdaemon import errors, native
 from uffdaemon.kernel.memory import Advice
-from uffdaemon.kernel.page_probe import Mapping, divide, look, mappings, registered, watches
+from uffdaemon.kernel.page_probe import Mapping, divide, is_registered, look, mappings, registered
 from uffdaemon.kernel.page_scan import PageCategory, scan_pages
 from uffdaemon.moves.ladder import EVENT_PATIENCE, Ladder
 from uffdaemon.moves.refusals import refusal
-from uffdaemon.moves.requests import Ask, CopyOver, Divide, Issue, Look, Unshare, Wait
+from uffdaemon.moves.requests import CopyOver, Divide, Issue, Look, Request, Unshare, Wait
 from uffdaemon.ranges import PAGE_SIZE
 from uffdaemon.uapi.features import Features
 
@@ -73,11 +73,11 @@ def check_empty(src: int, length: int) -> None:
 
 def climb_blocking(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ladder: Ladder) -> Moved:
     """Climb in this thread, which may block."""
-    for ask in ladder.climb():
-        if isinstance(ask, Wait):
-            time.sleep(ask.seconds)
+    for request in ladder.climb():
+        if isinstance(request, Wait):
+            time.sleep(request.seconds)
         else:
-            _do(uffd, source_uffd, ask)
+            _do(uffd, source_uffd, request)
     return ladder.moved
 
 
@@ -91,85 +91,85 @@ async def climb_in_trio(
 ) -> bool:
     """Climb without blocking trio.  `waiting` is called with the reason before each wait, `stop`
     before each request: true ends the climb.  Returns whether the ladder came to its end."""
-    for ask in ladder.climb():
-        if isinstance(ask, Wait):
-            if ask.reason:
-                waiting(ask.reason)
-            await trio.sleep(ask.seconds)
+    for request in ladder.climb():
+        if isinstance(request, Wait):
+            if request.reason:
+                waiting(request.reason)
+            await trio.sleep(request.seconds)
             continue
         # Before the request: between carrying it out and recording it there is no checkpoint.
         await trio.lowlevel.checkpoint()
         if stop():
             return False
-        if isinstance(ask, (Unshare, CopyOver)):
+        if isinstance(request, (Unshare, CopyOver)):
             # May read from swap, or wait until an event is read: not in trio's thread.
-            await trio.to_thread.run_sync(partial(_do, uffd, source_uffd, ask))
+            await trio.to_thread.run_sync(partial(_do, uffd, source_uffd, request))
         else:
-            _do(uffd, source_uffd, ask)
+            _do(uffd, source_uffd, request)
     return True
 
 
-def _do(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: Ask) -> None:
-    if isinstance(ask, Issue):
-        [ask.result] = uffd.execute([ask.operation])
-    elif isinstance(ask, Look):
-        ask.pages = look(ask.start, ask.length)
-    elif isinstance(ask, Unshare):
+def _do(uffd: Userfaultfd, source_uffd: Userfaultfd | None, request: Request) -> None:
+    if isinstance(request, Issue):
+        [request.result] = uffd.execute([request.operation])
+    elif isinstance(request, Look):
+        request.pages = look(request.start, request.length)
+    elif isinstance(request, Unshare):
         # Populating a hole would make a page of zeros out of it.
-        if all(page.there for page in look(ask.start, ask.length)):
-            native.advise(ask.start, ask.length, Advice.POPULATE_WRITE)
-    elif isinstance(ask, Divide):
-        ask.parts = divide(ask.dst, ask.src, ask.length)
-        ask.registered = registered(uffd, ask.dst)
-    elif isinstance(ask, CopyOver):
-        _copy_over(uffd, source_uffd, ask)
+        if all(page.there for page in look(request.start, request.length)):
+            native.advise(request.start, request.length, Advice.POPULATE_WRITE)
+    elif isinstance(request, Divide):
+        request.parts = divide(request.dst, request.src, request.length)
+        request.registered = registered(uffd, request.dst)
+    elif isinstance(request, CopyOver):
+        _copy_over(uffd, source_uffd, request)
 
 
-def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, ask: CopyOver) -> None:
+def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, copy: CopyOver) -> None:
     if source_uffd is None:
         source_uffd = uffd
-    sources = mappings(ask.src, ask.length)
-    watched = _watches(source_uffd, sources, ask.src)
-    if ask.exact and not watched:
-        ask.done, ask.error, ask.stage = 0, errno.ENOENT, native.STAGE_PROTECT
+    sources = mappings(copy.src, copy.length)
+    protectable = _is_registered(source_uffd, sources, copy.src)
+    if copy.exact and not protectable:
+        copy.done, copy.error, copy.stage = 0, errno.ENOENT, native.STAGE_PROTECT
         return
-    flags = native.EXACT if ask.exact else 0
+    flags = native.EXACT if copy.exact else 0
     if not uffd.same_process:
         flags |= native.OTHER_PROCESS
-    elif any(mapping.shared for mapping in mappings(ask.dst, ask.length)):
+    elif any(mapping.shared for mapping in mappings(copy.dst, copy.length)):
         flags |= native.SHARED
     # Pages of shared memory belong to the file: only punching a hole empties the source.
     shared = any(mapping.shared for mapping in sources)
     advice = Advice.REMOVE if shared else Advice.DONTNEED
     # Another copy may be waiting until an event is read: do not wait for that as well.
     if not _one_copy_at_a_time.acquire(timeout=EVENT_PATIENCE):
-        ask.done, ask.error, ask.stage = 0, errno.EAGAIN, native.STAGE_PROTECT
+        copy.done, copy.error, copy.stage = 0, errno.EAGAIN, native.STAGE_PROTECT
         return
     theirs = source_uffd.copies
-    ask.done = ask.error = ask.stage = 0
-    if watched and source_uffd.features & Features.EVENT_REMOVE:
-        theirs.expect_release(ask.src, ask.length)
+    copy.done = copy.error = copy.stage = 0
+    if protectable and source_uffd.features & Features.EVENT_REMOVE:
+        theirs.expect_release(copy.src, copy.length)
     if uffd.same_process and uffd.features & Features.EVENT_REMOVE:
-        uffd.copies.expect_release(ask.dst, ask.length)  # in case the copy is undone
+        uffd.copies.expect_release(copy.dst, copy.length)  # in case the copy is undone
     try:
-        with uffd.copies.copying(ask.dst, ask.length), theirs.copying(ask.src, ask.length):
-            ask.done, ask.error, ask.stage = native.copy_and_release(
+        with uffd.copies.copying(copy.dst, copy.length), theirs.copying(copy.src, copy.length):
+            copy.done, copy.error, copy.stage = native.copy_and_release(
                 (uffd.fileno(), source_uffd.fileno()),
-                ask.dst,
-                ask.src,
-                ask.length,
+                copy.dst,
+                copy.src,
+                copy.length,
                 flags=flags,
                 advice=int(advice),
             )
     finally:
-        theirs.settle_release(ask.src, ask.length, ask.done)
-        if ask.stage != native.STAGE_RELEASE:
-            uffd.copies.settle_release(ask.dst, ask.length, 0)
+        theirs.settle_release(copy.src, copy.length, copy.done)
+        if copy.stage != native.STAGE_RELEASE:
+            uffd.copies.settle_release(copy.dst, copy.length, 0)
         _one_copy_at_a_time.release()
 
 
-def _watches(uffd: Userfaultfd, sources: list[Mapping], src: int) -> bool:
+def _is_registered(uffd: Userfaultfd, sources: list[Mapping], src: int) -> bool:
     """Whether the source is registered with `uffd`, as far as that can be determined."""
     # A userfaultfd of another process cannot protect this memory.  Through one that the source is
     # not registered with, the kernel would write-protect it, but not wake its waiting threads.
-    return uffd.same_process and bool(sources) and watches(uffd, sources[0], src)
+    return uffd.same_process and bool(sources) and is_registered(uffd, sources[0], src)

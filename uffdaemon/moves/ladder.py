@@ -24,11 +24,11 @@ from uffdaemon.moves.requests import (
     PROTECT,
     RELEASE,
     UNPROTECT,
-    Ask,
     CopyOver,
     Divide,
     Issue,
     Look,
+    Request,
     Terms,
     Unshare,
     Wait,
@@ -40,19 +40,19 @@ from uffdaemon.uapi.page_facts import PageFacts, why_busy
 
 ATTEMPTS: Final = 16
 """How many times a page is unshared before waiting: each fork shares it again."""
-ALONE: Final = 6
+EXCLUSIVE_ATTEMPTS: Final = 6
 """The same for a page that no other process maps, before it counts as pinned: a child may start
 and exit between two steps."""
 EVENT_PATIENCE: Final = 1.0
 """Seconds to wait until a pending event is read, without a fallback."""
 LONGEST: Final = max(16 << 20, HUGE_PAGE_SIZE)
 """Bytes in one ioctl at most, so that none takes long."""
-_MOMENT: Final = 0.0002
+_SHORT_PAUSE: Final = 0.0002
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.05
 
 
-_Steps: TypeAlias = Generator[Ask, None, None]
+_Steps: TypeAlias = Generator[Request, None, None]
 
 
 class Ladder:
@@ -63,17 +63,17 @@ class Ladder:
         self._terms = terms
         self._fallback = terms.fallback
         self._at = 0
-        self._parts: list[int] = []
+        self._ends: list[int] = []
         """Offsets at which mappings end, once they are known."""
         self._runs: list[Run] = []
         self._waited = 0.0
         self._pause = _FIRST_PAUSE
-        self._reach = HUGE_PAGE_SIZE
+        self._unshare_length = HUGE_PAGE_SIZE
         """Bytes to unshare at a time."""
         self._plain_until = 0
         """Copies before this offset are made without write-protection, which is not available."""
-        self._odd = 0
-        self._book(moved, Outcome.MOVED)
+        self._inconsistencies = 0
+        self._record(moved, Outcome.MOVED)
 
     @property
     def moved(self) -> Moved:
@@ -85,19 +85,19 @@ class Ladder:
     @property
     def _end(self) -> int:
         """The offset at which the current mapping ends."""
-        return next((part for part in self._parts if part > self._at), self._length)
+        return next((part for part in self._ends if part > self._at), self._length)
 
-    def _book(
+    def _record(
         self, length: int, outcome: Outcome, cause: Cause | None = None, error: int = 0
     ) -> None:
         if length:
             run = Run(self._dst + self._at, self._src + self._at, length, outcome, cause, error)
             self._runs.append(run)
             self._at += length
-            self._odd = 0
+            self._inconsistencies = 0
 
     def _fail(self, length: int, cause: Cause, error: int) -> None:
-        self._book(length, Outcome.FAILED, cause, error)
+        self._record(length, Outcome.FAILED, cause, error)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -108,11 +108,11 @@ class Ladder:
                 yield from self._impossible(self._terms.impossible)
                 continue
             result = yield from self._move(min(self._end - self._at, LONGEST))
-            self._book(result.done, Outcome.MOVED)
+            self._record(result.done, Outcome.MOVED)
             if not result.complete:
                 yield from self._refused(result.error)
 
-    def _move(self, length: int) -> Generator[Ask, None, Result]:
+    def _move(self, length: int) -> Generator[Request, None, Result]:
         mode = MOVE_ALLOW_SOURCE_HOLES if self._terms.allow_source_holes else 0
         dst, src = self._dst + self._at, self._src + self._at
         issue = Issue(Operation(Code.MOVE, dst, length, src, mode))
@@ -125,24 +125,24 @@ class Ladder:
         elif error == errno.EAGAIN:
             yield from self._event(self._end - self._at)
         elif error == errno.EINVAL:
-            yield from self._unfit()
+            yield from self._invalid()
         elif error == errno.ENOTTY:
             yield from self._impossible(Cause.NO_MOVE)
         elif error == errno.ENOENT:
-            yield from self._nothing()
+            yield from self._no_source()
         elif error == errno.EEXIST:
-            yield from self._occupied()
+            yield from self._not_empty()
         elif error == errno.EFAULT:
             self._fail(PAGE_SIZE, Cause.SOURCE_MARKER, error)
         else:
             self._fail(self._length - self._at, CAUSE_OF_ERRNO.get(error, Cause.OTHER), error)
 
-    def _look(self, length: int) -> Generator[Ask, None, list[PageFacts]]:
+    def _look(self, length: int) -> Generator[Request, None, list[PageFacts]]:
         look = Look(self._src + self._at, length)
         yield look
         return look.pages
 
-    def _free(self, count: int) -> Generator[Ask, None, int]:
+    def _empty_at_dst(self, count: int) -> Generator[Request, None, int]:
         """How many of the next `count` pages have an empty destination, up to the first that does
         not: MOVE refuses that one for another reason."""
         look = Look(self._dst + self._at, count * PAGE_SIZE)
@@ -164,19 +164,19 @@ class Ladder:
 
     def _impossible(self, cause: Cause) -> _Steps:
         """MOVE is impossible: copy each mapping separately."""
-        if cause is not Cause.OTHER_PROCESS and not self._parts and self._fallback is not None:
+        if cause is not Cause.OTHER_PROCESS and not self._ends and self._fallback is not None:
             yield from self._divide()
         error = errno.ENOTTY if cause is Cause.NO_MOVE else errno.EINVAL
-        yield from self._instead(self._end - self._at, cause, error)
+        yield from self._copy_or_fail(self._end - self._at, cause, error)
 
-    def _divide(self) -> Generator[Ask, None, Divide]:
+    def _divide(self) -> Generator[Request, None, Divide]:
         divide = Divide(self._dst + self._at, self._src + self._at, self._end - self._at)
         yield divide
         at = self._at
         for part in divide.parts:
             at += part
-            self._parts.append(at)
-        self._parts.sort()
+            self._ends.append(at)
+        self._ends.sort()
         return divide
 
     # -- EBUSY ---------------------------------------------------------------------------------
@@ -185,17 +185,17 @@ class Ladder:
         """EBUSY: the page is not exclusive to this process."""
         pages = yield from self._look(min(self._end - self._at, HUGE_PAGE_SIZE))
         cause = why_busy(pages[0])
-        length = self._alike(pages, cause)
+        length = self._equally_busy(pages, cause)
         if not length:
             # The page is gone by now: the next MOVE returns the reason.
-            yield from self._strange(Cause.NOT_EXCLUSIVE, errno.EBUSY)
+            yield from self._inconsistent(Cause.NOT_EXCLUSIVE, errno.EBUSY)
             return
-        free = yield from self._free(length // PAGE_SIZE)
+        free = yield from self._empty_at_dst(length // PAGE_SIZE)
         if not free:
             # MOVE checks the destination first, except for a part of a huge page.
-            yield from self._occupied()
+            yield from self._not_empty()
             return
-        length = self._alike(pages[:free], cause)
+        length = self._equally_busy(pages[:free], cause)
         if cause is not None and self._fallback is None:
             self._fail(length, cause, errno.EBUSY)
         else:
@@ -203,18 +203,18 @@ class Ladder:
 
     def _unshare(self, length: int, cause: Cause | None) -> _Steps:
         """Unshare pages and move them, repeatedly if they are shared again."""
-        attempts = alone = 0
-        while attempts < ATTEMPTS or (yield from self._lull()):
+        attempts = exclusive = 0
+        while attempts < ATTEMPTS or (yield from self._wait_for_forks()):
             attempts += 1
-            length = min(length, self._reach)
+            length = min(length, self._unshare_length)
             yield Unshare(self._src + self._at, length)
             result = yield from self._move(length)
-            self._book(result.done, Outcome.UNSHARED_AND_MOVED, cause or Cause.SHARED)
+            self._record(result.done, Outcome.UNSHARED_AND_MOVED, cause or Cause.SHARED)
             if result.error == errno.EAGAIN and not result.done:
                 yield from self._event(length)
                 return
             if result.done or result.error != errno.EBUSY:
-                self._reach = min(2 * self._reach, HUGE_PAGE_SIZE)
+                self._unshare_length = min(2 * self._unshare_length, HUGE_PAGE_SIZE)
                 return  # the next MOVE returns the reason for the rest
             pages = yield from self._look(length)
             if not pages[0].there:
@@ -223,30 +223,33 @@ class Ladder:
             if cause is not None and self._fallback is None:
                 break
             if cause is None:
-                alone += 1
-                if alone == ALONE:
-                    yield from self._pinned(self._alike(pages, None))
+                exclusive += 1
+                if exclusive == EXCLUSIVE_ATTEMPTS:
+                    yield from self._pinned(self._equally_busy(pages, None))
                     return
                 # The kernel takes short references to pages now and then.
-                yield Wait(_MOMENT)
+                yield Wait(_SHORT_PAUSE)
             else:
                 # Fewer pages take less time, in which fewer forks happen.
-                self._reach = max(self._reach // 2, PAGE_SIZE)
-        yield from self._instead(PAGE_SIZE, cause or Cause.SHARED, errno.EBUSY)
+                self._unshare_length = max(self._unshare_length // 2, PAGE_SIZE)
+        yield from self._copy_or_fail(PAGE_SIZE, cause or Cause.SHARED, errno.EBUSY)
 
-    def _lull(self) -> Generator[Ask, None, bool]:
+    def _wait_for_forks(self) -> Generator[Request, None, bool]:
         """Wait for a moment without forks.  False: the patience is used up."""
         if self._fallback is None or self._waited >= self._fallback.patience:
             return False
         yield from self._wait("the source page is shared again and again")
         return True
 
-    def _alike(self, pages: list[PageFacts], cause: Cause | None) -> int:
+    def _equally_busy(self, pages: list[PageFacts], cause: Cause | None) -> int:
         """How many bytes, from the first of `pages` on, are busy for the same visible reason.
         Holes never count: populating one would make a page of zeros."""
         first = pages[0]
-        skews = (self._dst + self._at) % HUGE_PAGE_SIZE, (self._src + self._at) % HUGE_PAGE_SIZE
-        aligned = skews == (0, 0)
+        misalignment = (
+            (self._dst + self._at) % HUGE_PAGE_SIZE,
+            (self._src + self._at) % HUGE_PAGE_SIZE,
+        )
+        aligned = misalignment == (0, 0)
         if first.huge and aligned and len(pages) * PAGE_SIZE == HUGE_PAGE_SIZE:
             return HUGE_PAGE_SIZE if all(page.there for page in pages) else PAGE_SIZE
         if not first.present or cause is None:
@@ -256,10 +259,10 @@ class Ladder:
             count += 1
         return count * PAGE_SIZE
 
-    def _strange(self, cause: Cause, error: int) -> _Steps:
+    def _inconsistent(self, cause: Cause, error: int) -> _Steps:
         """The pages do not match the errno: the range is being changed concurrently."""
-        self._odd += 1
-        if self._odd > ATTEMPTS:
+        self._inconsistencies += 1
+        if self._inconsistencies > ATTEMPTS:
             self._fail(PAGE_SIZE, cause, error)
         else:
             yield from self._wait("the range is being changed concurrently")
@@ -278,7 +281,7 @@ class Ladder:
                 return  # no longer pinned, or busy for another reason
             yield Unshare(self._src + self._at, stop - self._at)
             result = yield from self._move(stop - self._at)
-            self._book(result.done, Outcome.WAITED_AND_MOVED, Cause.PINNED)
+            self._record(result.done, Outcome.WAITED_AND_MOVED, Cause.PINNED)
             if result.complete or result.error not in (errno.EBUSY, errno.EAGAIN):
                 return
         length = stop - self._at
@@ -289,7 +292,7 @@ class Ladder:
 
     # -- the other refusals --------------------------------------------------------------------
 
-    def _unfit(self) -> _Steps:
+    def _invalid(self) -> _Steps:
         """EINVAL: the range crosses mappings, or its memory is of the wrong type."""
         divide = yield from self._divide()
         if len(divide.parts) > 1:
@@ -298,9 +301,9 @@ class Ladder:
         if not divide.registered:
             self._fail(rest, Cause.NOT_REGISTERED, errno.EINVAL)
         else:
-            yield from self._instead(rest, Cause.WRONG_MEMORY, errno.EINVAL)
+            yield from self._copy_or_fail(rest, Cause.WRONG_MEMORY, errno.EINVAL)
 
-    def _occupied(self) -> _Steps:
+    def _not_empty(self) -> _Steps:
         """EEXIST: the destination is not empty.  If the source is, the page was moved before."""
         pages = yield from self._look(PAGE_SIZE)
         if pages[0].there:
@@ -310,25 +313,25 @@ class Ladder:
         yield Issue(Operation(Code.WAKE, self._dst + self._at, PAGE_SIZE))
         self._fail(PAGE_SIZE, Cause.ALREADY_MOVED, errno.EEXIST)
 
-    def _nothing(self) -> _Steps:
+    def _no_source(self) -> _Steps:
         """ENOENT: a hole at the source, or the destination is not registered."""
         pages = yield from self._look(min(self._end - self._at, HUGE_PAGE_SIZE))
         holes = next((n for n, page in enumerate(pages) if page.there), len(pages))
         if holes:
-            free = yield from self._free(holes)
+            free = yield from self._empty_at_dst(holes)
             if free:
                 self._fail(free * PAGE_SIZE, Cause.SOURCE_HOLE, errno.ENOENT)
             else:
-                yield from self._occupied()
+                yield from self._not_empty()
             return
         divide = Divide(self._dst + self._at, self._src + self._at, self._end - self._at)
         yield divide
         if divide.registered:
-            yield from self._strange(Cause.SOURCE_HOLE, errno.ENOENT)
+            yield from self._inconsistent(Cause.SOURCE_HOLE, errno.ENOENT)
         else:
             self._fail(divide.parts[0], Cause.NOT_REGISTERED, errno.ENOENT)
 
-    def _instead(self, length: int, cause: Cause, error: int) -> _Steps:
+    def _copy_or_fail(self, length: int, cause: Cause, error: int) -> _Steps:
         """These pages cannot be moved: copy them if the fallback allows it."""
         if self._fallback is None:
             self._fail(length, cause, error)
@@ -353,7 +356,7 @@ class Ladder:
             elif first.there:
                 yield from self._copy_run(run, stop, cause, outcome)
             elif self._terms.allow_source_holes:
-                self._book(run, outcome, cause)
+                self._record(run, outcome, cause)
             else:
                 self._fail(run, Cause.SOURCE_HOLE, errno.ENOENT)
 
@@ -368,7 +371,7 @@ class Ladder:
             # The pages arrived, but are still write-protected: an event is pending.
             self._fail(copy.done, Cause.EVENT, error)
             return
-        self._book(copy.done, outcome, cause)
+        self._record(copy.done, outcome, cause)
         if not error:
             return
         refused = copy.stage in (PROTECT, COPY) and not copy.done

@@ -76,7 +76,7 @@ class Wait:
     """Empty: the wait is too short to report."""
 
 
-Ask: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
+Request: TypeAlias = Issue | Look | Unshare | CopyOver | Divide | Wait
 PROTECT, COPY, RELEASE, UNPROTECT = 1, 2, 3, 4
 """Stages of a copy.  Before RELEASE the source is unchanged."""
 

@@ -110,8 +110,8 @@ STAGE_PROTECT, STAGE_COPY, STAGE_RELEASE, STAGE_UNPROTECT = 1, 2, 3, 4
 _NUMBERS: Final = ffi.typeof("uint64_t[]")
 OUTSIDE: Final = (1 << 64) - 1
 """What `move_many` returns if a source lies outside `sources`."""
-UNFIT: Final = OUTSIDE - 1
-"""What it returns if a triple is empty, or not made of whole pages."""
+UNALIGNED: Final = OUTSIDE - 1
+"""What it returns if a triple is empty, or not whole pages."""
 
 
 _COUNTS: Final = 1024
@@ -126,14 +126,14 @@ def move_many(
 
     Returns how many bytes were not moved, and if any, how many bytes of each triple were.  Instead
     of that number it returns `OUTSIDE` if not all sources lie between the addresses of `sources`,
-    or `UNFIT`; nothing has been moved then.
+    or `UNALIGNED`; nothing has been moved then.
     """
     count = len(moves) // 3
     few = count <= _COUNTS
     counts = take_spare(_counts, _room_for_counts) if few else ffi.new(_NUMBERS, count)
     triples = ffi.from_buffer(_NUMBERS, moves)
     left: int = lib.uffdaemon_move_many(fd, triples, counts, count, mode, *sources)
-    done: list[int] = [] if left in (0, OUTSIDE, UNFIT) else ffi.unpack(counts, count)
+    done: list[int] = [] if left in (0, OUTSIDE, UNALIGNED) else ffi.unpack(counts, count)
     if few:
         _counts.append(counts)
     return left, done

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The resolver's thread goes where the threads are that it answers.
+ * Runs the resolver's thread on the core of the threads whose faults it resolves.
  *
- * Waking a thread on another core, which may have to be woken itself, costs several times what
- * answering does.  A thread that faults and is bound to one core is met there, as long as all that
- * are seen are bound to the same one, and as the resolver may run there at all.  Of a userfaultfd
- * that does not tell threads (Features.THREAD_ID), the core is found by trying: on another core a
- * fault comes after dozens of reads in vain, on the same one with the first.
+ * Waking a thread on another core, which may be idle itself, takes several times as long as
+ * resolving its fault.  If faulting threads are bound to one core, all to the same one, the
+ * resolver moves there, provided that it may run there.  For a userfaultfd without
+ * Features.THREAD_ID the core is found by trying: from another core a fault arrives after dozens of
+ * empty reads, on the same one after one.
  */
 #define _GNU_SOURCE
 #include "affinity.h"
@@ -15,34 +15,34 @@
 
 #include "base.h"
 
-#define INTERVAL 64        /* faults between two looks at where their thread may run */
-#define APART_NS 500000000 /* for so long, threads bound to different cores are not followed */
-#define WINDOW 64          /* faults by which a core is judged */
-#define FAR 8              /* so many reads in vain, on average, are made on another core */
-#define MAX_TRIED 8        /* cores, before it is given up for a while */
-#define REST_NS 100000000  /* for so long, at first */
+#define INTERVAL 64        /* faults between two checks of their thread's affinity */
+#define APART_NS 500000000 /* how long not to follow threads bound to different cores */
+#define WINDOW 64          /* faults between two assessments of a core */
+#define FAR 8              /* average empty reads that show that threads are on another core */
+#define MAX_TRIED 8        /* cores to try before giving up for a while */
+#define REST_NS 100000000  /* how long, at first */
 #define MAX_REST_NS 10000000000
 
-/* Of the thread that calls; only resolvers do.  Initial-exec: found without a call for every fault. */
+/* State of the calling thread, a resolver.  Initial-exec: accessed without a call. */
 #define INITIAL_EXEC __attribute__((tls_model("initial-exec")))
 
 static _Thread_local struct {
-    cpu_set_t allowed; /* where it may run when it follows nobody */
-    int cores;         /* how many these are */
-    uint64_t apart;    /* until when it follows nobody, CLOCK_MONOTONIC ns */
-    int core;          /* where it is by now; -1: anywhere */
-    int known;
+    cpu_set_t allowed; /* its own affinity, when it follows no thread */
+    int cores;         /* how many it has */
+    uint64_t apart;    /* until when it follows no thread, CLOCK_MONOTONIC ns */
+    int core;          /* the one it is bound to; -1: none */
+    int known;         /* whether `allowed` is set */
 } here INITIAL_EXEC;
 
-/* The search, of that thread as well. */
+/* The calling thread's search for a core. */
 static _Thread_local struct {
-    unsigned faults, tried; /* in this window; cores in vain */
-    uint64_t reads;         /* in vain, in this window */
-    uint64_t rest, until;   /* how long, and until when, it is given up, ns */
-    int bound;              /* to a core that it has chosen */
+    unsigned faults, tried; /* faults in this window; cores tried so far */
+    uint64_t reads;         /* empty ones, in this window */
+    uint64_t rest, until;   /* how long, and until when, not to search, ns */
+    int bound;              /* to a core found by searching */
 } search INITIAL_EXEC;
 
-static int learn_where(void)
+static int read_affinity(void)
 {
     if (!here.known) {
         if (sched_getaffinity(0, sizeof(here.allowed), &here.allowed))
@@ -78,12 +78,12 @@ static void run_on(int core)
         here.core = core;
 }
 
-/* Goes to where `thread` is bound, if it is. */
+/* Moves to the core to which `thread` is bound, if it is. */
 static UFFDAEMON_COLD void follow(pid_t thread, uint64_t now)
 {
     int core;
 
-    if (now < here.apart || !learn_where())
+    if (now < here.apart || !read_affinity())
         return;
     core = bound_to(thread);
     if (core >= 0 && !CPU_ISSET(core, &here.allowed))
@@ -91,14 +91,14 @@ static UFFDAEMON_COLD void follow(pid_t thread, uint64_t now)
     if (core == here.core)
         return;
     if (here.core >= 0) {
-        /* Somebody else, somewhere else: to be between them is better than to go to and fro. */
+        /* Another thread on another core: do not bounce between them. */
         here.apart = now + APART_NS;
         core = -1;
     }
     run_on(core);
 }
 
-/* One of the `count` threads whose faults have just been read is `thread`, 0 if that is not known. */
+/* `count` faults have been read; the first is of `thread`, 0 if unknown. */
 UFFDAEMON_HOT void uffdaemon_affinity_follow(uint64_t *faults, pid_t thread, size_t count,
                                              uint64_t now)
 {
@@ -118,7 +118,7 @@ static int next_core(int core)
     return core;
 }
 
-/* Leaves the core that was chosen, if one was, and chooses none for a while. */
+/* Leaves the core found by searching, if any, and does not search for a while. */
 void uffdaemon_affinity_give_up(uint64_t now)
 {
     if (!search.bound)
@@ -132,14 +132,14 @@ void uffdaemon_affinity_give_up(uint64_t now)
     search.until = now + search.rest;
 }
 
-/* Judges the core by a window of faults, and goes to another one if it is far from them. */
-static UFFDAEMON_COLD void judge(uint64_t now)
+/* Assesses the core after a window of faults, and tries another one if the faults are far. */
+static UFFDAEMON_COLD void assess(uint64_t now)
 {
     int far = search.reads > WINDOW * FAR;
 
     search.faults = 0;
     search.reads = 0;
-    if (now < search.until || !learn_where() || here.cores < 2)
+    if (now < search.until || !read_affinity() || here.cores < 2)
         return;
     if (!far) {
         search.tried = 0;
@@ -153,11 +153,11 @@ static UFFDAEMON_COLD void judge(uint64_t now)
     }
 }
 
-/* A single fault, back-to-back with the one before, came after `reads` in vain; whose it is, is not
- * known. */
+/* A single fault, back-to-back with the previous one, came after `reads` empty reads.  Its
+ * thread is unknown. */
 UFFDAEMON_HOT void uffdaemon_affinity_search(unsigned reads, uint64_t now)
 {
     search.reads += reads;
     if (++search.faults >= WINDOW)
-        judge(now);
+        assess(now);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The resolver's thread runs where the threads run whose faults it resolves. */
+/* Runs the resolver's thread on the core of the threads whose faults it resolves. */
 #ifndef UFFDAEMON_AFFINITY_H
 #define UFFDAEMON_AFFINITY_H
 

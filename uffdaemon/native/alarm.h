@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Wakes the watchdog's thread.  Async-signal-safe, but for the wait. */
+/* Wakes the watchdog's thread.  Async-signal-safe, except for the wait. */
 #ifndef UFFDAEMON_ALARM_H
 #define UFFDAEMON_ALARM_H
 

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PATIENCE_NS 20000000
+#define TIMEOUT_NS 20000000
 
 UFFDAEMON_HOT uint64_t uffdaemon_now(void)
 {
@@ -42,15 +42,15 @@ void uffdaemon_spin_unlock(_Atomic uint32_t *lock)
     atomic_store_explicit(lock, 0, memory_order_release);
 }
 
-/* Waits until the mutex is ours: 0; or, if `patient`, for PATIENCE_NS at most: ETIMEDOUT. */
-int uffdaemon_mutex_wait(struct uffdaemon_mutex *mutex, int patient)
+/* Locks the mutex and returns 0; if `timed`, gives up after TIMEOUT_NS and returns ETIMEDOUT. */
+int uffdaemon_mutex_wait(struct uffdaemon_mutex *mutex, int timed)
 {
-    uint64_t end = patient ? uffdaemon_now() + PATIENCE_NS : 0;
+    uint64_t end = timed ? uffdaemon_now() + TIMEOUT_NS : 0;
     struct timespec until = {(time_t)(end / 1000000000), (long)(end % 1000000000)};
 
     while (atomic_exchange_explicit(&mutex->state, 2, memory_order_acquire))
         if (syscall(SYS_futex, &mutex->state, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, 2,
-                    patient ? &until : NULL, NULL, FUTEX_BITSET_MATCH_ANY) &&
+                    timed ? &until : NULL, NULL, FUTEX_BITSET_MATCH_ANY) &&
             errno == ETIMEDOUT)
             return ETIMEDOUT;
     return 0;

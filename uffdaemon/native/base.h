@@ -7,35 +7,35 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What runs for each fault: kept together, since a fault finds its pages and lines cold. */
+/* Code that runs for each fault is kept together: a fault finds its pages and lines cold. */
 #define UFFDAEMON_HOT __attribute__((hot))
 #define UFFDAEMON_COLD __attribute__((noinline, cold))
 
 /* CLOCK_MONOTONIC, nanoseconds. */
 uint64_t uffdaemon_now(void);
 
-/* Bytes of the kernel's smallest page: 4 KiB, on arm64 16 or 64 KiB as well.  Safe in signal handlers. */
+/* Bytes in a base page: 4 KiB; on arm64 also 16 or 64 KiB.  Async-signal-safe. */
 #define UFFDAEMON_LARGEST_PAGE (64u << 10)
 uint64_t uffdaemon_page_size(void);
-uint64_t uffdaemon_page_of(uint64_t address); /* where the page starts that `address` is in */
+uint64_t uffdaemon_page_of(uint64_t address); /* start of the page */
 
-/* Spin locks, which signal handlers take too: held for a few instructions, and never over a system
+/* Spin locks, also taken in signal handlers: held for a few instructions, and never across a system
  * call or an access to served memory. */
 void uffdaemon_spin_lock(_Atomic uint32_t *lock);
 void uffdaemon_spin_unlock(_Atomic uint32_t *lock);
 
-/* Zeroed memory, aligned to a cache line, or NULL.  It is mapped: malloc's locks are held in fork(2),
- * and a fork waits until its event has been read.  So threads that read events use these two. */
+/* Zeroed memory, aligned to a cache line, or NULL.  Mapped, not malloc'ed: fork(2) holds malloc's
+ * locks, and waits until its event has been read.  Threads that read events use these two. */
 void *uffdaemon_alloc(size_t size);
 void uffdaemon_free(void *memory);
 
-/* A mutex for threads of one process, not for signal handlers.  Zeros are a free one.  Inline, and no
- * more than one atomic operation where nobody else wants it: two are taken for each fault. */
+/* A mutex for threads of one process, not for signal handlers.  All zeros means unlocked.
+ * Inline, and one atomic operation if uncontended: each fault takes two. */
 struct uffdaemon_mutex {
-    _Atomic uint32_t state; /* a futex: 0: free, 1: held, 2: held, and others may wait */
+    _Atomic uint32_t state; /* a futex: 0: unlocked, 1: locked, 2: locked, with waiters */
 };
 
-UFFDAEMON_COLD int uffdaemon_mutex_wait(struct uffdaemon_mutex *mutex, int patient);
+UFFDAEMON_COLD int uffdaemon_mutex_wait(struct uffdaemon_mutex *mutex, int timed);
 UFFDAEMON_COLD void uffdaemon_mutex_wake(struct uffdaemon_mutex *mutex);
 
 static inline int uffdaemon_mutex_try(struct uffdaemon_mutex *mutex)
@@ -53,7 +53,7 @@ static inline void uffdaemon_lock(struct uffdaemon_mutex *mutex)
 }
 
 /* 0, or ETIMEDOUT after 20 ms: the holder may be copying from memory that the caller serves. */
-static inline int uffdaemon_lock_patiently(struct uffdaemon_mutex *mutex)
+static inline int uffdaemon_timedlock(struct uffdaemon_mutex *mutex)
 {
     return uffdaemon_mutex_try(mutex) ? 0 : uffdaemon_mutex_wait(mutex, 1);
 }

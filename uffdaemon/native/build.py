@@ -99,9 +99,9 @@ ffibuilder.cdef(
     struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
                                                 uint64_t after, unsigned then, int signal,
                                                 const char *name, int *error);
-    void uffdaemon_watch_wake(const struct uffdaemon_watch *watch, uint64_t start,
+    void uffdaemon_stall_wake(const struct uffdaemon_watch *watch, uint64_t start,
                               uint64_t length);
-    void uffdaemon_stacks_from(int fd);
+    void uffdaemon_stall_set_stack_pipe(int fd);
     void uffdaemon_watch_remove(struct uffdaemon_watch *watch);
     struct uffdaemon_pages_storage { uint32_t any_discarded; ...; };
     struct uffdaemon_pages {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where userfaultfds come from, the handshake, and the ranges they watch. */
+/* Opening userfaultfds, the handshake, and registered ranges. */
 #define _GNU_SOURCE
 #include "descriptor.h"
 
@@ -50,7 +50,7 @@ int uffdaemon_open_device(int user_mode_only)
     return fd < 0 ? -error : fd;
 }
 
-/* UFFDIO_API: features asked for go in, those that the kernel has come out. */
+/* UFFDIO_API: requested features go in, supported ones come out. */
 int uffdaemon_handshake(int fd, uint64_t *features, uint64_t *ioctls)
 {
     struct uffdio_api api = {UFFD_API, *features, 0};
@@ -72,8 +72,8 @@ int uffdaemon_register(int fd, uint64_t start, uint64_t length, uint64_t mode, u
     return 0;
 }
 
-/* The kernel wakes who waits there before it marks the range as watched no more: who faults in
- * between would sleep for ever.  In one call, since that may be a thread that holds the GIL. */
+/* The kernel wakes waiting threads before it marks the range as unregistered: a thread that
+ * faults in between would sleep for ever.  In one call, since that thread may hold the GIL. */
 int uffdaemon_unregister(int fd, uint64_t start, uint64_t length)
 {
     struct uffdio_range range = {start, length};

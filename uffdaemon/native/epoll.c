@@ -2,9 +2,9 @@
 /*
  * Waiting for userfaultfds and serving them, in one thread.
  *
- * `uffdaemon_epoll_wait` takes the place of an event loop's own sleep, or is all that a resolver's thread
- * does: it waits for the userfaultfds and for one more descriptor (the loop's epoll, or what tells
- * the thread to look around) together, and answers by rules whatever can be answered so.
+ * `uffdaemon_epoll_wait` replaces an event loop's sleep, or is the body of a resolver's loop: it
+ * waits for the userfaultfds and for one more descriptor (the loop's epoll, or the resolver's
+ * eventfd), and resolves by rules what it can.
  */
 #include "epoll.h"
 
@@ -45,36 +45,36 @@ static int failed(const struct uffdaemon_port *port)
 }
 
 /* Serves one port; it is `hot` if its turn ended while it was busy.  Returns whether Python has to
- * look at it before anything else: where it is told by a descriptor, it has not. */
-static int attend(int epoll, struct uffdaemon_port *port, struct uffdaemon_port **hot)
+ * handle it before anything else; never for a port with an eventfd. */
+static int serve(int epoll, struct uffdaemon_port *port, struct uffdaemon_port **hot)
 {
-    int told = port->notify >= 0;
+    int notified = port->notify >= 0;
 
     if (!failed(port) && uffdaemon_serve(port))
         *hot = port;
-    if (!told)
+    if (!notified)
         return failed(port) || uffdaemon_queue_count(&port->queue);
     if (failed(port))
-        uffdaemon_epoll_remove(epoll, port->fd); /* never to be read again, and always ready */
+        uffdaemon_epoll_remove(epoll, port->fd); /* always ready, and never read again */
     if (uffdaemon_queue_count(&port->queue) && *hot != port)
         uffdaemon_port_notify(port);
     return 0;
 }
 
-/* Waits and serves for at most `timeout` ns.  Returns 0 when the time is over or a signal came, 1
- * when the other descriptor is ready, 2 when a port has something for Python; or -errno.  `kept` is
- * NULL at first, and from then on the port that is not to be slept over; it may be NULL itself. */
+/* Waits and serves for at most `timeout` ns.  Returns an enum uffdaemon_epoll_result, or -errno.
+ * *kept is NULL at first, and then the port that was busy when its turn ended; `kept` may be
+ * NULL. */
 int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kept)
 {
     uint64_t end = uffdaemon_now() + (uint64_t)timeout;
-    struct uffdaemon_port *nobody = NULL;
-    struct uffdaemon_port **hot = kept ? kept : &nobody;
+    struct uffdaemon_port *none = NULL;
+    struct uffdaemon_port **hot = kept ? kept : &none;
 
     for (;;) {
         struct epoll_event events[32];
         struct uffdaemon_port *again = *hot;
         uint64_t now = uffdaemon_now();
-        /* Rounded up, as the event loop itself does: never woken for a timer not yet due. */
+        /* Rounded up, as the event loop does: never wake before a timer has expired. */
         uint64_t rest = now < end && !*hot ? (end - now + 999999) / 1000000 : 0;
         int count = epoll_wait(epoll, events, 32, rest > 3600000 ? 3600000 : (int)rest);
         int loop = 0, python = 0;
@@ -83,7 +83,7 @@ int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kep
             return errno == EINTR ? UFFDAEMON_EPOLL_TIME : -errno;
         *hot = NULL;
         if (again)
-            python |= attend(epoll, again, hot);
+            python |= serve(epoll, again, hot);
         for (int index = 0; index < count; index++) {
             struct uffdaemon_port *port = (void *)(uintptr_t)events[index].data.u64;
 
@@ -94,7 +94,7 @@ int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kep
             if (events[index].events & EPOLLERR)
                 uffdaemon_do_not_block(port->fd);
             if (port != again)
-                python |= attend(epoll, port, hot);
+                python |= serve(epoll, port, hot);
         }
         if (python)
             return UFFDAEMON_EPOLL_PYTHON;

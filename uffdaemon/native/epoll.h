@@ -7,7 +7,7 @@
 
 /* Why `uffdaemon_epoll_wait` has returned. */
 enum uffdaemon_epoll_result {
-    UFFDAEMON_EPOLL_TIME = 0,   /* the time is over, or a signal came */
+    UFFDAEMON_EPOLL_TIME = 0,   /* timeout or signal */
     UFFDAEMON_EPOLL_OTHER = 1,  /* the other descriptor is ready */
     UFFDAEMON_EPOLL_PYTHON = 2, /* a port has something for Python */
 };

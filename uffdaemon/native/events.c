@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What events change about rules and page maps, without Python.
+ * Applying events to rules and page states, without Python.
  *
- * The thread that caused an event goes on as soon as the message has been read, and may touch its
- * memory at once, with the GIL held.  So what it did is applied before anything else is answered;
- * Python hears of the event as well, later, and keeps its own books in its own time.
+ * The thread that caused an event continues as soon as the message has been read, and may touch its
+ * memory at once, with the GIL held.  So the event is applied before any other fault is resolved.
+ * Python gets the event later, and updates its own state then.
  */
 #include "events.h"
 
@@ -17,8 +17,8 @@ static int before(const struct uffdaemon_rule *a, const struct uffdaemon_rule *b
     return a->kind != b->kind ? a->kind < b->kind : a->start < b->start;
 }
 
-/* Adds the rules of two sorted tables in their order.  qsort(3) may allocate, and a fork that waits for
- * its event to be read holds malloc's locks. */
+/* Merges two sorted tables.  Not qsort(3), which may allocate: a fork that waits for its event
+ * to be read holds malloc's locks. */
 static void merge(struct uffdaemon_table *into, const struct uffdaemon_table *a,
                   const struct uffdaemon_table *b)
 {
@@ -51,7 +51,7 @@ static void put(struct uffdaemon_table *table, const struct uffdaemon_rule *rule
 {
     struct uffdaemon_rule part = *rule;
 
-    /* Nothing moves by a part of a page, and its pages could not be told apart any more. */
+    /* Memory never moves by part of a page. */
     if (start >= end || shift & (rule->page_size - 1))
         return;
     if (part.src)
@@ -62,7 +62,7 @@ static void put(struct uffdaemon_table *table, const struct uffdaemon_rule *rule
     uffdaemon_table_add(table, &part);
 }
 
-/* Adds what is left of each rule without the pages from `start` to `end`. */
+/* Adds each rule without the range from `start` to `end`. */
 static void put_outside(struct uffdaemon_table *table, const struct uffdaemon_table *from,
                         uint64_t start, uint64_t end)
 {
@@ -74,7 +74,7 @@ static void put_outside(struct uffdaemon_table *table, const struct uffdaemon_ta
     }
 }
 
-/* The range went away, or with `moves` is `shift` bytes further up now: the rules follow. */
+/* The range was unmapped, or with `moves` has moved up by `shift` bytes: updates the rules. */
 static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int moves,
                   uint64_t shift)
 {
@@ -100,7 +100,7 @@ static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int
         }
         merge(all, kept, arrived);
     } else {
-        /* Without rules, everything is Python's. */
+        /* Out of memory: without rules, all faults are forwarded to Python. */
         uffdaemon_table_free(all);
         all = NULL;
     }
@@ -110,8 +110,8 @@ static void moved(struct uffdaemon_port *port, uint64_t start, uint64_t end, int
     uffdaemon_table_replace(&port->rules, all);
 }
 
-/* Whether an event's ranges end after they begin, and do not wrap: others mean nothing. */
-static int sound(const struct uffd_msg *message)
+/* Whether an event's ranges are not empty and do not wrap.  Others are ignored. */
+static int valid(const struct uffd_msg *message)
 {
     uint64_t length = message->arg.remap.len;
 
@@ -123,14 +123,14 @@ static int sound(const struct uffd_msg *message)
     return message->arg.remove.start < message->arg.remove.end;
 }
 
-/* Applies the event of a record, and notes in it what was done.  Under `change`, and by a thread that
- * does not read the table. */
+/* Applies the event of a record, and stores the outcome in it.  Under `change`, outside any
+ * read-side section. */
 void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
     const struct uffd_msg *message = &record->message;
     const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
 
-    switch (table && sound(message) ? message->event : 0) {
+    switch (table && valid(message) ? message->event : 0) {
     case UFFD_EVENT_REMOVE:
         removed(table, message->arg.remove.start, message->arg.remove.end);
         break;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What events change about rules, applied without Python. */
+/* Applying events to rules and page states, without Python. */
 #ifndef UFFDAEMON_EVENTS_H
 #define UFFDAEMON_EVENTS_H
 

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Grace periods: waiting until no reader can hold what was unpublished before. */
+/* Grace periods: waiting until no reader holds what was unpublished. */
 #include "grace.h"
 
 #include <sched.h>
 #include <time.h>
 
 /* Returns once every reader has left that entered before the call.  New readers use the other
- * counter, so they cannot delay it.  Both counters are waited for: a reader may have loaded the epoch
- * long before it counts itself.  Other writers advance the epoch too, so that one counter may come up
- * twice. */
+ * counter, so they cannot delay it.  Both counters are waited for: a reader may have loaded the
+ * epoch long before it counts itself.  Other writers advance the epoch too, so that one counter
+ * may come up twice. */
 void uffdaemon_synchronize(struct uffdaemon_readers *readers)
 {
     struct timespec pause = {0, 20000};

@@ -20,7 +20,7 @@ int uffdaemon_map(int fd, uint64_t length, unsigned kind, uint64_t alignment, ui
 
     if (length == 0)
         return -EINVAL;
-    /* Reserved first with room to align in, then mapped over: the ends are given back. */
+    /* Reserve enough room to align in, map over it, and unmap the ends. */
     reserved = mmap(NULL, length + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                     -1, 0);
     if (reserved == MAP_FAILED)
@@ -29,7 +29,7 @@ int uffdaemon_map(int fd, uint64_t length, unsigned kind, uint64_t alignment, ui
 
     if (fd < 0)
         flags |= MAP_ANONYMOUS;
-    /* Guarded memory is reserved far beyond what will be filled; hugetlb must keep its promise. */
+    /* Guarded memory may be much larger than what is ever filled; hugetlb pages are reserved. */
     if (!(kind & UFFDAEMON_MAP_HUGETLB))
         flags |= MAP_NORESERVE;
     mapped = mmap(aligned, length, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
@@ -51,7 +51,7 @@ int uffdaemon_unmap(uint64_t start, uint64_t length)
     return munmap((void *)(uintptr_t)start, length) ? -errno : 0;
 }
 
-/* No access any more: whoever touches the range gets SIGSEGV, and no event is sent. */
+/* Removes all access: touching the range raises SIGSEGV.  No event is sent. */
 int uffdaemon_protect(uint64_t start, uint64_t length)
 {
     return mprotect((void *)(uintptr_t)start, length, PROT_NONE) ? -errno : 0;
@@ -84,13 +84,13 @@ void uffdaemon_copy_memory(void *dst, const void *src, size_t length)
 /* Touches one byte in every `step` bytes; writing adds 0 atomically, so that no content changes. */
 void uffdaemon_touch(uint64_t start, uint64_t length, uint64_t step, int write)
 {
-    unsigned char nothing = 0;
+    unsigned char zero = 0;
 
-    __asm__ volatile("" : "+r"(nothing)); /* clang turns adding a known 0 into a load */
+    __asm__ volatile("" : "+r"(zero)); /* clang turns adding a known 0 into a load */
     for (uint64_t offset = 0; offset < length; offset += step) {
         volatile unsigned char *byte = (volatile unsigned char *)(uintptr_t)(start + offset);
         if (write)
-            __atomic_fetch_add(byte, nothing, __ATOMIC_RELAXED);
+            __atomic_fetch_add(byte, zero, __ATOMIC_RELAXED);
         else
             (void)*byte;
     }

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading messages, with a bounded number of further tries before the caller goes to sleep. */
+/* Reading messages, with a bounded number of rereads before the caller goes to sleep. */
 #define _GNU_SOURCE
 #include "messages.h"
 
 #include <fcntl.h>
 #include <sched.h>
 
-/* Sets O_NONBLOCK again if a client has cleared it: else poll(2) and epoll report an error at once,
- * always, and whoever sleeps on the descriptor never sleeps. */
+/* Sets O_NONBLOCK again if a client has cleared it: otherwise poll(2) and epoll always report an
+ * error at once, and never sleep. */
 void uffdaemon_do_not_block(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -26,8 +26,8 @@ long uffdaemon_read_checked(int fd, void *messages, size_t bytes)
 
 /* Reads as many messages as are pending and fit.  While there are none, yields the processor and
  * reads again, at most `rereads` times: on one core the yield lets the faulting thread run, on two
- * it costs less than the two wake-ups that sleeping would.  Returns bytes, or -errno; -EAGAIN when
- * nothing came. */
+ * it is cheaper than the two wake-ups of a sleep.  Returns bytes, or -errno; -EAGAIN if nothing
+ * came. */
 long uffdaemon_read(int fd, void *messages, size_t bytes, unsigned rereads)
 {
     for (;;) {

@@ -4,7 +4,7 @@
  *
  * The exact copy keeps both sides read-only and identical while both exist:
  *   WRITEPROTECT(src), COPY(dst, WP | DONTWAKE), DONTNEED(src), un-WRITEPROTECT(dst)
- * so that no write is lost and nobody can read through src what is older than what dst shows.
+ * so that no write is lost, and src is never older than dst.
  */
 #define _GNU_SOURCE
 #include "moves.h"
@@ -18,10 +18,11 @@
 #include "operations.h"
 
 #define MADV_DONTNEED_LOCKED_ 24 /* MADV_DONTNEED_LOCKED, Linux 5.18 */
-#define LONGEST (16u << 20)      /* bytes in one ioctl, so that nobody waits for a huge one */
-#define PATIENCE 100000          /* rounds of 100 µs for events that are in flight: 10 s */
+#define LONGEST (16u << 20)      /* bytes in one ioctl, so that none takes long */
+#define PATIENCE 100000          /* rounds of 100 µs for a pending event: 10 s */
 
-/* How many (dst, src, length) triples from `first` on are one range, and that range's length. */
+/* Finds how many (dst, src, length) triples from `first` on are contiguous, and their total length.
+ * Returns the index after the last. */
 static size_t join(const uint64_t *moves, size_t first, size_t count, uint64_t *length)
 {
     const uint64_t *range = moves + 3 * first;
@@ -51,8 +52,8 @@ static int inside(const uint64_t *moves, size_t count, uint64_t low, uint64_t hi
     return 1;
 }
 
-/* Whether all triples are made of whole pages, and of at least one. */
-static int fit(const uint64_t *moves, size_t count)
+/* Whether all triples are whole pages, at least one each. */
+static int aligned(const uint64_t *moves, size_t count)
 {
     uint64_t in_page = uffdaemon_page_size() - 1;
 
@@ -65,17 +66,17 @@ static int fit(const uint64_t *moves, size_t count)
     return 1;
 }
 
-/* Moves each (dst, src, length) as far as it goes; done[i] is how many bytes that was.  Triples
- * that continue the one before them share an ioctl.  Returns how many bytes were left;
- * UFFDAEMON_MOVE_OUTSIDE, and nothing is moved, if a source does not lie from `low` up to `high`;
- * UFFDAEMON_MOVE_UNFIT if a triple is not made of whole pages. */
+/* Moves each (dst, src, length) as far as it goes; done[i] is the number of bytes moved.
+ * Contiguous triples share an ioctl.  Returns how many bytes were not moved.  Moves nothing and
+ * returns UFFDAEMON_MOVE_OUTSIDE if a source does not lie from `low` up to `high`, or
+ * UFFDAEMON_MOVE_UNALIGNED if a triple is not whole pages. */
 uint64_t uffdaemon_move_many(int fd, const uint64_t *moves, uint64_t *done, size_t count,
                              uint64_t mode, uint64_t low, uint64_t high)
 {
     uint64_t left = 0;
 
-    if (!fit(moves, count))
-        return UFFDAEMON_MOVE_UNFIT;
+    if (!aligned(moves, count))
+        return UFFDAEMON_MOVE_UNALIGNED;
     if (!inside(moves, count, low, high))
         return UFFDAEMON_MOVE_OUTSIDE;
     for (size_t first = 0, next; first < count; first = next) {
@@ -98,7 +99,7 @@ uint64_t uffdaemon_move_many(int fd, const uint64_t *moves, uint64_t *done, size
     return left;
 }
 
-/* Moves one range as far as it goes; returns how many bytes that was. */
+/* Moves one range as far as it goes; returns the number of bytes moved. */
 uint64_t uffdaemon_move(int fd, uint64_t dst, uint64_t src, uint64_t length, uint64_t mode)
 {
     struct uffdaemon_operation operation = {
@@ -114,8 +115,8 @@ static int protect(int fd, uint64_t start, uint64_t length, uint64_t mode)
     return ioctl(fd, UFFDIO_WRITEPROTECT, &argument) ? errno : 0;
 }
 
-/* Lets writers in again.  An event in flight can stand in the way until its reader has run: this
- * must not be given up lightly, for the range would stay read-only. */
+/* Removes the write-protection.  A pending event delays this until it is read.  Do not give up
+ * early: the range would stay read-only. */
 static int unprotect(int fd, uint64_t start, uint64_t length)
 {
     const struct timespec pause = {0, 100000};
@@ -134,7 +135,7 @@ static int release(uint64_t start, uint64_t length, int advice)
 
     if (madvise(range, length, advice) == 0)
         return 0;
-    /* Locked memory is released only when asked for by name. */
+    /* mlocked memory is released only by MADV_DONTNEED_LOCKED. */
     if (errno == EINVAL && advice == MADV_DONTNEED &&
         madvise(range, length, MADV_DONTNEED_LOCKED_) == 0)
         return 0;
@@ -149,7 +150,7 @@ static void fail(struct uffdaemon_copy *copy, enum uffdaemon_stage stage, int er
     }
 }
 
-/* Copies as far as it goes, releases that much of the source, and says what stopped it. */
+/* Copies as far as it goes, releases that much of the source, and stores what stopped it. */
 void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
 {
     struct uffdaemon_operation operation = {
@@ -174,7 +175,7 @@ void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
     if (copy->done) {
         error = release(copy->src, copy->done, (int)copy->advice);
         fail(copy, UFFDAEMON_STAGE_RELEASE, error);
-        /* Take the copy back, or there would be two of each page. */
+        /* Undo the copy, or each page would exist twice. */
         if (error && !(copy->flags & UFFDAEMON_OTHER_PROCESS))
             release(copy->dst, copy->done,
                     copy->flags & UFFDAEMON_SHARED ? MADV_REMOVE : MADV_DONTNEED);
@@ -183,8 +184,8 @@ void uffdaemon_copy_and_release(int fd, int src_fd, struct uffdaemon_copy *copy)
     }
     if (!exact)
         return;
-    /* Also where nothing is left: it wakes those who wanted to write there, and takes the markers
-     * away that shared memory keeps. */
+    /* Needed even for pages that are gone: it wakes waiting writers, and removes the markers that
+     * shared memory keeps. */
     fail(copy, UFFDAEMON_STAGE_UNPROTECT, unprotect(src_fd, copy->src, copy->length));
     if (operation.done)
         fail(copy, UFFDAEMON_STAGE_UNPROTECT, unprotect(fd, copy->dst, operation.done));

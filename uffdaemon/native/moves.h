@@ -6,25 +6,25 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What was being done when a copy stopped. */
+/* The stage at which a copy stopped. */
 enum uffdaemon_stage {
     UFFDAEMON_STAGE_PROTECT = 1,
     UFFDAEMON_STAGE_COPY = 2,
     UFFDAEMON_STAGE_RELEASE = 3,
-    UFFDAEMON_STAGE_UNPROTECT = 4, /* writers of the destination or the source are still kept out */
+    UFFDAEMON_STAGE_UNPROTECT = 4, /* destination or source are still write-protected */
 };
 
 enum uffdaemon_copy_flags {
-    UFFDAEMON_EXACT = 1,         /* write-protect meanwhile: both are registered MISSING | WP */
-    UFFDAEMON_OTHER_PROCESS = 2, /* the destination is not in our memory */
-    UFFDAEMON_SHARED = 4,        /* the pages of the destination are a file's */
+    UFFDAEMON_EXACT = 1, /* write-protect during the copy: both are registered MISSING | WP */
+    UFFDAEMON_OTHER_PROCESS = 2, /* the destination is in another process */
+    UFFDAEMON_SHARED = 4,        /* the destination is a file mapping */
 };
 
 /* What `uffdaemon_move_many` returns when it has moved nothing. */
-#define UFFDAEMON_MOVE_OUTSIDE UINT64_MAX     /* a source lies outside of the given range */
-#define UFFDAEMON_MOVE_UNFIT (UINT64_MAX - 1) /* a triple is empty, or not made of whole pages */
+#define UFFDAEMON_MOVE_OUTSIDE UINT64_MAX         /* a source lies outside the given range */
+#define UFFDAEMON_MOVE_UNALIGNED (UINT64_MAX - 1) /* a triple is empty, or not whole pages */
 
-/* A copy in place of a move: what was copied is released at the source. */
+/* A copy in place of a move: the source is released where it was copied. */
 struct uffdaemon_copy {
     uint64_t dst, src, length; /* bytes */
     uint32_t flags;            /* enum uffdaemon_copy_flags */

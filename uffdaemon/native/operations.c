@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The ioctls that answer faults, one batch at a time.
+ * The ioctls that resolve faults, one batch at a time.
  *
- * The rules, learnt from fs/userfaultfd.c and mm/userfaultfd.c:
- *  - a positive result with EAGAIN is progress: those bytes are there and woken, and the true cause
- *    of the stop shows when the rest is asked for again;
- *  - EAGAIN without progress means that an event is in flight: nothing but the reader of events can
- *    help, so it is handed back and never retried here;
- *  - EEXIST does not wake the thread that waits for the page: a WAKE has to.
+ * What fs/userfaultfd.c and mm/userfaultfd.c do:
+ *  - a positive result with EAGAIN is progress: those bytes are present and woken, and a retry of
+ *    the rest returns the real error;
+ *  - EAGAIN without progress means that an event is pending.  Only reading it helps, so the error
+ *    is returned, and never retried here;
+ *  - EEXIST does not wake the thread that waits for the page: issue a WAKE.
  */
 #include "operations.h"
 
@@ -78,7 +78,7 @@ static UFFDAEMON_HOT int issue_in_place(int fd, const struct uffdaemon_operation
     default:
         return ENOTTY;
     }
-    /* These two have no result field: all or nothing, as far as anybody can tell. */
+    /* These two have no result field: all or nothing. */
     *done = error ? 0 : (int64_t)length;
     return error;
 }
@@ -94,8 +94,8 @@ static inline int issue(int fd, const struct uffdaemon_operation *operation, uin
     return issue_in_place(fd, operation, dst, length, done);
 }
 
-/* A page that ZEROPAGE found present may hold no more than a write-protect marker, which COPY may
- * replace: keep the protection.  EEXIST again means that there is a page. */
+/* What ZEROPAGE found present may be only a write-protect marker.  COPY replaces it; keep the
+ * protection.  EEXIST again means that there is a page. */
 static int zero_marker(int fd, const struct uffdaemon_operation *operation, uint64_t dst)
 {
     int64_t done;
@@ -105,12 +105,12 @@ static int zero_marker(int fd, const struct uffdaemon_operation *operation, uint
         return EEXIST;
     if (operation->mode & UFFDIO_ZEROPAGE_MODE_DONTWAKE)
         mode |= UFFDIO_COPY_MODE_DONTWAKE;
-    /* A range that was never registered for write-protection answers EINVAL, and has no markers. */
+    /* A range not registered for write-protection returns EINVAL, and has no markers. */
     return copy(fd, dst, (uint64_t)(uintptr_t)zero_page, operation->page_size, mode, &done) ? EEXIST
                                                                                             : 0;
 }
 
-/* Notes in the records of those who wait for it that a page had been there before. */
+/* Marks the records of faults on a page that was present already. */
 static void note_present(struct uffdaemon_record *records, size_t count, uint64_t page,
                          uint64_t page_size)
 {
@@ -119,15 +119,14 @@ static void note_present(struct uffdaemon_record *records, size_t count, uint64_
             records[index].present = 1;
 }
 
-/* What to do where nothing was done: to step over a page that is present, or to stop.  Returns
- * whether to go on. */
-static UFFDAEMON_COLD int step_over(int fd, struct uffdaemon_operation *operation,
-                                    struct uffdaemon_record *records, size_t count, int error)
+/* An ioctl made no progress: skips a page that is present, or stops.  Returns whether to go on. */
+static UFFDAEMON_COLD int skip_present(int fd, struct uffdaemon_operation *operation,
+                                       struct uffdaemon_record *records, size_t count, int error)
 {
     uint64_t dst = operation->dst + operation->done + operation->present;
 
     if (error != EEXIST || !operation->page_size) {
-        /* Neither progress nor an error: not to be spun on. */
+        /* Neither progress nor an error: do not spin. */
         operation->error = (uint32_t)(error ? error : EAGAIN);
         return 0;
     }
@@ -142,8 +141,8 @@ static UFFDAEMON_COLD int step_over(int fd, struct uffdaemon_operation *operatio
     return 1;
 }
 
-/* Carries one operation out, as far as it goes.  The `count` records are the faults that it
- * answers; there may be none. */
+/* Carries out one operation, as far as it goes.  The `count` records are the faults that it
+ * resolves; there may be none. */
 UFFDAEMON_HOT void uffdaemon_carry_out(int fd, struct uffdaemon_operation *operation,
                                        struct uffdaemon_record *records, size_t count)
 {
@@ -151,7 +150,7 @@ UFFDAEMON_HOT void uffdaemon_carry_out(int fd, struct uffdaemon_operation *opera
 
     operation->error = 0;
     operation->done = operation->present = 0;
-    /* The first round is taken for a length of 0, too: refusing it is the kernel's part. */
+    /* At least once, even for a length of 0: the kernel refuses that. */
     do {
         uint64_t src = operation->src ? operation->src + offset : 0;
         int64_t done;
@@ -160,14 +159,14 @@ UFFDAEMON_HOT void uffdaemon_carry_out(int fd, struct uffdaemon_operation *opera
 
         if (done > 0)
             operation->done += (uint64_t)done;
-        else if (!step_over(fd, operation, records, count, error))
+        else if (!skip_present(fd, operation, records, count, error))
             return;
         offset = operation->done + operation->present;
     } while (offset < operation->length);
 }
 
-/* Carries out each operation in turn; what became of it stands in the operation.  One that fails
- * does not keep the next from being tried. */
+/* Carries out each operation in turn, and stores its outcome in it.  The next one is tried even
+ * if one fails. */
 void uffdaemon_execute(int fd, struct uffdaemon_operation *operations, size_t count)
 {
     for (size_t index = 0; index < count; index++)

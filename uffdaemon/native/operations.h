@@ -8,7 +8,7 @@
 
 #include "record.h"
 
-/* One ioctl to carry out, and what came of it.  64 bytes, packed and read by Python's struct. */
+/* One ioctl to carry out, and its outcome.  64 bytes, packed and read by Python's struct. */
 struct uffdaemon_operation {
     uint32_t code;      /* _UFFDIO_COPY, _UFFDIO_MOVE, ... */
     uint32_t error;     /* out: 0, or the errno that stopped the operation */
@@ -16,9 +16,9 @@ struct uffdaemon_operation {
     uint64_t src;       /* bytes; 0 for operations without a source */
     uint64_t length;    /* bytes */
     uint64_t mode;      /* the ioctl's own mode bits */
-    uint64_t page_size; /* bytes; how far to step over a page that is present, 0: stop instead */
+    uint64_t page_size; /* bytes; how far to skip a page that is present, 0: stop there */
     uint64_t done;      /* out: bytes that this operation filled, moved or changed */
-    uint64_t present;   /* out: bytes that were present before, and woken unless DONTWAKE */
+    uint64_t present;   /* out: bytes that were present already, and woken unless DONTWAKE */
 };
 _Static_assert(sizeof(struct uffdaemon_operation) == 64, "uffdaemon_operation");
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How often an empty userfaultfd is read again: adapted to the load, by the serving thread. */
+/* How often the serving thread rereads an empty userfaultfd: adapted to the load. */
 #ifndef UFFDAEMON_PACE_H
 #define UFFDAEMON_PACE_H
 
@@ -8,7 +8,7 @@
 
 #include "port.h"
 
-#define UFFDAEMON_BACK_TO_BACK_NS 200000 /* closer faults make reading again worth while */
+#define UFFDAEMON_BACK_TO_BACK_NS 200000 /* faults closer than this make rereading worthwhile */
 
 static inline uint32_t uffdaemon_rereads(const struct uffdaemon_port *port)
 {
@@ -17,6 +17,6 @@ static inline uint32_t uffdaemon_rereads(const struct uffdaemon_port *port)
 
 void uffdaemon_pace_busy(struct uffdaemon_port *port, uint64_t gap, unsigned tries);
 void uffdaemon_pace_idle(struct uffdaemon_port *port);
-void uffdaemon_pace_shun(struct uffdaemon_port *port, uint64_t now);
+void uffdaemon_pace_back_off(struct uffdaemon_port *port, uint64_t now);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is known of each page of a region: reference-counted, and shared by rules and Python. */
+/* The page book: reference-counted, shared by rules and Python. */
 #define _GNU_SOURCE
 #include "pages.h"
 #include "base.h"
@@ -52,7 +52,7 @@ static int book_map(struct uffdaemon_pages *pages, int fd)
     return 0;
 }
 
-/* In private memory, of which only what is written to is allocated.  NULL: there is none. */
+/* In private memory, allocated as it is written to.  NULL: no memory. */
 struct uffdaemon_pages *uffdaemon_pages_new(uint64_t count)
 {
     struct uffdaemon_pages *pages = book_new(count, size_of(count));
@@ -62,8 +62,8 @@ struct uffdaemon_pages *uffdaemon_pages_new(uint64_t count)
     return pages;
 }
 
-/* In a memory file, whose descriptor is duplicated: an empty file begins with all pages absent, any
- * other has to be one of as many pages.  NULL: *error says why. */
+/* In a memory file, whose descriptor is duplicated.  An empty file starts with all pages absent;
+ * any other must be a book of as many pages.  NULL on failure, with an errno in *error. */
 struct uffdaemon_pages *uffdaemon_pages_map(int fd, uint64_t count, int *error)
 {
     struct uffdaemon_pages *pages = book_new(count, 0);
@@ -90,8 +90,7 @@ struct uffdaemon_pages *uffdaemon_pages_map(int fd, uint64_t count, int *error)
     return NULL;
 }
 
-/* The same states, in storage of the same kind, which go their own way from now on.  NULL: there is no
- * memory, or no descriptor. */
+/* An independent copy, in storage of the same kind.  NULL: no memory, or no descriptor. */
 struct uffdaemon_pages *uffdaemon_pages_copy(const struct uffdaemon_pages *pages)
 {
     struct uffdaemon_pages *copy;
@@ -111,7 +110,7 @@ struct uffdaemon_pages *uffdaemon_pages_copy(const struct uffdaemon_pages *pages
     for (size_t index = 0; index < words_of(pages->count); index++) {
         uint64_t word = atomic_load_explicit(&pages->words[index], memory_order_relaxed);
 
-        if (word) /* what is zero stays unwritten */
+        if (word) /* writing zeros would allocate memory */
             atomic_store_explicit(&copy->words[index], word, memory_order_relaxed);
     }
     return copy;
@@ -123,7 +122,7 @@ void uffdaemon_pages_get(struct uffdaemon_pages *pages)
         atomic_fetch_add_explicit(&pages->references, 1, memory_order_relaxed);
 }
 
-/* Keeps the states, but not the descriptor of their file. */
+/* Closes the descriptor of the memory file; the states stay mapped. */
 void uffdaemon_pages_close_file(struct uffdaemon_pages *pages)
 {
     if (pages->fd >= 0)
@@ -141,7 +140,7 @@ void uffdaemon_pages_put(struct uffdaemon_pages *pages)
     uffdaemon_free(pages);
 }
 
-/* The lower bits of pages `first` to `end` of the word that has `first`; *next is the page after the
+/* The lower bits of pages `first` to `end` in the word of `first`; *next is the page after the
  * last of them. */
 static uint64_t lower_bits(uint64_t first, uint64_t end, uint64_t *next)
 {
@@ -155,7 +154,7 @@ static uint64_t lower_bits(uint64_t first, uint64_t end, uint64_t *next)
     return mask;
 }
 
-/* How a word changes, given the lower bits of the pages that do. */
+/* The new value of a word, given the lower bits of the pages that change. */
 static uint64_t filled(uint64_t word, uint64_t lower)
 {
     return word | lower;
@@ -188,7 +187,8 @@ static inline void change(struct uffdaemon_pages *pages, uint64_t first, uint64_
         uint64_t lower = lower_bits(first, end, &next);
         uint64_t word = atomic_load_explicit(at, memory_order_relaxed);
 
-        /* What stays the same is not written: that would take memory, or another core's line. */
+        /* An unchanged word is not written: that could allocate memory, or take another core's
+         * line. */
         while (changed(word, lower) != word &&
                !atomic_compare_exchange_weak_explicit(at, &word, changed(word, lower),
                                                       memory_order_acq_rel, memory_order_relaxed))
@@ -196,13 +196,14 @@ static inline void change(struct uffdaemon_pages *pages, uint64_t first, uint64_
     }
 }
 
-/* They are present. */
+/* Marks pages as present. */
 UFFDAEMON_HOT void uffdaemon_pages_fill(struct uffdaemon_pages *pages, uint64_t first, uint64_t end)
 {
     change(pages, first, end, filled);
 }
 
-/* They are not present any more, since they were moved away; what a fault gets stays as it is. */
+/* Marks pages as not present, since they were moved away; what a fault there gets stays the
+ * same. */
 void uffdaemon_pages_empty(struct uffdaemon_pages *pages, uint64_t first, uint64_t end)
 {
     change(pages, first, end, emptied);
@@ -214,14 +215,14 @@ static void note_discard(struct uffdaemon_pages *pages)
         atomic_store_explicit(&pages->storage->any_discarded, 1, memory_order_relaxed);
 }
 
-/* Their owner has discarded them. */
+/* Marks pages as discarded by their owner. */
 void uffdaemon_pages_discard(struct uffdaemon_pages *pages, uint64_t first, uint64_t end)
 {
     note_discard(pages);
     change(pages, first, end, discarded);
 }
 
-/* The same of those that have never been discarded: for an event that may have been applied. */
+/* Marks as discarded the pages that never were: for an event that may have been applied already. */
 void uffdaemon_pages_void(struct uffdaemon_pages *pages, uint64_t first, uint64_t end)
 {
     note_discard(pages);

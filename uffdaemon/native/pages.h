@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What is known of each page of a region, in two bits a page.
+ * The page book: the state of each page of a region, two bits a page.
  *
- *   bits  state            a fault there gets
- *   00    absent           the contents of its source
- *   01    present, clean   nothing more: the page holds what its source has
- *   11    present, dirty   the page holds something else, such as zeros since it was discarded
- *   10    discarded        zeros
+ *   bits  state            contents
+ *   00    absent           a fault gets those of the source
+ *   01    present, clean   those of the source
+ *   11    present, dirty   others, such as zeros after a discard
+ *   10    discarded        a fault gets zeros
  *
- * The upper bit says that the source's contents are void.  It is never cleared: the kernel empties a
- * range only after its REMOVE event was read, so a page filled in between vanishes without an event.
- * The book saves work; the kernel, which may drop pages without an event, has the last word.
+ * The upper bit means that the source no longer applies.  It is never cleared: the kernel empties a
+ * range only after its REMOVE event was read, so a page filled in between vanishes without an
+ * event. The book is only a hint that saves work: the kernel may drop pages without an event.
  *
  * All functions may be called from any thread; those that only read or change bits, from signal
  * handlers too.
@@ -31,7 +31,7 @@ enum uffdaemon_page_state {
 
 #define UFFDAEMON_PAGES_IN_WORD 32
 
-/* Where the states are: private memory, or a memory file that other processes may map too. */
+/* Storage of the states: private memory, or a memory file that other processes can map. */
 struct uffdaemon_pages_storage {
     uint64_t count; /* pages; 0: a new file */
     _Atomic uint32_t any_discarded;
@@ -41,11 +41,11 @@ struct uffdaemon_pages_storage {
 _Static_assert(offsetof(struct uffdaemon_pages_storage, words) == 64, "one cache line");
 
 struct uffdaemon_pages {
-    _Atomic uint64_t *words; /* constant, as all but the references and the descriptor */
+    _Atomic uint64_t *words; /* constant, as are all fields but `references` and `fd` */
     uint64_t count;          /* pages */
     struct uffdaemon_pages_storage *storage;
-    uint64_t mapped; /* bytes of `storage`; 0: it lies behind this structure */
-    int32_t fd;      /* the memory file, or -1; Python's, one thread at a time */
+    uint64_t mapped; /* bytes mapped for `storage`; 0: it follows this structure */
+    int32_t fd;      /* the memory file, or -1; used by one thread at a time */
     _Atomic uint32_t references;
 };
 
@@ -56,7 +56,7 @@ void uffdaemon_pages_get(struct uffdaemon_pages *pages);
 void uffdaemon_pages_put(struct uffdaemon_pages *pages);
 void uffdaemon_pages_close_file(struct uffdaemon_pages *pages);
 
-/* Pages `first` to `end`, exclusive, cut to those that there are. */
+/* Pages `first` to `end`, exclusive, clamped to `count`. */
 void uffdaemon_pages_fill(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
 void uffdaemon_pages_empty(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);
 void uffdaemon_pages_discard(struct uffdaemon_pages *pages, uint64_t first, uint64_t end);

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * What Python does with a port: its rules, its records, and operations of its own.
- */
+/* What Python does with a port: publish rules, dequeue records, and carry out operations. */
 #include "port.h"
 
 #include <errno.h>
@@ -12,8 +10,8 @@
 #include "base.h"
 #include "snapshot.h"
 
-/* A port for the userfaultfd `fd`, or NULL.  With an eventfd in `notify` (else -1), Python is told
- * there of records, and events are applied without it. */
+/* A port for the userfaultfd `fd`, or NULL.  With an eventfd in `notify` (else -1), records are
+ * announced there, and C applies events. */
 struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify)
 {
     struct uffdaemon_port *port = aligned_alloc(UFFDAEMON_PORT_ALIGNMENT, sizeof(*port));
@@ -29,7 +27,7 @@ struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int not
     return port;
 }
 
-/* Nobody may use it any more. */
+/* No other thread may use the port. */
 void uffdaemon_port_free(struct uffdaemon_port *port)
 {
     struct uffdaemon_record record;
@@ -41,13 +39,14 @@ void uffdaemon_port_free(struct uffdaemon_port *port)
     free(port);
 }
 
-/* In a forked child locks may be held, and rules read, by threads that it does not have. */
+/* In a forked child, locks may be held, and rules read, by threads that exist only in the
+ * parent. */
 static int inherited(const struct uffdaemon_port *port)
 {
     return port->process != getpid();
 }
 
-/* Takes at most `capacity` records, the oldest first; returns how many. */
+/* Dequeues at most `capacity` records, the oldest first; returns how many. */
 long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record *records,
                             size_t capacity)
 {
@@ -55,14 +54,14 @@ long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record
     return uffdaemon_queue_dequeue(&port->queue, records, capacity);
 }
 
-/* Python has come to an end with what it has taken: nobody waits for it to return. */
+/* Python has finished what it dequeued: nothing is outstanding. */
 void uffdaemon_port_end_batch(struct uffdaemon_port *port)
 {
     uffdaemon_queue_end_batch(&port->queue);
 }
 
-/* Replaces all rules by these, sorted by (kind, start) and without overlaps, made by somebody who
- * knows of `events` events.  -EAGAIN: there have been more, which may void them. */
+/* Replaces all rules.  They are sorted by (kind, start), do not overlap, and take the first
+ * `events` events into account.  -EAGAIN: there were more, which may invalidate them. */
 int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                            size_t count, uint64_t events)
 {
@@ -88,8 +87,8 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
     return 0;
 }
 
-/* Has no rule answer any more, until others are published; none is at it when this returns.  Events
- * are still booked, for those that come after, and faulting threads know that they are to wait. */
+/* Disables all rules until new ones are published; none is in use when this returns.  Their ranges
+ * stay: events still update the page states, and faulting threads still know to wait. */
 void uffdaemon_port_withdraw(struct uffdaemon_port *port)
 {
     struct uffdaemon_table *table = NULL;
@@ -111,33 +110,32 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
     uffdaemon_unlock(&port->change);
 }
 
-/* Has C apply no events any more: Python does, and rules rest until it has.  No event is half applied
+/* From now on Python applies events, and rules are not used until it has.  No event is half applied
  * when this returns. */
 void uffdaemon_port_leave_events(struct uffdaemon_port *port)
 {
     if (!inherited(port) && uffdaemon_port_applies(port) &&
-        uffdaemon_lock_patiently(&port->change) == 0) {
+        uffdaemon_timedlock(&port->change) == 0) {
         atomic_store(&port->applies, 0);
         uffdaemon_unlock(&port->change);
     }
     atomic_store(&port->applies, 0);
 }
 
-/* Returns when no event is half applied: what was read by then is in the queue. */
+/* Waits until no event is half applied: all that was read before is in the queue. */
 void uffdaemon_port_settle(struct uffdaemon_port *port)
 {
-    if (uffdaemon_port_applies(port) && !inherited(port) &&
-        uffdaemon_lock_patiently(&port->change) == 0)
+    if (uffdaemon_port_applies(port) && !inherited(port) && uffdaemon_timedlock(&port->change) == 0)
         uffdaemon_unlock(&port->change);
 }
 
-/* Carries out operations that were decided on by somebody who knows of `events` events.  If there have
- * been more, nothing is done but waking, and all others end with EAGAIN. */
+/* Carries out operations that take the first `events` events into account.  If there were more, all
+ * but WAKE fail with EAGAIN. */
 void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
                             size_t count, uint64_t events)
 {
     int applies = uffdaemon_port_applies(port);
-    int locked = applies && uffdaemon_lock_patiently(&port->executing) == 0;
+    int locked = applies && uffdaemon_timedlock(&port->executing) == 0;
     int late = applies && atomic_load_explicit(&port->events, memory_order_acquire) != events;
 
     for (size_t index = 0; index < count; index++) {
@@ -160,7 +158,7 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
     }
 }
 
-/* Says that there are records, once until Python has dequeued some.  Async-signal-safe. */
+/* Notifies Python of records, once until it has dequeued some.  Async-signal-safe. */
 void uffdaemon_port_notify(struct uffdaemon_port *port)
 {
     uint64_t one = 1;

@@ -303,7 +303,7 @@ def ignore(number: int) -> None:
 
 def read_stacks_from(fd: int) -> None:
     """The watchdog writes to standard error what it can read from `fd`, which must not block."""
-    lib.uffdaemon_stacks_from(fd)
+    lib.uffdaemon_stall_set_stack_pipe(fd)
 
 
 class Watch:
@@ -323,7 +323,7 @@ class Watch:
 
     def wake(self, start: int, length: int) -> None:
         """Have threads that wait in a range fault again, so that the watchdog sees them."""
-        lib.uffdaemon_watch_wake(self._watch, start, length)
+        lib.uffdaemon_stall_wake(self._watch, start, length)
 
     def end(self) -> None:
         """Stop monitoring: the port and the descriptor are not used any more."""

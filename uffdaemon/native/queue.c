@@ -2,9 +2,9 @@
 /*
  * Records on their way to Python.
  *
- * Python may be late: it may even be waiting for the very page that the next message is about.  So
- * whoever reads messages never waits for room; the queue grows, by whole chunks that the kernel
- * gives, and shrinks again.  Signal handlers push as well: no malloc here.
+ * Python may be slow, or even wait for the very page that the next message is about.  So a reader
+ * of messages never waits for room: the queue grows by whole mapped chunks, and shrinks again.
+ * Signal handlers push, too: no malloc here.
  */
 #define _GNU_SOURCE
 #include "queue.h"
@@ -39,7 +39,7 @@ static struct uffdaemon_chunk *chunk_map(void)
     return mapped == MAP_FAILED ? NULL : mapped;
 }
 
-/* Appends the spare chunk; whether there was one.  Under `lock`. */
+/* Appends the spare chunk; returns whether there was one.  Under `lock`. */
 static int append_spare(struct uffdaemon_queue *queue)
 {
     struct uffdaemon_chunk *chunk = queue->spare;
@@ -57,8 +57,8 @@ static int append_spare(struct uffdaemon_queue *queue)
     return 1;
 }
 
-/* Returns with `lock` held, and whether the last chunk has room.  Memory is mapped without the lock:
- * others may have appended a chunk meanwhile, or there may be a spare one already. */
+/* Locks, and returns whether the last chunk has room.  Memory is mapped without the lock: another
+ * thread may have appended a chunk meanwhile, or left a spare one. */
 static int lock_with_room(struct uffdaemon_queue *queue)
 {
     struct uffdaemon_chunk *mapped = NULL, *unused = NULL;
@@ -87,8 +87,8 @@ static int lock_with_room(struct uffdaemon_queue *queue)
     }
 }
 
-/* From any thread, and from signal handlers.  Without memory the record is counted as lost, and 0 is
- * returned: a thread that waits for it faults again, or is reported by the watchdog. */
+/* From any thread, and from signal handlers.  Without memory, counts the record as lost and
+ * returns 0: the thread that waits for it faults again, or is reported by the watchdog. */
 int uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
                          uint64_t now)
 {
@@ -114,15 +114,15 @@ int uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_r
     return 1;
 }
 
-/* Whether somebody waits for what Python does about it.  Who has discarded memory, say, does not: any
- * number of such events must not hide a fault. */
+/* Whether a thread waits for Python to handle it.  A thread that discarded memory, say, does
+ * not: any number of such events must not hide a fault. */
 static int awaited(const struct uffdaemon_record *record)
 {
     return !record->code && (record->message.event == UFFD_EVENT_PAGEFAULT ||
                              record->message.event == UFFD_EVENT_FORK);
 }
 
-/* What Python is at counts as waiting until its turn is over. */
+/* Dequeued records count as outstanding until their batch ends. */
 static void begin_batch(struct uffdaemon_queue *queue, const struct uffdaemon_record *record)
 {
     if (awaited(record) && queue->outstanding_count < UFFDAEMON_OUTSTANDING)
@@ -131,8 +131,8 @@ static void begin_batch(struct uffdaemon_queue *queue, const struct uffdaemon_re
         atomic_store(&queue->outstanding_since, queue->since);
 }
 
-/* Dequeues at most `capacity` records, the oldest first; returns how many.  From one thread at a time.
- */
+/* Dequeues at most `capacity` records, the oldest first; returns how many.  From one thread at a
+ * time. */
 long uffdaemon_queue_dequeue(struct uffdaemon_queue *queue, struct uffdaemon_record *records,
                              size_t capacity)
 {
@@ -153,13 +153,13 @@ long uffdaemon_queue_dequeue(struct uffdaemon_queue *queue, struct uffdaemon_rec
         } else if (chunk->next) {
             queue->head = chunk->next;
             if (queue->spare) {
-                chunk->next = unused; /* unmapped without the lock */
+                chunk->next = unused; /* unmapped after unlocking */
                 unused = chunk;
             } else {
                 queue->spare = chunk;
             }
         } else {
-            /* Empty: used from its start again, so that it does not grow page by page. */
+            /* Empty: reuse it from the start, so that no more of its pages are touched. */
             chunk->taken = chunk->filled = 0;
             break;
         }
@@ -178,13 +178,13 @@ long uffdaemon_queue_dequeue(struct uffdaemon_queue *queue, struct uffdaemon_rec
     return (long)taken;
 }
 
-/* How many records there are by now, from any thread. */
+/* How many records are queued.  From any thread. */
 uint64_t uffdaemon_queue_count(const struct uffdaemon_queue *queue)
 {
     return atomic_load_explicit(&queue->count, memory_order_relaxed);
 }
 
-/* Copies the messages that somebody waits behind, at most `capacity`, without taking them; returns how
+/* Copies at most `capacity` messages that threads wait for, without dequeuing them; returns how
  * many. */
 size_t uffdaemon_queue_pending(struct uffdaemon_queue *queue, struct uffd_msg *messages,
                                size_t capacity)
@@ -200,7 +200,7 @@ size_t uffdaemon_queue_pending(struct uffdaemon_queue *queue, struct uffd_msg *m
     return found;
 }
 
-/* Copies what Python is at: room for UFFDAEMON_OUTSTANDING; returns how many. */
+/* Copies the outstanding messages, at most UFFDAEMON_OUTSTANDING; returns how many. */
 size_t uffdaemon_queue_outstanding(struct uffdaemon_queue *queue, struct uffd_msg *messages)
 {
     size_t found;
@@ -212,7 +212,7 @@ size_t uffdaemon_queue_outstanding(struct uffdaemon_queue *queue, struct uffd_ms
     return found;
 }
 
-/* Python has come to an end with what it has taken. */
+/* Python has finished what it dequeued. */
 void uffdaemon_queue_end_batch(struct uffdaemon_queue *queue)
 {
     uffdaemon_spin_lock(&queue->lock);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Records on their way to Python: a queue that grows, so that nobody waits for Python to read on. */
+/* Records on their way to Python.  The queue grows, so that no reader of messages waits for
+ * Python. */
 #ifndef UFFDAEMON_QUEUE_H
 #define UFFDAEMON_QUEUE_H
 
@@ -9,22 +10,23 @@
 
 #include "record.h"
 
-#define UFFDAEMON_OUTSTANDING 16 /* messages of Python's current batch that are remembered */
+#define UFFDAEMON_OUTSTANDING 16 /* messages of Python's current batch that are kept */
 
 struct uffdaemon_chunk;
 
 struct uffdaemon_queue {
     /* Under `lock`. */
     struct uffdaemon_chunk *head, *tail, *spare;
-    uint32_t lost; /* records dropped because there was no memory for them */
+    uint32_t lost; /* records dropped for want of memory */
     uint32_t outstanding_count;
     /* Dequeued, and their batch has not ended. */
     struct uffd_msg outstanding[UFFDAEMON_OUTSTANDING];
 
     /* Written under `lock`, read without it. */
     _Atomic uint64_t count;     /* records */
-    _Atomic uint64_t forwarded; /* those of them that C has not resolved */
-    /* When the first of those, and of what is outstanding, was read: CLOCK_MONOTONIC ns; 0: none. */
+    _Atomic uint64_t forwarded; /* records that C has not resolved */
+    /* When the first of those was read, and the first outstanding one: CLOCK_MONOTONIC ns; 0:
+     * none. */
     _Atomic uint64_t since, outstanding_since;
 
     _Atomic uint32_t lock; /* a spin lock */

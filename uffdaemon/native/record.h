@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A message of a userfaultfd, and what became of it. */
+/* A message of a userfaultfd, and its outcome. */
 #ifndef UFFDAEMON_RECORD_H
 #define UFFDAEMON_RECORD_H
 
@@ -9,23 +9,23 @@
 
 struct uffdaemon_snapshot;
 
-/* What C did about an event.  A port counts those that it has looked at. */
+/* What C did about an event.  A port counts the events that it has examined. */
 enum uffdaemon_applied {
     UFFDAEMON_APPLIED_NO = 0,
     UFFDAEMON_APPLIED = 1,
-    UFFDAEMON_APPLIED_NOWHERE = 2, /* there was no rule: it is counted, and Python applies it */
+    UFFDAEMON_APPLIED_NOWHERE = 2, /* no rules: counted, and applied by Python */
 };
 
 /* 64 bytes, read by Python's struct. */
 struct uffdaemon_record {
     struct uffd_msg message;
     uint32_t code;    /* 0: forwarded to Python; else the operation that resolved the fault */
-    uint32_t present; /* of faults: whether the page was present before; of events:
+    uint32_t present; /* fault: whether the page was present already; event:
                          enum uffdaemon_applied */
-    uint64_t latency; /* when it was read, CLOCK_MONOTONIC ns; once resolved: ns until it was */
-    uint64_t done;    /* bytes that the operation filled, in the first record that it resolves; of
-                         FORK: address of a struct uffdaemon_snapshot, which is the receiver's */
-    uint64_t error;   /* errno that kept a rule from resolving it, 0: none */
+    uint64_t latency; /* when it was read, CLOCK_MONOTONIC ns; once resolved: ns that this took */
+    uint64_t done;    /* bytes that the operation filled, in the first record that it resolves;
+                         FORK: address of a struct uffdaemon_snapshot, owned by the receiver */
+    uint64_t error;   /* errno with which its rule failed, 0: none */
 };
 _Static_assert(sizeof(struct uffdaemon_record) == 64, "uffdaemon_record");
 

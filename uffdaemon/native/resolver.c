@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The resolver: a thread that never needs the interpreter, and serves any number of ports.
+ * The resolver: a thread that serves any number of ports and never needs the interpreter.
  */
 #define _GNU_SOURCE
 #include "resolver.h"
@@ -22,11 +22,11 @@
 
 struct uffdaemon_resolver {
     int epoll;
-    int look; /* an eventfd: readable while somebody wants the thread to look around */
+    int kick; /* an eventfd: readable while another thread wants this one to wake up */
     _Atomic int tid;
     _Atomic uint32_t stopping;
-    pid_t process;           /* whose thread it is: a forked child has none */
-    _Atomic uint64_t rounds; /* how often it has looked around */
+    pid_t process;           /* its process: a forked child has no such thread */
+    _Atomic uint64_t rounds; /* returns from epoll_wait */
     pthread_t thread;
     pthread_mutex_t removing;
 };
@@ -46,15 +46,15 @@ static void *run(void *argument)
 
 static void release(struct uffdaemon_resolver *resolver)
 {
-    if (resolver->look >= 0)
-        close(resolver->look);
+    if (resolver->kick >= 0)
+        close(resolver->kick);
     if (resolver->epoll >= 0)
         close(resolver->epoll);
     pthread_mutex_destroy(&resolver->removing);
     free(resolver);
 }
 
-/* Starts the thread.  NULL, and an errno in *error, if that cannot be. */
+/* Starts the thread.  NULL, and an errno in *error, on failure. */
 struct uffdaemon_resolver *uffdaemon_resolver_start(int *error)
 {
     struct uffdaemon_resolver *resolver = calloc(1, sizeof(*resolver));
@@ -67,15 +67,15 @@ struct uffdaemon_resolver *uffdaemon_resolver_start(int *error)
     pthread_mutex_init(&resolver->removing, NULL);
     resolver->process = getpid();
     resolver->epoll = uffdaemon_epoll_open();
-    resolver->look = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    *error = resolver->epoll < 0 ? -resolver->epoll : resolver->look < 0 ? errno : 0;
+    resolver->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    *error = resolver->epoll < 0 ? -resolver->epoll : resolver->kick < 0 ? errno : 0;
     if (!*error)
-        *error = -uffdaemon_epoll_add(resolver->epoll, resolver->look, UINT64_MAX);
+        *error = -uffdaemon_epoll_add(resolver->epoll, resolver->kick, UINT64_MAX);
     if (*error) {
         release(resolver);
         return NULL;
     }
-    /* Signals are for the application's threads. */
+    /* Signals belong to the application's threads. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     *error = pthread_create(&resolver->thread, NULL, run, resolver);
@@ -99,33 +99,33 @@ int uffdaemon_resolver_add(struct uffdaemon_resolver *resolver, struct uffdaemon
     return uffdaemon_epoll_add(resolver->epoll, port->fd, (uint64_t)(uintptr_t)port);
 }
 
-/* Returns when the thread has come round so often that it holds nothing from before the call: one
- * round may be under way, and the next one may look at what the last kept. */
-static void let_it_look_around(struct uffdaemon_resolver *resolver)
+/* Waits until the thread has no pointer left from before the call: one round may be under way,
+ * and the next one may serve a port that the last one kept. */
+static void synchronize(struct uffdaemon_resolver *resolver)
 {
     struct timespec pause = {0, 20000};
     uint64_t one = 1, before = atomic_load(&resolver->rounds);
 
-    while (write(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
+    while (write(resolver->kick, &one, sizeof(one)) < 0 && errno == EINTR)
         ;
     while (atomic_load(&resolver->rounds) - before < 3)
         nanosleep(&pause, NULL);
-    while (read(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
+    while (read(resolver->kick, &one, sizeof(one)) < 0 && errno == EINTR)
         ;
 }
 
-/* Serves the port no more; the thread does not know of it when this returns. */
+/* Stops serving the port; the thread does not refer to it when this returns. */
 void uffdaemon_resolver_remove(struct uffdaemon_resolver *resolver, struct uffdaemon_port *port)
 {
     atomic_store(&port->closing, 1);
     if (resolver->process != getpid())
         return;
     uffdaemon_epoll_remove(resolver->epoll, port->fd);
-    /* One at a time: who is done makes the descriptor unreadable. */
+    /* One caller at a time: the first to finish drains the eventfd. */
     pthread_mutex_lock(&resolver->removing);
-    let_it_look_around(resolver);
+    synchronize(resolver);
     pthread_mutex_unlock(&resolver->removing);
-    /* What was to be tried again is Python's now. */
+    /* Forward postponed faults to Python. */
     for (; port->postponed; port->postponed--)
         uffdaemon_queue_push(&port->queue, &port->later[port->postponed - 1], uffdaemon_now());
 }
@@ -138,7 +138,7 @@ void uffdaemon_resolver_stop(struct uffdaemon_resolver *resolver)
     if (resolver->process != getpid())
         return;
     atomic_store_explicit(&resolver->stopping, 1, memory_order_release);
-    while (write(resolver->look, &one, sizeof(one)) < 0 && errno == EINTR)
+    while (write(resolver->kick, &one, sizeof(one)) < 0 && errno == EINTR)
         ;
     pthread_join(resolver->thread, NULL);
     release(resolver);

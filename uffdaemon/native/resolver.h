@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A thread that never needs the interpreter, and serves any number of ports. */
+/* A thread that serves any number of ports and never needs the interpreter. */
 #ifndef UFFDAEMON_RESOLVER_H
 #define UFFDAEMON_RESOLVER_H
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Answering faults by rules: what a plain policy would decide, without asking it.
+ * Resolving faults by rules: what a plain policy would decide, without calling it.
  *
  * A batch of faults is sorted by address; neighbours under one rule are merged into one operation.
- * What no rule covers, and what a rule could not do, is left to Python: its record keeps code 0.
+ * A fault without a rule, or whose rule fails, is forwarded to Python: its record keeps code 0.
  */
 #include "rules.h"
 
@@ -39,8 +39,8 @@ static const struct uffdaemon_rule *rule_of(const struct uffdaemon_table *table,
     return rule && rule->code ? rule : NULL;
 }
 
-/* The region's page at an address.  Page sizes are powers of two, and a division takes longer than
- * all else here. */
+/* The index of the page at an address.  Page sizes are powers of two, and a division would take
+ * longer than all else here. */
 static uint64_t page_at(const struct uffdaemon_rule *rule, uint64_t address)
 {
     return (address - rule->origin) >> __builtin_ctzll(rule->page_size);
@@ -60,27 +60,27 @@ static enum uffdaemon_page_state state_of(const struct uffdaemon_rule *rule, uin
     return uffdaemon_pages_state(uffdaemon_rule_pages(rule), page);
 }
 
-/* Whether the page's owner discarded it, ever. */
-static inline int removed(const struct uffdaemon_rule *rule, uint64_t page)
+/* Whether the page's owner ever discarded it. */
+static inline int ever_discarded(const struct uffdaemon_rule *rule, uint64_t page)
 {
     return state_of(rule, page) & UFFDAEMON_PAGE_DISCARDED;
 }
 
-/* Whether zeros are due there, since the page was discarded. */
-static inline int discarded(const struct uffdaemon_rule *rule, uint64_t address)
+/* Whether the page gets zeros, since it was discarded. */
+static inline int needs_zeros(const struct uffdaemon_rule *rule, uint64_t address)
 {
     return rule->zeros && rule->kind == 0 && rule->code != _UFFDIO_POISON &&
-           removed(rule, page_at(rule, address));
+           ever_discarded(rule, page_at(rule, address));
 }
 
-/* Whether a page may be filled because a neighbour is: it is neither there nor was it discarded. */
+/* Whether a page may be filled along with a neighbour: it is absent and was never discarded. */
 static int fillable(const struct uffdaemon_rule *rule, uint64_t address)
 {
     return state_of(rule, page_at(rule, address)) == UFFDAEMON_PAGE_ABSENT;
 }
 
-/* Widens a page to the aligned window around it, cut to the rule and to the run of pages that are not
- * known to be there. */
+/* Widens a page to the aligned window around it, clamped to the rule and to the run of absent
+ * pages. */
 static __attribute__((noinline)) void widen(const struct uffdaemon_rule *rule, uint64_t *from,
                                             uint64_t *to)
 {
@@ -93,15 +93,15 @@ static __attribute__((noinline)) void widen(const struct uffdaemon_rule *rule, u
         low = rule->start;
     if (high > rule->end)
         high = rule->end;
-    if (removed(rule, page_at(rule, *from)))
-        return; /* alone, whatever is due there */
+    if (ever_discarded(rule, page_at(rule, *from)))
+        return; /* filled alone */
     while (*from > low && fillable(rule, *from - size))
         *from -= size;
     while (*to < high && fillable(rule, *to))
         *to += size;
 }
 
-/* What to fill for one fault.  (from, to) in bytes. */
+/* The range to fill for one fault, in bytes. */
 static inline void window(const struct uffdaemon_rule *rule, uint64_t address, uint64_t *from,
                           uint64_t *to)
 {
@@ -127,7 +127,7 @@ static unsigned bucket(uint64_t latency)
     return latency ? 64u - (unsigned)__builtin_clzll(latency) : 0;
 }
 
-/* One thread counts, or in-thread each that faults. */
+/* Only the serving thread counts; with in-thread handling, each faulting thread, too. */
 static inline void count(struct uffdaemon_port *port, uint64_t *counter, uint64_t by)
 {
     if (atomic_load_explicit(&port->in_thread, memory_order_relaxed))
@@ -137,10 +137,10 @@ static inline void count(struct uffdaemon_port *port, uint64_t *counter, uint64_
                          __ATOMIC_RELAXED);
 }
 
-/* Books one operation that answered `number` faults, as far as it came. */
-static UFFDAEMON_HOT void book(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
-                               const struct uffdaemon_operation *operation,
-                               struct uffdaemon_record *records, size_t number)
+/* Records the outcome of an operation for `number` faults: page states, counters and records. */
+static UFFDAEMON_HOT void finish(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
+                                 const struct uffdaemon_operation *operation,
+                                 struct uffdaemon_record *records, size_t number)
 {
     uint64_t reached = operation->dst + operation->done + operation->present;
     uint64_t now = uffdaemon_now();
@@ -166,7 +166,7 @@ static UFFDAEMON_HOT void book(struct uffdaemon_port *port, const struct uffdaem
     }
 }
 
-/* The operation that the rule has for a range; `zeros` if zeros are due there. */
+/* The rule's operation for a range; with `zeros`, the one that fills it with zeros. */
 static inline void plan(const struct uffdaemon_rule *rule, uint64_t from, uint64_t to, int zeros,
                         struct uffdaemon_operation *operation)
 {
@@ -182,13 +182,13 @@ static inline void plan(const struct uffdaemon_rule *rule, uint64_t from, uint64
     operation->code = (uint32_t)rule->code;
     operation->src = rule->src ? rule->src + (from - rule->start) : 0;
     operation->mode = rule->mode;
-    /* What is in the way of a MOVE may be a marker, which no wake-up helps against: Python's. */
+    /* EEXIST of a MOVE may be due to a marker, where waking does not help: forwarded to Python. */
     if (rule->code == _UFFDIO_MOVE)
         operation->page_size = 0;
 }
 
-/* Does what the rule says about a page that it cannot bring, once it is the page itself that fails,
- * and not a neighbour or an event in flight.  The error stays in the record. */
+/* Retries a fault alone.  If its own page fails, and not a neighbour or because of a pending event,
+ * issues the rule's operation for unavailable contents.  The record keeps the error. */
 static UFFDAEMON_COLD void refuse(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
                                   struct uffdaemon_record *record)
 {
@@ -196,7 +196,7 @@ static UFFDAEMON_COLD void refuse(struct uffdaemon_port *port, const struct uffd
     uint64_t page = address_of(record) & ~(rule->page_size - 1);
     uint64_t error;
 
-    plan(rule, page, page + rule->page_size, discarded(rule, page), &operation);
+    plan(rule, page, page + rule->page_size, needs_zeros(rule, page), &operation);
     uffdaemon_carry_out(port->fd, &operation, record, 1);
     if (operation.error) {
         error = operation.error;
@@ -207,15 +207,15 @@ static UFFDAEMON_COLD void refuse(struct uffdaemon_port *port, const struct uffd
         operation.code = (uint32_t)rule->refusal;
         operation.src = operation.mode = 0;
         uffdaemon_carry_out(port->fd, &operation, record, 1);
-        book(port, rule, &operation, record, 1);
+        finish(port, rule, &operation, record, 1);
         record->error = error;
         return;
     }
-    book(port, rule, &operation, record, 1);
+    finish(port, rule, &operation, record, 1);
 }
 
-/* Answers what rules cover of `number` page faults, and sets the code of those records.  They come
- * back in the order of their addresses. */
+/* Resolves those of `number` page faults that rules cover, and sets the code of their records.
+ * Sorts the records by address. */
 UFFDAEMON_HOT void uffdaemon_resolve(struct uffdaemon_port *port,
                                      const struct uffdaemon_table *table,
                                      struct uffdaemon_record *records, size_t number)
@@ -235,20 +235,20 @@ UFFDAEMON_HOT void uffdaemon_resolve(struct uffdaemon_port *port,
             continue;
         }
         window(rule, address_of(&records[first]), &from, &to);
-        zeros = discarded(rule, from);
+        zeros = needs_zeros(rule, from);
         for (; end < number && rule_of(table, &records[end]) == rule; end++) {
             window(rule, address_of(&records[end]), &next_from, &next_to);
             if (next_from > to || next_to - from > MAX_MERGED)
                 break;
-            /* A page of zeros is filled alone: those who wait for the same one share it. */
-            if (next_from != from && (zeros || discarded(rule, next_from)))
+            /* A page of zeros is filled alone, for all faults on it. */
+            if (next_from != from && (zeros || needs_zeros(rule, next_from)))
                 break;
             if (next_to > to)
                 to = next_to;
         }
         plan(rule, from, to, zeros, &operation);
         uffdaemon_carry_out(port->fd, &operation, &records[first], end - first);
-        book(port, rule, &operation, &records[first], end - first);
+        finish(port, rule, &operation, &records[first], end - first);
         for (; first < end; first++)
             if (!records[first].code && rule->refusal)
                 refuse(port, rule, &records[first]);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Serving one userfaultfd: reading what is pending, answering it by rules, and trying again for a
- * while, since who has just been answered is likely to fault again.
+ * Serving one userfaultfd: reading what is pending, resolving it by rules, and rereading for a
+ * while, since a thread that has just been woken is likely to fault again.
  */
 #include "serve.h"
 
@@ -23,14 +23,14 @@
 #include "snapshot.h"
 #include "table.h"
 
-#define TURN_NS 250000      /* a busy userfaultfd lets the others, and the loop, have a look */
-#define CONTENDED_NS 300000 /* a yield that takes so long: somebody else wants the core */
-#define ENOUGH 384          /* records after which Python is to have its turn */
-#define POSTPONE_NS 30000   /* between two tries while an event is in flight */
-#define MAX_POSTPONED_NS 200000000 /* after this, it is Python's to say why a thread waits */
+#define TURN_NS 250000             /* then other userfaultfds, and the loop, get their turn */
+#define CONTENDED_NS 300000        /* a yield that takes longer: another thread wants the core */
+#define ENOUGH 384                 /* records after which Python gets its turn */
+#define POSTPONE_NS 30000          /* between retries while an event is pending */
+#define MAX_POSTPONED_NS 200000000 /* then the fault is forwarded to Python */
 
-/* Keeps a fault to be tried again here: an event is in flight, which is over as soon as the thread
- * that caused it has run.  Returns whether it did. */
+/* Keeps a fault for a retry: an event is pending, which ends as soon as the thread that caused
+ * it has run.  Returns whether it was kept. */
 static UFFDAEMON_COLD int postpone(struct uffdaemon_port *port,
                                    const struct uffdaemon_record *record, uint64_t now)
 {
@@ -46,8 +46,8 @@ static UFFDAEMON_COLD int postpone(struct uffdaemon_port *port,
     return 1;
 }
 
-/* Hands on what has been looked at: to Python, or to a later try. */
-static UFFDAEMON_HOT void hand_on(struct uffdaemon_port *port, size_t count, uint64_t now)
+/* Queues records for Python, or postpones them. */
+static UFFDAEMON_HOT void enqueue(struct uffdaemon_port *port, size_t count, uint64_t now)
 {
     int all = atomic_load_explicit(&port->record_all, memory_order_relaxed) != 0, forwarded = 0;
 
@@ -63,28 +63,29 @@ static UFFDAEMON_HOT void hand_on(struct uffdaemon_port *port, size_t count, uin
         uffdaemon_port_notify(port);
 }
 
-/* Only the serving thread writes `reading`, and only handlers in faulting threads look at it. */
-static void turn_reading(struct uffdaemon_port *port)
+/* Only the serving thread writes `reading`; only signal handlers in faulting threads read it. */
+static void toggle_reading(struct uffdaemon_port *port)
 {
     uint64_t reading = atomic_load_explicit(&port->reading, memory_order_relaxed);
 
     atomic_store_explicit(&port->reading, reading + 1, memory_order_release);
 }
 
-/* Who causes an event goes on once it is read: what others have decided on must be done by then. */
+/* The thread that caused an event continues once it is read: operations of others must end
+ * before. */
 static void begin_reading(struct uffdaemon_port *port)
 {
     if (atomic_load_explicit(&port->in_thread, memory_order_acquire)) {
         atomic_fetch_add(&port->reading, 1);
         uffdaemon_synchronize(&port->rules.readers);
     } else {
-        turn_reading(port); /* without an atomic operation: there is nobody to look */
+        toggle_reading(port); /* no atomic operation: it has no readers */
     }
 }
 
-/* Resolves what the rules cover.  `locked`: `change` is held, so that nobody replaces them. */
-static UFFDAEMON_HOT void answer(struct uffdaemon_port *port, size_t count, uint64_t now,
-                                 int locked)
+/* Resolves what the rules cover.  `locked`: `change` is held, so they are not replaced. */
+static UFFDAEMON_HOT void resolve(struct uffdaemon_port *port, size_t count, uint64_t now,
+                                  int locked)
 {
     unsigned ticket = locked ? 0 : uffdaemon_read_lock(&port->rules.readers);
     const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
@@ -93,10 +94,10 @@ static UFFDAEMON_HOT void answer(struct uffdaemon_port *port, size_t count, uint
         uffdaemon_resolve(port, table, port->batch, count);
     if (!locked)
         uffdaemon_read_unlock(&port->rules.readers, ticket);
-    hand_on(port, count, now);
+    enqueue(port, count, now);
 }
 
-/* Turns the messages into records where they are: from the last one on, since records are longer. */
+/* Turns the messages into records in place: from the last one on, since records are longer. */
 static void make_records(struct uffdaemon_port *port, size_t count, uint64_t now)
 {
     for (size_t index = count; index--;) {
@@ -106,9 +107,9 @@ static void make_records(struct uffdaemon_port *port, size_t count, uint64_t now
     }
 }
 
-/* Applies the events of a batch, whose faults are left behind; how many these are. */
-static UFFDAEMON_COLD size_t take_events(struct uffdaemon_port *port, size_t count, uint64_t now,
-                                         int applies)
+/* Applies and removes the events of a batch.  Returns how many faults are left. */
+static UFFDAEMON_COLD size_t handle_events(struct uffdaemon_port *port, size_t count, uint64_t now,
+                                           int applies)
 {
     size_t faults = 0;
 
@@ -136,52 +137,53 @@ static int has_events(const struct uffdaemon_port *port, size_t count)
     return 0;
 }
 
-/* Deals with a batch.  Events come first: what they changed must be known before faults are answered,
- * and the kernel hands out faults before older events.  Where events are not applied here, a batch
- * with one in it is Python's as a whole, and so is one that filled the buffer, since more may be
- * pending. */
-static UFFDAEMON_HOT void take(struct uffdaemon_port *port, size_t count, uint64_t now, int applies)
+/* Handles a batch.  Events come first: they must be applied before faults are resolved, and the
+ * kernel returns faults before older events.  Where C does not apply events, a batch with an
+ * event is forwarded to Python as a whole; so is one that filled the buffer, since an event may
+ * follow. */
+static UFFDAEMON_HOT void handle(struct uffdaemon_port *port, size_t count, uint64_t now,
+                                 int applies)
 {
-    int rest = !applies && count == UFFDAEMON_MESSAGES;
+    int forward = !applies && count == UFFDAEMON_MESSAGES;
     size_t faults = count;
 
     make_records(port, count, now);
     if (has_events(port, count)) {
-        rest |= !applies;
-        faults = take_events(port, count, now, applies);
+        forward |= !applies;
+        faults = handle_events(port, count, now, applies);
     }
-    turn_reading(port);
+    toggle_reading(port);
     if (faults && port->notify >= 0)
         uffdaemon_affinity_follow(
             &port->faults, (pid_t)port->batch[0].message.arg.pagefault.feat.ptid, faults, now);
-    if (rest)
-        hand_on(port, faults, now);
+    if (forward)
+        enqueue(port, faults, now);
     else
-        answer(port, faults, now, applies);
+        resolve(port, faults, now, applies);
 }
 
-/* For others to look at; nobody else counts. */
+/* A counter that only the serving thread writes. */
 static void count(_Atomic uint64_t *counter)
 {
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
                           memory_order_relaxed);
 }
 
-/* Whether a fault does not say whose it is. */
-static int of_nobody(const struct uffd_msg *message)
+/* Whether a fault's thread is unknown. */
+static int has_no_thread(const struct uffd_msg *message)
 {
     return message->event == UFFD_EVENT_PAGEFAULT && !message->arg.pagefault.feat.ptid;
 }
 
-/* Reads and answers once.  Returns the bytes read, or -errno.  Where events are applied, nobody may
- * act on what they void between their being read and being applied; who carries out operations is
- * not waited for without end, since he may wait for us. */
-static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
+/* Reads and resolves once.  Returns the bytes read, or -errno.  If C applies events, `change` is
+ * held from reading events until they are applied.  `executing` is only tried for a while: its
+ * holder may wait for a fault of this port. */
+static long read_and_resolve(struct uffdaemon_port *port, unsigned tries)
 {
     ssize_t bytes;
     uint64_t now;
     int applies = uffdaemon_port_applies(port);
-    int locked = applies && uffdaemon_lock_patiently(&port->executing) == 0;
+    int locked = applies && uffdaemon_timedlock(&port->executing) == 0;
 
     if (applies)
         uffdaemon_lock(&port->change);
@@ -190,14 +192,14 @@ static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
     bytes = uffdaemon_read_pending(port->fd, port->messages, sizeof(port->messages));
     count(&port->reads);
     if (bytes <= 0)
-        turn_reading(port);
+        toggle_reading(port);
     if (bytes > 0) {
         now = uffdaemon_now();
         uffdaemon_pace_busy(port, now - port->last, tries);
         if (port->notify >= 0 && bytes == sizeof(struct uffd_msg) &&
-            now - port->last < UFFDAEMON_BACK_TO_BACK_NS && of_nobody(&port->messages[0]))
+            now - port->last < UFFDAEMON_BACK_TO_BACK_NS && has_no_thread(&port->messages[0]))
             uffdaemon_affinity_search(tries, now);
-        take(port, (size_t)bytes / sizeof(struct uffd_msg), now, applies);
+        handle(port, (size_t)bytes / sizeof(struct uffd_msg), now, applies);
         port->last = now;
     } else {
         bytes = bytes ? -errno : -EIO;
@@ -209,8 +211,8 @@ static long read_and_answer(struct uffdaemon_port *port, unsigned tries)
     return bytes;
 }
 
-/* Tries once more what had to wait for an event to be over. */
-static UFFDAEMON_COLD void try_postponed(struct uffdaemon_port *port)
+/* Retries the faults that were postponed because of a pending event. */
+static UFFDAEMON_COLD void retry_postponed(struct uffdaemon_port *port)
 {
     struct timespec pause = {0, POSTPONE_NS};
     uint64_t since = port->postponed_since, now;
@@ -220,7 +222,7 @@ static UFFDAEMON_COLD void try_postponed(struct uffdaemon_port *port)
     now = uffdaemon_now();
     memcpy(port->batch, port->later, count * sizeof(port->later[0]));
     port->postponed = 0;
-    answer(port, count, now, 0);
+    resolve(port, count, now, 0);
     if (port->postponed) {
         port->postponed_since = since;
         if (now - since > MAX_POSTPONED_NS) {
@@ -234,9 +236,9 @@ static UFFDAEMON_COLD void try_postponed(struct uffdaemon_port *port)
     }
 }
 
-/* Reads and answers until nothing is pending after the re-reads, a message is for Python, there is
- * enough for it to look at, or the turn is over.  Never sleeps.
- * Returns whether only its turn has ended, and more is likely to come at once. */
+/* Reads and resolves until the rereads find nothing, a record or enough of them wait for Python,
+ * or the turn is over.  Never sleeps for long.  Returns whether only the turn has ended, and
+ * more faults are likely to follow at once. */
 UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
 {
     struct timespec pause = {0, POSTPONE_NS};
@@ -246,15 +248,15 @@ UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
     while (!atomic_load_explicit(&port->closing, memory_order_relaxed)) {
         long bytes;
 
-        /* An event that Python has not seen yet may void the rules: nothing is answered by them. */
+        /* An event that Python has not applied yet may invalidate the rules: do not use them. */
         if (!uffdaemon_port_applies(port) &&
             (atomic_load_explicit(&port->queue.forwarded, memory_order_relaxed) ||
              uffdaemon_queue_count(&port->queue) >= ENOUGH)) {
             if (port->notify >= 0)
-                nanosleep(&pause, NULL); /* what is not read stays ready */
+                nanosleep(&pause, NULL); /* the descriptor stays ready */
             return 0;
         }
-        bytes = read_and_answer(port, tries);
+        bytes = read_and_resolve(port, tries);
         if (bytes < 0) {
             if (bytes != -EAGAIN && bytes != -EINTR) {
                 atomic_store_explicit(&port->error, (int32_t)-bytes, memory_order_relaxed);
@@ -263,7 +265,7 @@ UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
             }
             count(&port->empty_reads);
             if (port->postponed) {
-                try_postponed(port);
+                retry_postponed(port);
                 return port->postponed > 0;
             }
             if (tries++ >= uffdaemon_rereads(port)) {
@@ -274,7 +276,7 @@ UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
             sched_yield();
             now = uffdaemon_now();
             if (now - before > CONTENDED_NS)
-                uffdaemon_pace_shun(port, now);
+                uffdaemon_pace_back_off(port, now);
             continue;
         }
         now = port->last;

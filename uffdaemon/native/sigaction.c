@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is done about signals: our action for SIGBUS, and the one before it. */
+/* Signal actions: ours for SIGBUS, and the one before it. */
 #define _GNU_SOURCE
 #include "sigaction.h"
 
@@ -8,9 +8,8 @@
 
 static struct sigaction previous;
 
-/* Lets the thread run into what it would have run into without us.  A signal that was sent (by kill(2),
- * say) has no access that is repeated: if it was ignored before us, it is; by default it ends the
- * process. */
+/* Does what would have happened without our action.  A signal that was sent, by kill(2) say, does not
+ * recur: it is ignored if it was before us, and by default ends the process. */
 void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context)
 {
     if (previous.sa_flags & SA_SIGINFO)
@@ -18,15 +17,15 @@ void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context)
     else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN)
         previous.sa_handler(number);
     else if (info->si_code > 0)
-        signal(number, SIG_DFL); /* the access is repeated, and ends the process */
+        signal(number, SIG_DFL); /* the access faults again and ends the process */
     else if (previous.sa_handler == SIG_DFL) {
         signal(number, SIG_DFL);
         raise(number); /* blocked until the handler returns */
     }
 }
 
-/* Has `handler` run for SIGBUS, with all signals blocked, and `in_child` in each child that is forked
- * from then on.  0 or -errno; one caller at a time. */
+/* Installs `handler` for SIGBUS, with all signals blocked, and `in_child` for every child forked from
+ * now on.  0 or -errno; one caller at a time. */
 int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *), void (*in_child)(void))
 {
     static int before;
@@ -41,17 +40,18 @@ int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *), void 
         int error = pthread_atfork(NULL, NULL, in_child);
         if (error)
             return -error;
-        /* Whoever has put a handler over ours since chains to ours: that would go round and round. */
+        /* Only the first time: a handler installed over ours later chains to ours, and chaining back
+         * would loop. */
         previous = now;
         before = 1;
     }
-    /* All signals but the one by which the watchdog has Python stacks written. */
+    /* All signals but the one by which the watchdog requests Python stacks. */
     sigfillset(&ours.sa_mask);
     sigdelset(&ours.sa_mask, SIGRTMAX - 1);
     return sigaction(SIGBUS, &ours, NULL) ? -errno : 0;
 }
 
-/* Has a signal ignored that would end the process by default. */
+/* Ignores a signal whose action is the default one. */
 void uffdaemon_sigaction_ignore(int number)
 {
     struct sigaction action;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is done about signals: our action for SIGBUS, and the one before it. */
+/* Signal actions: ours for SIGBUS, and the one before it. */
 #ifndef UFFDAEMON_SIGACTION_H
 #define UFFDAEMON_SIGACTION_H
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Faults that the faulting thread answers itself, in its signal handler (UFFD_FEATURE_SIGBUS).
+ * Faults that the faulting thread resolves itself, in its signal handler (UFFD_FEATURE_SIGBUS).
  *
- * No other thread is woken, and none has to run.  What no rule answers is handed to Python, and the
- * thread waits in the handler until its page is there.  Everything here is async-signal-safe: no
- * allocation but by mmap(2), no lock but spin locks, which are held with all signals blocked.
+ * No other thread is woken, and none has to run.  A fault without a rule is forwarded to Python, and
+ * the thread waits in the handler until its page is present.  Everything here is async-signal-safe:
+ * memory comes only from mmap(2), and the only locks are spin locks, held with all signals blocked.
  */
 #define _GNU_SOURCE
 #include "sigbus.h"
@@ -30,17 +30,17 @@
 #define ENDED 64
 #define MADV_POPULATE_READ_ 22 /* MADV_POPULATE_READ, Linux 5.14: before POISON */
 
-/* What a signal handler can find without being told. */
+/* Global, since a signal handler has no argument for them. */
 static struct uffdaemon_port *_Atomic ports;
-static struct uffdaemon_readers everybody; /* of `ports` */
-static _Atomic uint32_t adding;            /* a spin lock: of `ports` and `ended` */
+static struct uffdaemon_readers readers; /* of `ports` */
+static _Atomic uint32_t adding;          /* a spin lock, for `ports` and `ended` */
 static struct {
     _Atomic uint64_t low, high;
     _Atomic uint32_t of_parent; /* its process is the parent of this one */
 } ended[ENDED];
 static unsigned ended_count;
 
-static void say(uint64_t address, const char *why)
+static void report(uint64_t address, const char *why)
 {
     struct uffdaemon_line line = {.length = 0};
 
@@ -63,8 +63,8 @@ static int write_access(const void *context)
 #endif
 }
 
-/* Whether the page is poisoned.  Kernels without CONFIG_MEMORY_FAILURE say the same of it as of one
- * that is missing, and it would be answered for ever. */
+/* Whether the page is poisoned.  Without CONFIG_MEMORY_FAILURE its signal looks like that of a missing
+ * page, and the handler would resolve it for ever. */
 static UFFDAEMON_COLD int poisoned(uint64_t address)
 {
     uint64_t page = uffdaemon_page_of(address);
@@ -73,8 +73,8 @@ static UFFDAEMON_COLD int poisoned(uint64_t address)
            errno == EHWPOISON;
 }
 
-/* What this thread has just discarded or moved is an event that may have been read only. */
-static void let_events_be_applied(const struct uffdaemon_port *port)
+/* Waits while an event may have been read but not applied: this thread may have caused it. */
+static void wait_for_events(const struct uffdaemon_port *port)
 {
     uint64_t reading = atomic_load(&port->reading);
 
@@ -83,7 +83,7 @@ static void let_events_be_applied(const struct uffdaemon_port *port)
             sched_yield();
 }
 
-/* As `uffdaemon_read_lock`, and no event is read before this thread has left. */
+/* Like `uffdaemon_read_lock`; no event is read before `uffdaemon_read_unlock`. */
 static unsigned enter(struct uffdaemon_port *port)
 {
     for (;;) {
@@ -92,13 +92,13 @@ static unsigned enter(struct uffdaemon_port *port)
         if (!(atomic_load(&port->reading) & 1))
             return ticket;
         uffdaemon_read_unlock(&port->rules.readers, ticket);
-        let_events_be_applied(port);
+        wait_for_events(port);
     }
 }
 
-/* Has the rules of `port` answer.  0: done, 1: it is Python's, 2: nobody watches the page any more,
- * -1: these addresses are not ours. */
-static UFFDAEMON_HOT int answer(struct uffdaemon_port *port, struct uffdaemon_record *record)
+/* Resolves a fault by the rules of `port`.  0: done; 1: Python has to; 2: the page is no longer
+ * registered; -1: not an address of this port. */
+static UFFDAEMON_HOT int resolve(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
     uint64_t address = record->message.arg.pagefault.address;
     unsigned ticket = enter(port);
@@ -112,7 +112,7 @@ static UFFDAEMON_HOT int answer(struct uffdaemon_port *port, struct uffdaemon_re
                     ? NULL
                     : uffdaemon_table_find(table, UFFD_PAGEFAULT_FLAG_MINOR, address);
         if (minor) {
-            /* The kernel does not say which of the two it is; memory is watched for one only. */
+            /* The signal does not tell which of the two it is; a range is registered for one only. */
             rule = minor;
             record->message.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
         }
@@ -124,16 +124,16 @@ static UFFDAEMON_HOT int answer(struct uffdaemon_port *port, struct uffdaemon_re
     uffdaemon_read_unlock(&port->rules.readers, ticket);
     if (!rule)
         return -1;
-    /* A move says the same where its source has no page. */
+    /* A move fails with ENOENT, too, if its source has no page. */
     if (!record->code && record->error == ENOENT && code != _UFFDIO_MOVE)
         return 2;
     return record->code == 0;
 }
 
-/* 0: the address is none of this port's; 1: the access may be repeated; 2: the same, and `ticket` of
- * `everybody` has been given back. */
-static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const void *context,
-                          const unsigned *ticket)
+/* 0: not an address of this port; 1: retry the access; 2: the same, and `ticket` of `readers` has been
+ * unlocked. */
+static int resolve_or_wait(struct uffdaemon_port *port, uint64_t address, const void *context,
+                           const unsigned *ticket)
 {
     struct uffdaemon_record record = {.latency = uffdaemon_now()};
     struct uffdaemon_waiter waiter = {.page = 0};
@@ -143,7 +143,7 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
     record.message.arg.pagefault.address = address;
     if (write_access(context))
         record.message.arg.pagefault.flags = UFFD_PAGEFAULT_FLAG_WRITE;
-    python = answer(port, &record);
+    python = resolve(port, &record);
     if (python == 2)
         return 1;
     if (python < 0 || ((python || record.present) && poisoned(address)))
@@ -157,26 +157,25 @@ static int answer_or_wait(struct uffdaemon_port *port, uint64_t address, const v
         return 1;
     }
     if (record.error == EAGAIN) {
-        /* An event is in flight: its thread has to run. */
+        /* An event is pending: its thread has to run. */
         sched_yield();
         return 1;
     }
     waiter.page = uffdaemon_page_of(address);
-    /* Listed before Python can know of it, so that no answer is missed. */
+    /* Before Python can see the fault, so that no wake-up is missed. */
     uffdaemon_wait_queue_add(&port->waiting, &waiter);
     uffdaemon_queue_push(&port->queue, &record, record.latency);
     uffdaemon_port_notify(port);
-    /* Who waits counts as inside of this port only: others may come and go meanwhile. */
+    /* A waiting thread delays only the removal of its own port. */
     atomic_fetch_add(&port->inside, 1);
-    uffdaemon_read_unlock(&everybody, *ticket);
+    uffdaemon_read_unlock(&readers, *ticket);
     uffdaemon_wait_queue_wait(&port->waiting, &waiter, &port->closing);
     atomic_fetch_sub(&port->inside, 1);
     return 2;
 }
 
-/* Whether the access is to be repeated, since its address may have ceased to be ours between the fault
- * and this: then nobody watches it any more.  If it faults once more, and nothing has changed
- * meanwhile, it was never ours. */
+/* Whether to retry an access that belongs to no port: its range may have been unregistered since the
+ * fault.  If it faults again although no table has been replaced, it was never ours. */
 static int may_have_been_ours(uint64_t address)
 {
     /* Initial-exec: the first use of any other may allocate. */
@@ -200,17 +199,17 @@ static UFFDAEMON_HOT void on_bus_error(int number, siginfo_t *info, void *contex
     uint64_t address = (uint64_t)(uintptr_t)info->si_addr;
 
     if (info->si_code == BUS_ADRERR) {
-        unsigned ticket = uffdaemon_read_lock(&everybody);
+        unsigned ticket = uffdaemon_read_lock(&readers);
         struct uffdaemon_port *port = atomic_load(&ports);
 
         for (struct uffdaemon_port *each = port; each; each = atomic_load(&each->next))
-            let_events_be_applied(each);
+            wait_for_events(each);
         for (; port && !ours; port = ours ? NULL : atomic_load(&port->next))
             if (address >= atomic_load_explicit(&port->rules.low, memory_order_relaxed) &&
                 address < atomic_load_explicit(&port->rules.high, memory_order_relaxed))
-                ours = answer_or_wait(port, address, context, &ticket);
+                ours = resolve_or_wait(port, address, context, &ticket);
         if (ours != 2)
-            uffdaemon_read_unlock(&everybody, ticket);
+            uffdaemon_read_unlock(&readers, ticket);
     }
     if (!ours && info->si_code == BUS_ADRERR && may_have_been_ours(address))
         ours = 1;
@@ -219,9 +218,9 @@ static UFFDAEMON_HOT void on_bus_error(int number, siginfo_t *info, void *contex
             if (info->si_code == BUS_ADRERR &&
                 address >= atomic_load_explicit(&ended[index].low, memory_order_relaxed) &&
                 address < atomic_load_explicit(&ended[index].high, memory_order_relaxed)) {
-                say(address, atomic_load(&ended[index].of_parent)
-                                 ? "in a forked child, nobody guards this memory"
-                                 : "whoever guarded this memory has ended");
+                report(address, atomic_load(&ended[index].of_parent)
+                                    ? "this memory is not served in a forked child"
+                                    : "the daemon that served this memory has ended");
                 break;
             }
         uffdaemon_sigaction_chain(number, info, context);
@@ -246,11 +245,11 @@ static void in_child(void)
         note_end(port, 1);
     atomic_store(&ports, NULL);
     atomic_store(&adding, 0);
-    atomic_store(&everybody.inside[0], 0);
-    atomic_store(&everybody.inside[1], 0);
+    atomic_store(&readers.inside[0], 0);
+    atomic_store(&readers.inside[1], 0);
 }
 
-/* Has faulting threads answer by the rules of `port`.  0 or -errno. */
+/* From now on, faulting threads resolve their faults by the rules of `port`.  0 or -errno. */
 int uffdaemon_sigbus_add(struct uffdaemon_port *port)
 {
     int error;
@@ -266,7 +265,7 @@ int uffdaemon_sigbus_add(struct uffdaemon_port *port)
     return error;
 }
 
-/* Has nobody answer by them any more; threads that wait go on, into SIGBUS. */
+/* Undoes this.  Threads that wait are released, and get SIGBUS. */
 void uffdaemon_sigbus_remove(struct uffdaemon_port *port)
 {
     struct timespec pause = {0, 100000};
@@ -283,7 +282,7 @@ void uffdaemon_sigbus_remove(struct uffdaemon_port *port)
     note_end(port, 0);
     uffdaemon_spin_unlock(&adding);
     atomic_store(&port->closing, 1);
-    uffdaemon_synchronize(&everybody);
+    uffdaemon_synchronize(&readers);
     uffdaemon_wait_queue_wake(&port->waiting, 0, UINT64_MAX);
     while (atomic_load(&port->inside))
         nanosleep(&pause, NULL);

@@ -1,26 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The states of all pages at the moment at which a FORK event was read: what a child begins with. */
+/* The page states at the time a FORK event was read: a child starts with them. */
 #include "snapshot.h"
 #include "base.h"
 
 struct uffdaemon_snapshot {
     size_t count;
     struct pair {
-        struct uffdaemon_pages *original; /* kept, so that its address means nothing else */
-        struct uffdaemon_pages *copy;     /* NULL: taken, or there was no memory */
+        struct uffdaemon_pages *original; /* a reference, so that its address is not reused */
+        struct uffdaemon_pages *copy;     /* NULL: taken, or no memory */
     } pairs[];
 };
 
 static struct pair *find(struct uffdaemon_snapshot *snapshot,
                          const struct uffdaemon_pages *original)
 {
-    for (size_t index = snapshot->count; index-- > 0;) /* neighbouring rules are of one region */
+    for (size_t index = snapshot->count; index-- > 0;) /* neighbouring rules share a region */
         if (snapshot->pairs[index].original == original)
             return &snapshot->pairs[index];
     return NULL;
 }
 
-/* Copies the states of all regions that have rules; NULL: there is no memory. */
+/* Copies the states of all regions that have rules; NULL: no memory. */
 struct uffdaemon_snapshot *uffdaemon_snapshot_new(const struct uffdaemon_table *table)
 {
     struct uffdaemon_snapshot *snapshot = uffdaemon_alloc(sizeof(*snapshot) +
@@ -40,7 +40,7 @@ struct uffdaemon_snapshot *uffdaemon_snapshot_new(const struct uffdaemon_table *
     return snapshot;
 }
 
-/* The copy of one region's states, which is the caller's from now on; NULL: there is none. */
+/* The copy of one region's states, now owned by the caller; NULL: none. */
 struct uffdaemon_pages *uffdaemon_snapshot_take(struct uffdaemon_snapshot *snapshot,
                                                 struct uffdaemon_pages *original)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The states of all pages at the moment at which a FORK event was read. */
+/* The page states at the time a FORK event was read. */
 #ifndef UFFDAEMON_SNAPSHOT_H
 #define UFFDAEMON_SNAPSHOT_H
 

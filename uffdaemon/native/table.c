@@ -2,16 +2,16 @@
 /*
  * The rules in force, replaced while faults arrive.
  *
- * A table never changes while it is in force.  Readers, among them signal handlers, never block; a
- * writer publishes another table and frees the old one after a grace period, which is no longer than
- * one ioctl.
+ * A table is immutable while in force.  Readers, signal handlers among them, never block; a writer
+ * publishes another table and frees the old one after a grace period, which lasts one ioctl at
+ * most.
  */
 #include "table.h"
 #include "base.h"
 
 _Atomic uint64_t uffdaemon_tables_replaced;
 
-/* An empty one with room for `capacity` rules, or NULL. */
+/* An empty table with room for `capacity` rules, or NULL. */
 struct uffdaemon_table *uffdaemon_table_new(size_t capacity)
 {
     return uffdaemon_alloc(sizeof(struct uffdaemon_table) +
@@ -25,7 +25,7 @@ void uffdaemon_table_add(struct uffdaemon_table *table, const struct uffdaemon_r
     uffdaemon_pages_get(uffdaemon_rule_pages(rule));
 }
 
-/* Of one that nobody can be reading. */
+/* Frees a table that has no readers. */
 void uffdaemon_table_free(struct uffdaemon_table *table)
 {
     if (!table)
@@ -49,7 +49,8 @@ static void set_bounds(struct uffdaemon_rules *rules, const struct uffdaemon_tab
     atomic_store_explicit(&rules->high, high, memory_order_relaxed);
 }
 
-/* Publishes `table` (NULL: no rules), which is not the caller's any more; the old one has been freed when this returns. */
+/* Publishes `table` (NULL: no rules) and takes ownership of it.  The old one has been freed when
+ * this returns. */
 void uffdaemon_table_replace(struct uffdaemon_rules *rules, struct uffdaemon_table *table)
 {
     struct uffdaemon_table *old = atomic_exchange(&rules->table, table);

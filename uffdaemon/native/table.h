@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The rules in force: read without locks, and replaced as a whole. */
+/* The rules in force: read without locks, replaced as a whole. */
 #ifndef UFFDAEMON_TABLE_H
 #define UFFDAEMON_TABLE_H
 
@@ -12,7 +12,7 @@
 
 /* A policy for a range that C can carry out by itself.  96 bytes, packed by Python's struct. */
 struct uffdaemon_rule {
-    uint64_t kind;      /* the fault flags WP and MINOR that it resolves; rules are sorted by it, */
+    uint64_t kind;      /* fault flags WP and MINOR that it resolves; rules are sorted by it, */
     uint64_t start;     /* then by this (bytes) */
     uint64_t end;       /* bytes, exclusive */
     uint64_t code;      /* _UFFDIO_COPY, _UFFDIO_ZEROPAGE, ...; 0: Python decides */
@@ -21,24 +21,24 @@ struct uffdaemon_rule {
     uint64_t origin;    /* bytes; the region's start: windows are aligned from it */
     uint64_t page_size; /* bytes, a power of two */
     uint64_t window;    /* bytes to fill around a fault, at least page_size */
-    uint64_t pages;     /* address of the region's struct uffdaemon_pages; 0: nothing is known */
+    uint64_t pages;     /* address of the region's struct uffdaemon_pages; 0: none */
     uint64_t zeros;     /* contents of a discarded page: 0: the same as before; 1: ZEROPAGE; else
-                           COPY from this address, where a page of zeros lies */
+                           COPY from this address, which holds a page of zeros */
     uint64_t refusal;   /* for a page whose contents are unavailable: 0: ask Python; else this
                            operation, _UFFDIO_POISON */
 };
 _Static_assert(sizeof(struct uffdaemon_rule) == 96, "uffdaemon_rule");
 
-/* Never changes while it is in force.  Each rule holds a reference to its pages. */
+/* Immutable while in force.  Each rule holds a reference to its pages. */
 struct uffdaemon_table {
     uint64_t count;
     struct uffdaemon_rule rules[];
 };
 
-/* The rules of one port.  Whoever replaces the table holds the port's `change`. */
+/* The rules of one port.  The table is replaced under the port's `change`. */
 struct uffdaemon_rules {
     struct uffdaemon_table *_Atomic table; /* NULL: no rules */
-    _Atomic uint64_t low, high;            /* all rules lie in between, bytes */
+    _Atomic uint64_t low, high;            /* bounds of all rules, bytes */
     struct uffdaemon_readers readers;      /* of `table` */
 };
 

@@ -31,8 +31,8 @@ void uffdaemon_line_add_number(struct uffdaemon_line *line, uint64_t number, uns
     uffdaemon_line_add(line, &digits[at]);
 }
 
-/* Whether standard error can take text at once.  What cannot be asked for that by RWF_NOWAIT, such as a
- * terminal, tells by poll(2). */
+/* Whether a write to standard error would not block.  For files without RWF_NOWAIT, such as a
+ * terminal. */
 static int ready(void)
 {
     struct pollfd errors = {.fd = STDERR_FILENO, .events = POLLOUT};
@@ -47,8 +47,8 @@ static int is_file(void)
     return fstat(STDERR_FILENO, &about) == 0 && S_ISREG(about.st_mode);
 }
 
-/* Writes to standard error what it takes at once: a pipe that nobody drains must not stop who resolves
- * faults, or reports them.  A file may wait for its disk.  Returns whether all was written. */
+/* Writes to standard error without blocking: a full pipe must not stop a thread that resolves or
+ * reports faults.  A regular file may wait for its disk.  Returns whether all was written. */
 int uffdaemon_write_errors(const char *text, size_t length)
 {
     struct iovec all = {(void *)(uintptr_t)text, length};
@@ -59,7 +59,8 @@ int uffdaemon_write_errors(const char *text, size_t length)
     return written == (ssize_t)length;
 }
 
-/* Ends the line and writes it in one go, or drops it; the next one that is written says how many were. */
+/* Ends the line and writes it in one call, or drops it; the next line written tells how many were
+ * dropped. */
 void uffdaemon_line_write(struct uffdaemon_line *line)
 {
     uint64_t before = atomic_exchange(&dropped, 0);

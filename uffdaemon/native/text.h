@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Lines for standard error that can be written where printf cannot be called. */
+/* Lines for standard error, for places where printf may not be called. */
 #ifndef UFFDAEMON_TEXT_H
 #define UFFDAEMON_TEXT_H
 

@@ -16,8 +16,8 @@
 
 #include "base.h"
 
-#define LOOK_NS 100000000 /* how often a thread looks whether its page is present after all */
-#define WOKEN 32          /* threads that are woken in one go */
+#define CHECK_NS 100000000 /* how often a thread checks whether its page has become present */
+#define WOKEN 32           /* threads woken per locked pass */
 
 static long futex(_Atomic uint32_t *word, int operation, uint32_t value,
                   const struct timespec *timeout)
@@ -31,7 +31,7 @@ static int in_memory(uint64_t page)
     return mincore((void *)(uintptr_t)page, uffdaemon_page_size(), &there) == 0 && (there & 1);
 }
 
-/* To be called before Python can know of the fault, so that no wake-up is missed. */
+/* Call it before Python can see the fault, so that no wake-up is missed. */
 void uffdaemon_wait_queue_add(struct uffdaemon_wait_queue *queue, struct uffdaemon_waiter *waiter)
 {
     uffdaemon_spin_lock(&queue->lock);
@@ -55,16 +55,16 @@ static void list_remove(struct uffdaemon_wait_queue *queue, struct uffdaemon_wai
         }
 }
 
-/* Waits until it is woken, its page is present by other ways, or `closing` is set; then leaves the
- * queue. */
+/* Waits until woken, until the page is present by other means, or until `closing` is set; then
+ * leaves the queue. */
 void uffdaemon_wait_queue_wait(struct uffdaemon_wait_queue *queue, struct uffdaemon_waiter *waiter,
                                const _Atomic uint32_t *closing)
 {
-    struct timespec look = {0, LOOK_NS};
+    struct timespec interval = {0, CHECK_NS};
 
     while (!atomic_load_explicit(&waiter->woken, memory_order_acquire) &&
            !atomic_load_explicit(closing, memory_order_acquire)) {
-        futex(&waiter->woken, FUTEX_WAIT, 0, &look);
+        futex(&waiter->woken, FUTEX_WAIT, 0, &interval);
         if (in_memory(waiter->page))
             break;
     }
@@ -73,9 +73,8 @@ void uffdaemon_wait_queue_wait(struct uffdaemon_wait_queue *queue, struct uffdae
     uffdaemon_spin_unlock(&queue->lock);
 }
 
-/* Wakes the threads that wait for a page in the range.  A thread may have left by the time its futex
- * is woken; whoever sleeps at that address then wakes for nothing, which every user of a futex allows
- * for. */
+/* Wakes the threads that wait for a page in the range.  A thread may have left before its futex is
+ * woken; another sleeper at that address then wakes spuriously, which every futex user handles. */
 void uffdaemon_wait_queue_wake(struct uffdaemon_wait_queue *queue, uint64_t start, uint64_t length)
 {
     _Atomic uint32_t *woken[WOKEN];

@@ -6,7 +6,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-/* On the stack of the thread that waits. */
+/* On the waiting thread's stack. */
 struct uffdaemon_waiter {
     struct uffdaemon_waiter *next;
     uint64_t page;          /* bytes */

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The watchdog: a thread that says who waits when Python cannot.
+ * The watchdog: a thread that reports every fault that Python has not dequeued, or not finished, in
+ * time.
  *
- * A fault that has been forwarded, or that nobody reads, and that Python does not take in for a
- * while, or does not come to an end with, may be one that Python itself waits for.  This thread needs
- * nothing of Python: it looks at what the ports keep; stall.c does the rest.
+ * Python itself may be waiting for such a fault.  So this thread needs nothing from Python: it
+ * looks at the queues of the ports, and at userfaultfds that are not being read; stall.c does the
+ * rest.
  */
 #define _GNU_SOURCE
 #include "watchdog.h"
@@ -25,18 +26,18 @@
 #include "queue.h"
 #include "stall.h"
 
-#define ROUND_NS 100000000 /* between two looks while something waits for Python */
-#define POLL_NS 250000000  /* the same at userfaultfds that nobody may be reading */
+#define ROUND_NS 100000000 /* between checks while something waits for Python */
+#define POLL_NS 250000000  /* between checks of userfaultfds that may have no reader */
 
-static pthread_mutex_t watching = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct uffdaemon_watch *watches;
-static pid_t process;
+static pid_t process; /* the one with the thread */
 
-/* What was forwarded and is not taken, and what Python is at; whether there is anything.  In this
- * order: what is taken is the latter before it is not the former any more. */
-static int look_at_queue(struct uffdaemon_watch *watch, uint64_t now)
+/* Checks the queue, then the batch, in this order: a record enters the batch before it leaves the
+ * queue.  Returns whether there is anything. */
+static int check_queue(struct uffdaemon_watch *watch, uint64_t now)
 {
-    struct uffd_msg messages[UFFDAEMON_LOOK];
+    struct uffd_msg messages[UFFDAEMON_REPORT_MAX];
     struct uffdaemon_queue *queue = &watch->port->queue;
     uint64_t since = atomic_load(&queue->since);
     uint64_t outstanding_since = atomic_load(&queue->outstanding_since);
@@ -50,18 +51,18 @@ static int look_at_queue(struct uffdaemon_watch *watch, uint64_t now)
                                now - outstanding_since, UFFDAEMON_STALL_OUTSTANDING);
     if (since && now > since && now - since >= watch->after)
         uffdaemon_stall_report(watch, messages,
-                               uffdaemon_queue_pending(queue, messages, UFFDAEMON_LOOK),
+                               uffdaemon_queue_pending(queue, messages, UFFDAEMON_REPORT_MAX),
                                now - since, UFFDAEMON_STALL_NOT_DEQUEUED);
     return 1;
 }
-_Static_assert(UFFDAEMON_OUTSTANDING <= UFFDAEMON_LOOK, "what Python is at");
+_Static_assert(UFFDAEMON_OUTSTANDING <= UFFDAEMON_REPORT_MAX, "a batch fits into one report");
 
-/* What nobody reads.  Faults that are read here are woken, so that they come again; events are the
- * port's. */
-static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
+/* Checks for messages that are not being read.  Faults read here are woken, so that they come
+ * again; events go to the port's queue. */
+static void check_descriptor(struct uffdaemon_watch *watch, uint64_t now)
 {
     struct pollfd ready = {.fd = watch->fd, .events = POLLIN};
-    struct uffd_msg messages[UFFDAEMON_LOOK];
+    struct uffd_msg messages[UFFDAEMON_REPORT_MAX];
     uint64_t reads = watch->port ? atomic_load_explicit(&watch->port->reads, memory_order_relaxed)
                                  : 0;
     ssize_t bytes;
@@ -96,28 +97,28 @@ static void look_at_descriptor(struct uffdaemon_watch *watch, uint64_t now)
     watch->quiet = watch->port != NULL;
 }
 
-/* Looks at everything once; returns how long nothing can be missed, ns, or 0: until the alarm. */
-static uint64_t look_around(void)
+/* Checks everything once.  Returns how long to sleep, ns; 0: until the alarm. */
+static uint64_t check_all(void)
 {
     uint64_t now = uffdaemon_now(), pause = 0;
 
-    pthread_mutex_lock(&watching);
+    pthread_mutex_lock(&lock);
     uffdaemon_alarm_clear();
     for (struct uffdaemon_watch *watch = watches; watch; watch = watch->next) {
         if (!watch->port || watch->port->notify < 0) {
-            look_at_descriptor(watch, now);
+            check_descriptor(watch, now);
             if (!pause)
                 pause = POLL_NS;
         }
-        if (watch->port && look_at_queue(watch, now))
+        if (watch->port && check_queue(watch, now))
             pause = ROUND_NS;
     }
-    pthread_mutex_unlock(&watching);
+    pthread_mutex_unlock(&lock);
     uffdaemon_stall_write();
-    pthread_mutex_lock(&watching);
+    pthread_mutex_lock(&lock);
     for (struct uffdaemon_watch *watch = watches; watch; watch = watch->next)
         uffdaemon_stall_act(watch);
-    pthread_mutex_unlock(&watching);
+    pthread_mutex_unlock(&lock);
     return pause;
 }
 
@@ -125,7 +126,7 @@ static void *run(void *argument)
 {
     (void)argument;
     for (;;) {
-        uint64_t pause = look_around();
+        uint64_t pause = check_all();
         struct timespec time = {0, (long)pause};
 
         if (pause)
@@ -157,8 +158,9 @@ static int start(void)
     return 0;
 }
 
-/* Watches a userfaultfd: what `port` keeps from Python, or with NULL one that nobody serves.  `after`
- * is ns.  `signal` makes faulthandler write the stack of a thread; 0: nothing does.  NULL: *error says why. */
+/* Monitors a userfaultfd: the records of `port`, or with NULL one that is not served.  `after`
+ * is ns. On `signal`, faulthandler writes a thread's stack; 0: none.  Returns NULL, and an errno
+ * in *error, on failure. */
 struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port, uint64_t after,
                                             unsigned then, int signal, const char *name, int *error)
 {
@@ -175,20 +177,21 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
     watch->stacks = signal;
     strncpy(watch->name, name, sizeof(watch->name) - 1);
     if (process && process != getpid()) {
-        /* A forked child: its parent's watches are not its own, and the lock may be anybody's. */
-        pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+        /* A forked child: the watches are its parent's, and a thread of the parent may hold the
+         * lock. */
+        pthread_mutex_t unlocked = PTHREAD_MUTEX_INITIALIZER;
 
-        watching = fresh;
+        lock = unlocked;
         watches = NULL;
         uffdaemon_stall_forget();
     }
-    pthread_mutex_lock(&watching);
+    pthread_mutex_lock(&lock);
     *error = -start();
     if (!*error) {
         watch->next = watches;
         watches = watch;
     }
-    pthread_mutex_unlock(&watching);
+    pthread_mutex_unlock(&lock);
     uffdaemon_alarm_raise();
     if (*error) {
         uffdaemon_free(watch);
@@ -197,19 +200,19 @@ struct uffdaemon_watch *uffdaemon_watch_add(int fd, struct uffdaemon_port *port,
     return watch;
 }
 
-/* Watches it no more; neither port nor descriptor is used when this returns. */
+/* Stops monitoring; neither port nor descriptor is used when this returns. */
 void uffdaemon_watch_remove(struct uffdaemon_watch *watch)
 {
     struct uffdaemon_watch **at;
 
     if (process != getpid())
         return;
-    pthread_mutex_lock(&watching);
+    pthread_mutex_lock(&lock);
     for (at = &watches; *at; at = &(*at)->next)
         if (*at == watch) {
             *at = watch->next;
             uffdaemon_free(watch);
             break;
         }
-    pthread_mutex_unlock(&watching);
+    pthread_mutex_unlock(&lock);
 }

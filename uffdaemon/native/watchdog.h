@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A thread that reports faults that Python has not dequeued, or not finished, in time. */
+/* A thread that reports every fault that Python has not dequeued, or not finished, in time. */
 #ifndef UFFDAEMON_WATCHDOG_H
 #define UFFDAEMON_WATCHDOG_H
 
 #include "port.h"
 
-/* What is done about a stalled fault, beside the report. */
+/* What to do about a stalled fault, besides reporting it. */
 enum uffdaemon_watch_action {
     UFFDAEMON_REPORT = 0,
     UFFDAEMON_POISON = 1,
