@@ -8,8 +8,8 @@ The way of a fault that no rule resolves, from top to bottom:
     flush      issues the batch in one call, merged; each result says what comes next
     resolve    the one place where a fault leaves the ledger
 
-Only this module touches the batch, and nothing that it calls calls it back, but for tasks that end
-and `resume` their faults.  Nothing here waits: between reading a message and recording its fault,
+Only this module touches the batch.  Nothing that it calls calls back, except tasks, which `resume`
+their faults when they end.  Nothing here waits: between reading a message and recording its fault,
 and between issuing an operation and recording its result, there is no checkpoint.
 """
 
@@ -35,7 +35,7 @@ from uffdaemon.engine.next_step import (
 )
 from uffdaemon.engine.presence import record_moves, record_result
 from uffdaemon.engine.results import claimed, reached, stopped
-from uffdaemon.engine.step_plan import alone, plan_step, wake_step
+from uffdaemon.engine.step_plan import narrowed, plan_step, wake_step
 from uffdaemon.engine.tasks import Tasks
 from uffdaemon.engine.write_protect import AFTER_COPY, issue
 from uffdaemon.hooks import Resolved
@@ -75,12 +75,12 @@ class Handler:
         self._apart: list[Step] = []
         """Steps that must not be merged: merged once before, they failed."""
         self._ended: deque[Resolved] = deque()
-        """What the ``after`` hooks have not been told yet."""
+        """Outcomes that the ``after`` hooks have not seen yet."""
 
     # -- in ------------------------------------------------------------------------------------
 
     def handle(self, events: Iterable[Event | Applied], read_at: int) -> None:
-        """Take in everything that was read, and resolve what can be resolved at once.
+        """Enter everything that was read, and resolve what can be resolved at once.
 
         `events` must be all that was pending: what removes or moves ranges comes first.
         """
@@ -91,7 +91,7 @@ class Handler:
         self.flush()
 
     def enter_only(self, events: Iterable[Event | Applied], read_at: int) -> None:
-        """Take in what was read, and list the faults as open, without resolving them."""
+        """Enter what was read, and list the faults as open, without resolving them."""
         for event in self._apply(events):
             self._enter(event, read_at)
         self.flush()
@@ -99,8 +99,7 @@ class Handler:
     def _apply(self, events: Iterable[Event | Applied]) -> list[PageFault]:
         """Apply what removes or moves ranges; returns the faults.
 
-        A hook that is told of an event may come here with later ones: it first applies those that
-        are left.
+        An event hook may call this with later events: those that are left are applied first.
         """
         faults: list[PageFault] = []
         for event in events:
@@ -131,13 +130,13 @@ class Handler:
             return None
         if record.fault.region is not region or self.served.refaults.back_at_once(fault):
             return None  # the last of those wake-ups for which it failed
-        # Nobody is going to resolve it, and yet a thread faults again: so decide again.
+        # It was held, and a thread faults again: decide again.
         self._ledger.reopen(record)
         record.failed = False
         return record.fault
 
     def retry_deferred(self) -> None:
-        """Carry out again what was deferred and is due."""
+        """Retry the deferred faults whose time has come."""
         for fault, action in self._ledger.pop_expired(_clock()):
             self._follow(fault, decide(self.served, fault) if action is None else action)
         self.flush()
@@ -167,7 +166,7 @@ class Handler:
                 return
 
     def _suspend(self, fault: Fault, step: Last) -> None:
-        """Nothing comes next for now: the fault waits."""
+        """Let the fault wait."""
         if isinstance(step, Hold):
             hold(self.served, fault, step.reason)
         elif isinstance(step, Later):
@@ -221,7 +220,7 @@ class Handler:
         self._notify_ended()
 
     def _apply_result(self, step: Step, result: Result) -> None:
-        """Record what came of a step, and follow each of its faults."""
+        """Record the result of a step, and follow each of its faults."""
         self._record(step.region, result)
         if result.operation.code is Code.MOVE and result.done:
             verify(self.served, step, result)
@@ -239,11 +238,11 @@ class Handler:
             for fault, action in beyond:
                 self._defer(fault, Later(action, EVENT_IN_FLIGHT), now)
         elif len(step.faults) > 1 or step.operation.length > step.region.page_size:
-            # What goes wrong may be a neighbour: try each page by itself.
+            # Perhaps only a neighbour failed: try each page separately.
             for fault, action in beyond:
                 at = len(self._batch)
-                self._follow(fault, alone(action))
-                # Merged once more they would fail once more, and so on for ever.
+                self._follow(fault, narrowed(action))
+                # Merged again, they would fail again, for ever.
                 self._apart += self._batch[at:]
                 del self._batch[at:]
         else:
@@ -284,10 +283,10 @@ class Handler:
             self.resolve(fault, Outcome.CLIENT_GONE)
         self.served.loop.wake()
 
-    # -- what others have found out or done ----------------------------------------------------
+    # -- called from outside the batch ---------------------------------------------------------
 
     def client_exited(self) -> None:
-        """The process is gone: so are its faults."""
+        """The process has exited: end all its faults."""
         self._client_exited()
         self._notify_ended()
 
@@ -298,7 +297,7 @@ class Handler:
         self._notify_ended()
 
     def hold_all(self, faults: Iterable[Fault], reason: str) -> None:
-        """Nobody is going to resolve these faults."""
+        """Hold these faults: they are not going to be resolved."""
         for fault in faults:
             hold(self.served, fault, reason)
 
@@ -317,7 +316,7 @@ class Handler:
         self._notify_ended()
 
     def record_moves(self, moved: Moved) -> None:
-        """Pages were moved by a call: what has arrived is there, and what is held there ends."""
+        """Pages were moved by a call: they are present, and held faults on them end."""
         record_moves(self.served, moved)
         self._end_arrived()
         self._notify_ended()

@@ -267,7 +267,7 @@ class Server:
         self._stopping = True
 
     async def _sleep(self) -> None:
-        """Until a message comes, a deferred fault is due, or `wake`."""
+        """Wait for a message, the next retry, or `wake`."""
         due = self.served.ledger.next_retry()
         wait = math.inf if due is None else max(due - _clock(), 0) / 1e9
         if self._awake:
@@ -304,7 +304,7 @@ class Server:
             self._quiet.set()
 
     def wake_if_read(self) -> None:
-        """Run another turn if C has queued something, or can no longer read by itself."""
+        """Run another turn if C has queued something, or its read has failed."""
         if self._port.has_records or self._port.error or self.endpoint.sleep_failed:
             self.wake()
 

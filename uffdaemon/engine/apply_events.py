@@ -43,7 +43,7 @@ _NAMES: Final[dict[type, str]] = {
     UnmapEvent: "unmap",
     UnknownEvent: "unknown",
 }
-"""What hooks and statistics call them."""
+"""Their names in hooks and statistics."""
 
 
 class Applied(NamedTuple):
@@ -79,7 +79,7 @@ def apply_event(served: Served, event: Change | Applied) -> list[tuple[Fault, Ne
 
 
 def tell_event(served: Served, event: Change | Applied) -> None:
-    """Count an event that has been applied, and tell the hooks of it."""
+    """Count an event that has been applied, and call the event hooks."""
     event = event.event if isinstance(event, Applied) else event
     name = _NAMES[type(event)]
     served.counters.events[name] += 1
@@ -109,11 +109,11 @@ def _removed(served: Served, start: int, end: int, *, applied: bool) -> list[tup
         first = (segment.start - region.start) // region.page_size
         last = (segment.end - region.start + region.page_size - 1) // region.page_size
         if applied:
-            region.pages.book.make_void(first, last)  # C could not: no rule covers them
+            region.pages.book.make_void(first, last)  # where no rule covers them, C did not
         else:
             region.pages.remove(first, last)
     served.refaults.removed(start, end)
-    # Whatever they wait for, the contents of those pages are void now.
+    # Whatever they were waiting for, those pages are zeros now.
     return [
         (fault, Zero())
         for fault in served.ledger.inside(start, end)
@@ -122,7 +122,7 @@ def _removed(served: Served, start: int, end: int, *, applied: bool) -> list[tup
 
 
 def _gone(served: Served, start: int, end: int) -> list[tuple[Fault, Next]]:
-    """The addresses are unmapped: wake the threads that wait there, which then fault for good."""
+    """The addresses are unmapped: wake the threads that wait there, which then get SIGSEGV."""
     if start < end:
         served.execute([Operation(Code.WAKE, start, end - start)])
     ended = Ended(Outcome.UNMAPPED)

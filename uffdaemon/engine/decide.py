@@ -1,7 +1,7 @@
 """Deciding what to do about a fault: ask its region's policy, then the ``before`` hooks.
 
-Whatever a policy or a hook does, the result is an action, a wait, or a failure that names who is to
-blame.
+Whatever a policy or a hook does, the result is an action, a wait, or a failure that names the
+culprit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from uffdaemon import errors
 from uffdaemon.actions import Action, Unprotect
-from uffdaemon.engine.failures import is_action, nonsense, untrusted
+from uffdaemon.engine.failures import is_action, not_an_action, untrusted
 from uffdaemon.engine.next_step import AskHook, Failed
 from uffdaemon.engine.write_protect import AFTER_COPY, waits_for_copy
 from uffdaemon.hooks import Veto, is_awaitable
@@ -46,12 +46,12 @@ def decide(served: Served, fault: Fault) -> Next:
         return Failed(errors.PolicyTooSlow(policy_name(policy), f"took {took:.3f} s"))
     if action is None:
         if copying and fault.kind is FaultKind.WP:
-            # Nobody else protects pages here: an exact copy did, which has ended since.
+            # The protection was that of an exact copy, which has ended.
             return Unprotect()
         what = f"does not answer {fault.kind.value} faults here"
         return Failed(errors.NoAnswer(policy_name(policy), what))
     if not is_action(action):
-        return Failed(errors.PolicyAnswerInvalid(policy_name(policy), nonsense(action)))
+        return Failed(errors.PolicyAnswerInvalid(policy_name(policy), not_an_action(action)))
     return ask_hooks(served, fault, action, 0) if served.hooks.before else action
 
 
@@ -67,7 +67,7 @@ def ask_hooks(served: Served, fault: Fault, action: Action, first: int) -> Next:
             continue
         if is_awaitable(answer):
             return AskHook(action, answer, index)
-        replaced = _heed(served, action, answer, hook)
+        replaced = _apply_hook(served, action, answer, hook)
         if isinstance(replaced, Failed):
             return replaced
         action = replaced
@@ -76,13 +76,13 @@ def ask_hooks(served: Served, fault: Fault, action: Action, first: int) -> Next:
 
 def resume_hooks(served: Served, fault: Fault, action: Action, answer: object, index: int) -> Next:
     """Continue after the async hook number `index` has returned `answer`."""
-    replaced = _heed(served, action, answer, served.hooks.before[index])
+    replaced = _apply_hook(served, action, answer, served.hooks.before[index])
     if isinstance(replaced, Failed):
         return replaced
     return ask_hooks(served, fault, replaced, index + 1)
 
 
-def _heed(served: Served, action: Action, answer: object, hook: object) -> Action | Failed:
+def _apply_hook(served: Served, action: Action, answer: object, hook: object) -> Action | Failed:
     """The action to continue with after a hook has returned `answer`."""
     if is_action(answer):
         return answer

@@ -52,8 +52,8 @@ def refused_in_c(served: Served, fault: Fault, number: int) -> None:
 
 
 def comes_back(served: Served, fault: Fault, limit: int) -> Failed | None:
-    """A thread is about to be woken.  Returns a failure if that has been in vain too often: more
-    than `limit` times in a row the thread faulted again at once."""
+    """A thread is about to be woken.  Returns a failure if waking it did not help: if it faulted
+    again at once, more than `limit` times in a row."""
     count = served.refaults.woken(fault, time.perf_counter_ns(), limit)
     if not count:
         return None
@@ -121,7 +121,7 @@ def _declared_action(hooks: HookCalls, fault: Fault, error: Exception) -> Action
     if is_action(answer):
         return answer
     if answer is not None:
-        hooks.raised(declared, TypeError(f"on_failure {nonsense(answer)}"))
+        hooks.raised(declared, TypeError(f"on_failure {not_an_action(answer)}"))
     return Hold()
 
 
@@ -135,8 +135,8 @@ def is_action(answer: object) -> TypeGuard[Action]:
     return issubclass(type(answer), ACTIONS)
 
 
-def nonsense(answer: object) -> str:
-    """What is wrong with a return value that is no action."""
+def not_an_action(answer: object) -> str:
+    """Describe a return value that is not an action."""
     if issubclass(type(answer), CoroutineType):
         cast("CoroutineType[object, object, object]", answer).close()
         return "returned a coroutine: it has to decide at once, and to return Perform to wait"

@@ -1,4 +1,4 @@
-"""Fetching from a source: attempts, their deadline, and the buffer that comes of them."""
+"""Fetching from a source: attempts, their deadline, and the resulting buffer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class FetchedSource:
         self.size: int = base + self._pinned.length
 
     def address(self, offset: int, length: int) -> int | None:
-        """Where the bytes lie.  Raises `SourceTooShort`."""
+        """The address of the bytes.  Raises `SourceTooShort`."""
         if offset < self._base or offset + length > self.size:
             raise errors.SourceTooShort(f"{length} bytes at {offset:#x} were not fetched")
         return self._pinned.address + offset - self._base
 
     async def fetch(self, offset: int, length: int) -> Buffer:
-        """Never needed: `address` always answers."""
+        """Never called: `address` always returns an address."""
         raise NotImplementedError
 
 

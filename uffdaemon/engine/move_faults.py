@@ -49,7 +49,7 @@ def _is_marker(served: Served, fault: Fault) -> bool:
 
 
 def climbed(served: Served, fault: Fault, action: Move, moved: Moved) -> Next:
-    """Record what came of climbing for one fault; returns what comes next for it."""
+    """Record the outcome of the ladder for one fault; returns what comes next for it."""
     region = fault.region
     run = moved.runs[0]
     if run.arrived:

@@ -46,7 +46,7 @@ def stopped(served: Served, fault: Fault, action: Fill | Wake, result: Result) -
         return refused(served, fault, action, result)
     error = error_of(result)
     if code is Code.COPY and result.error == errno.EFAULT and isinstance(action, Copy):
-        # The source lies in memory and cannot be read: its file shrank, or its disk failed.
+        # The source is mapped but cannot be read: its file shrank, or its disk failed.
         return source_failed(served, fault, action, errors.SourceFailed(str(error)))
     pages = fault.region.pages
     if code is Code.CONTINUE and result.error == errno.EFAULT and fault.page in pages.removed:

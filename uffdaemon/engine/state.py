@@ -49,7 +49,7 @@ class Loop(Protocol):
 
 
 class Served:
-    """One userfaultfd: its regions, its open faults, its counters, and who is told."""
+    """One userfaultfd: its regions, its open faults, its counters and its hooks."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Served:
         self.hooks: HookCalls = HookCalls(hooks, self.counters, log)
         self.refaults: Refaults = Refaults()
         self.forks: list[tuple[ForkEvent, RegionTable]] = []
-        """Children whose userfaultfd is ours, with their regions, that nobody serves yet."""
+        """Forked children that are not served yet, with their userfaultfds and regions."""
         self.stale: set[int] = set()
         """Which page maps (by id) have changed so that rules made from them no longer hold."""
         self.client_gone = False

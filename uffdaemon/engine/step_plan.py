@@ -71,7 +71,7 @@ def _move_source(served: Served, fault: Fault, action: Move, start: int, length:
 
 
 def wake_step(fault: Fault) -> Step:
-    """Have whoever waits for the fault's page try again."""
+    """Wake the threads that wait for the fault's page, so that they retry the access."""
     return Step(wake_operation(fault), fault.region, [fault], [Wake()])
 
 
@@ -80,6 +80,6 @@ def wake_operation(fault: Fault) -> Operation:
     return Operation(Code.WAKE, fault.address, fault.region.page_size)
 
 
-def alone(action: Fill | Wake) -> Fill | Wake:
-    """The same action for nothing but the page of the fault."""
+def narrowed(action: Fill | Wake) -> Fill | Wake:
+    """The same action for the page of the fault only."""
     return action if isinstance(action, Wake) else replace(action, extent=1)

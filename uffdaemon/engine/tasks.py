@@ -92,7 +92,7 @@ class Tasks:
                     action, action.offset + offset, pending.length, pending.region.retry
                 )
         except errors.SourceError as error:
-            # The trouble may be a neighbour's: then each page is asked for by itself.
+            # Perhaps only a neighbour failed: fetch each page separately.
             late = isinstance(error, errors.SourceTimedOut)
             narrow = not late and pending.length > pending.region.page_size
             step = replace(action, extent=1) if narrow else Failed(error)

@@ -62,7 +62,7 @@ def target(fault: Fault, action: Fill) -> tuple[int, int]:
         if not low <= fault.page < high:
             return fault.address, page_size
     if isinstance(action, Move) and action.length is not None:
-        # Past the end of the source lies other memory.
+        # Past the end of the source there is other memory.
         high = min(high, action.length // page_size)
         if fault.page >= high:
             return fault.address, page_size

@@ -6,8 +6,7 @@ The rules:
 2. It is known by (page, kind).  Further threads that wait for the same page in the same way join
    the record that is open.  A write-protect fault and a missing one never merge.
 3. It *leaves* once, in `Ledger.leave`, with one final outcome.  Until then it has one `Waiting`
-   state: being decided, or waiting for a source, a timer (deferred), a task, a hook, or nobody
-   (held).
+   state: being decided, waiting for a source, a timer (deferred), a task or a hook, or held.
 4. A waiting fault has a reason, so `open_faults` explains every thread that is stuck.
 5. A deferred fault is retried when its timer expires, with delays that double up to a limit.  It is
    never retried earlier: an event in flight ends only when its thread runs.
@@ -155,7 +154,7 @@ class Ledger:
         return record if record is not None and record.fault is fault else None
 
     def at(self, address: int, kind: FaultKind) -> Record | None:
-        """The record of whatever fault is open for a page and kind."""
+        """The record of the open fault of a page and kind."""
         return self._records.get((address, kind))
 
     def is_open(self, fault: Fault) -> bool:

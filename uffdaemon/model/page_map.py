@@ -1,4 +1,4 @@
-"""What is known of each page of a region: a view of the page book in C, two bits a page.
+"""The state of each page of a region: a view of the page book in C, two bits a page.
 
 A page is *present* once this library has filled it, and *removed* once its owner has discarded it.
 Removed is permanent: the contents of the source must never come back, even if the page was filled

@@ -117,7 +117,7 @@ class Staging:
         at = 0
         with self.view() as view:
             while at < length:
-                # A huge page moves as a whole if both sides are aligned to it alike.
+                # A huge page moves as a whole if both sides are aligned to it.
                 skew = (dst + at) % unit
                 size = min(piece - skew, length - at)
                 if split and unit == HUGE_PAGE_SIZE:

@@ -66,7 +66,7 @@ class Sleeper(trio.abc.Instrument):
         return sleeper
 
     def leave(self, wake: Callable[[], None]) -> None:
-        """Undo `join`.  After the last one, trio sleeps by itself again."""
+        """Undo `join`.  After the last one, trio sleeps in its own epoll again."""
         self._users.remove(wake)
         if not self._users:
             trio.lowlevel.remove_instrument(self)

@@ -29,7 +29,7 @@ class Cause(Enum):
     PINNED = "pinned for I/O"
     """EBUSY although no other process maps the page: O_DIRECT, io_uring, RDMA."""
     WRONG_MEMORY = "memory that cannot be moved"
-    """EINVAL: only private anonymous memory moves, between mappings alike in access and locking."""
+    """EINVAL: only private anonymous memory moves; access and locking must be the same."""
     OTHER_PROCESS = "memory of another process"
     NO_MOVE = "no UFFDIO_MOVE in this kernel"
     SOURCE_HOLE = "nothing at the source"

@@ -1,6 +1,6 @@
 """The state that one worker of an external policy leaves to the next.
 
-A worker may be killed at any moment, so the state is kept outside of it.  The page book is in a
+A worker may be killed at any moment, so the state is kept outside it.  The page book is in a
 memory file that the workers write in place.  The supervisor keeps where the segments of the region
 are after mremap(2) and munmap(2), and the userfaultfds of forked children, which would read zeros
 if their last descriptor were closed.
@@ -105,12 +105,12 @@ class SavedState:
             if uffd not in self._numbers:
                 self._last += 1
                 self._numbers[uffd] = self._last
-                self._send(self._last, segments, uffd.fileno(), self._book_of(table).fileno())
+                self._send(self._last, segments, uffd.fileno(), self._child_book(table).fileno())
             elif self._known.get(self._numbers[uffd]) != segments:
                 self._send(self._numbers[uffd], segments)
             self._known[self._numbers[uffd]] = segments
 
-    def _book_of(self, table: RegionTable) -> PageBook:
+    def _child_book(self, table: RegionTable) -> PageBook:
         """The page book of a child, which is in a memory file like its parent's."""
         for segment in table:
             return segment.region.pages.book
