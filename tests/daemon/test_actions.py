@@ -292,7 +292,7 @@ async def test_write_protected_pages_are_let_through_once(kind: MemoryType) -> N
 
 
 @kernel_test()
-async def test_wake_lets_the_thread_find_what_somebody_else_has_placed() -> None:
+async def test_wake_lets_the_thread_find_a_page_filled_by_other_means() -> None:
     client = Client()
     uffd = await client.uffd()
     memory = await client.guarded(PAGE)

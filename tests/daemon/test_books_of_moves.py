@@ -17,7 +17,7 @@ from uffdaemon.moves import Moved, Staging
 
 
 @kernel_test(features=Features.MOVE)
-async def test_what_staging_has_filled_is_known_once_it_is_booked() -> None:
+async def test_pages_filled_by_staging_are_present_after_book() -> None:
     data = content(8)
     memory = Memory.map(len(data))
     fd = os.memfd_create("image")
@@ -60,7 +60,7 @@ async def test_holes_that_were_left_holes_are_still_missing() -> None:
 
 
 @kernel_test(features=Features.MOVE)
-async def test_only_what_is_served_is_booked() -> None:
+async def test_book_refuses_memory_that_is_not_served() -> None:
     with Userfaultfd.open(Features.MOVE) as uffd:
         async with open_daemon() as daemon:
             with pytest.raises(errors.NotServed):

@@ -196,7 +196,7 @@ async def test_serve_returns_when_its_client_is_gone() -> None:
 
 @pytest.mark.parametrize("missing", ["hold", "poison", "release"])
 @kernel_test()
-async def test_a_dead_clients_region_can_be_let_go_of(missing: Missing) -> None:
+async def test_a_dead_clients_region_can_be_removed(missing: Missing) -> None:
     client = Client()
     uffd = await client.uffd()
     memory = await client.guarded(PAGE)

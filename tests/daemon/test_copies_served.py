@@ -35,7 +35,7 @@ from uffdaemon.moves import copy_exactly
 
 
 @kernel_test(features=PROTECTED)
-async def test_a_marker_in_the_way_is_said_and_not_run_against() -> None:
+async def test_a_marker_at_the_destination_is_reported_and_not_retried() -> None:
     uffd = Userfaultfd.open(PROTECTED)
     source, memory = Memory.map(PAGE, dont_fork=True), Memory.map(PAGE)
     source.write(0, b"s" * PAGE)

@@ -238,7 +238,7 @@ async def test_what_is_left_of_unmapped_memory_is_served_on(
 
 
 @kernel_test(features=UNMAP)
-async def test_whoever_waits_in_memory_that_is_unmapped_gets_sigsegv() -> None:
+async def test_a_thread_waiting_in_unmapped_memory_gets_sigsegv() -> None:
     client = Client()
     uffd = await client.uffd(UNMAP)
     memory = await client.guarded(2 * PAGE)

@@ -53,7 +53,7 @@ async def test_plain_accesses_with_the_gil_held() -> None:
 
 
 @kernel_test()
-async def test_an_owner_that_reads_no_reports_is_answered_all_the_same() -> None:
+async def test_an_owner_that_reads_no_reports_is_still_served() -> None:
     """More endings than a socket holds, while the owner's interpreter stands still."""
     recorder = Recorder()
     pages = 16384
@@ -218,7 +218,9 @@ async def test_what_cannot_travel_is_refused_at_once() -> None:
     ],
 )
 @kernel_test()
-async def test_what_the_worker_cannot_load_is_said_here(policy: str, reason: str) -> None:
+async def test_a_policy_that_the_worker_cannot_load_is_reported_to_the_owner(
+    policy: str, reason: str
+) -> None:
     with Memory.map(PAGE) as memory, capture_logs() as logs:
         async with open_daemon() as daemon:
             region = daemon.guard(memory, policy, placement="external")

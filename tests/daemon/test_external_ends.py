@@ -167,7 +167,7 @@ async def test_memory_that_has_moved_is_found_by_the_next_worker() -> None:
 
 
 @kernel_test()
-async def test_a_policy_whose_workers_die_is_given_up() -> None:
+async def test_a_policy_whose_workers_keep_dying_is_given_up() -> None:
     with (
         Userfaultfd.open(Features.THREAD_ID) as uffd,
         Memory.map(PAGE) as memory,

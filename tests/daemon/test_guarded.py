@@ -221,7 +221,7 @@ async def test_what_is_served_again_is_none_of_the_last_watchdogs() -> None:
 
 
 @kernel_test(features=Features.SIGBUS)
-async def test_who_answers_is_decided_when_memory_is_guarded_first() -> None:
+async def test_the_placement_is_chosen_when_memory_is_first_guarded() -> None:
     """The userfaultfd is made for it."""
     for first, then in (("thread", "in-thread"), ("in-thread", "thread")):
         with Memory.map(len(_DATA)) as memory:

@@ -163,7 +163,7 @@ async def test_the_thread_waits_is_listed_and_sees_nothing_wrong(
 
 @some
 @kernel_test(features=Features.POISON)
-async def test_the_client_gets_sigbus_if_so_declared(
+async def test_the_client_gets_sigbus_if_poison_is_declared(
     policy: Callable[[Fault], Action | None],
 ) -> None:
     client = Client()

@@ -90,7 +90,7 @@ async def test_writes_are_seen_once_a_page_until_they_are_to_be_seen_again() -> 
 
 @both_sleeps
 @kernel_test()
-async def test_the_thread_that_would_have_to_answer_is_not_let_wait(native_sleep: bool) -> None:
+async def test_the_loops_own_thread_may_not_touch_the_memory(native_sleep: bool) -> None:
     data = content(4)
     with Memory.map(len(data)) as memory:
         async with open_daemon(native_sleep=native_sleep) as daemon:
@@ -114,7 +114,7 @@ async def test_the_thread_that_would_have_to_answer_is_not_let_wait(native_sleep
 
 
 @kernel_test(features=Features.MOVE)
-async def test_a_move_takes_nothing_from_behind_its_source() -> None:
+async def test_a_move_stops_at_the_end_of_its_source() -> None:
     data, behind = content(4, seed=1), content(4, seed=2)
     with Memory.map(8 * PAGE) as ours, Memory.map(8 * PAGE) as target:
         ours.write(0, data)

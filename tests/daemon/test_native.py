@@ -254,7 +254,7 @@ async def test_what_the_page_cache_has_is_mapped(resolver: ResolverName) -> None
 
 
 @kernel_test()
-async def test_the_resolver_goes_where_the_threads_are_that_it_answers() -> None:
+async def test_the_resolver_moves_to_the_core_of_the_faulting_threads() -> None:
     """As long as all of them are bound to the same core."""
     cores = os.sched_getaffinity(0)
     first, last = min(cores), max(cores)
@@ -290,7 +290,7 @@ async def test_the_resolver_goes_where_the_threads_are_that_it_answers() -> None
 
 @both_resolvers
 @kernel_test(features=Features.SIGBUS)
-async def test_what_no_rule_answers_python_answers(resolver: ResolverName) -> None:
+async def test_faults_without_a_rule_are_resolved_by_python(resolver: ResolverName) -> None:
     """The thread waits meanwhile, and goes on."""
     data = content(4)
     gate = Gate(data)

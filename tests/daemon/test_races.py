@@ -54,7 +54,7 @@ def _live(inside: Inside, first: int, step: int) -> list[str]:
 @pytest.mark.parametrize("slow", [False, True], ids=["bytes", "async"])
 @pytest.mark.parametrize("lowered", [True, False], ids=["rules", "python"])
 @kernel_test(features=REMOVE)
-async def test_nobody_sees_what_is_not_due(lowered: bool, slow: bool, native_sleep: bool) -> None:
+async def test_no_thread_sees_wrong_contents(lowered: bool, slow: bool, native_sleep: bool) -> None:
     client = Client()
     uffd = await client.uffd(REMOVE)
     data = b"".join(content(1, seed=page) for page in range(PAGES))

@@ -240,7 +240,7 @@ async def _stuck(daemon: Daemon, client: Client) -> tuple[int, int]:
 
 @both_sleeps
 @kernel_test()
-async def test_who_is_stuck_is_said_on_demand_and_by_signal(native_sleep: bool) -> None:
+async def test_open_faults_are_reported_on_demand_and_on_a_signal(native_sleep: bool) -> None:
     client = Client()
     async with open_daemon(native_sleep=native_sleep) as daemon, trio.open_nursery() as nursery:
         thread, address = await _stuck(daemon, client)

@@ -103,7 +103,7 @@ def _serve_badly(inside: Inside, fd: int, memory: tuple[int, int, int], said: in
 
 @both_sleeps
 @kernel_test(features=Features.POISON)
-async def test_poisoned_at_the_end_and_nobody_forgotten(native_sleep: bool) -> None:
+async def test_every_open_fault_is_poisoned_at_the_end(native_sleep: bool) -> None:
     """One is held, the message of the other has not even been read."""
     clients = [Client(), Client()]
     hold = Asked(lambda fault: actions.Hold("for the test"))

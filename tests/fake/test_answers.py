@@ -124,7 +124,7 @@ async def test_an_event_in_flight_defers_until_a_timer_tries_again(
     assert resolved.latency >= 1_500_000
 
 
-async def test_a_deferred_fault_says_what_it_waits_for(uffd: FakeUserfaultfd) -> None:
+async def test_a_deferred_fault_has_a_reason(uffd: FakeUserfaultfd) -> None:
     uffd.otherwise = in_flight
     async with open_daemon() as daemon:
         policy = Asked(COPY)
@@ -231,7 +231,7 @@ async def test_a_refusal_is_never_swallowed(number: int, uffd: FakeUserfaultfd) 
 
 
 @both_sleeps
-async def test_a_client_that_is_gone_takes_all_its_faults_along(
+async def test_all_faults_of_an_exited_client_end(
     native_sleep: bool, uffd: FakeUserfaultfd
 ) -> None:
     policy = Asked(lambda fault: actions.Hold("no") if fault.page == 7 else actions.Zero())
@@ -300,7 +300,7 @@ async def test_a_minor_fault_on_a_page_that_was_punched_out_is_sent_to_look_agai
     assert "not in the page cache" in str(error)
 
 
-async def test_whoever_waits_in_what_is_unmapped_is_woken_to_see_it(
+async def test_threads_waiting_in_unmapped_memory_are_woken(
     uffd: FakeUserfaultfd,
 ) -> None:
     policy = Asked(lambda fault: actions.Hold("no"))

@@ -215,7 +215,7 @@ async def test_a_logger_that_raises_loses_its_lines(
 
 
 @pytest.mark.usefixtures("configured")
-async def test_a_logger_that_blocks_stops_nobody(uffd: FakeUserfaultfd) -> None:
+async def test_a_logger_that_blocks_stops_no_other_thread(uffd: FakeUserfaultfd) -> None:
     released = threading.Event()
     lines: list[object] = []
 

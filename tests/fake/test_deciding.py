@@ -273,7 +273,7 @@ class Odd:
         (errors.SourceTooShort("ended"), errors.SourceTooShort),
     ],
 )
-async def test_a_source_that_lies_nowhere_fails_the_fault_and_nothing_else(
+async def test_a_source_without_an_address_fails_only_its_fault(
     where: object, kind: type[Exception], uffd: FakeUserfaultfd
 ) -> None:
     source: Source = Odd(where)

@@ -87,7 +87,7 @@ async def test_open_faults_end_as_the_caller_chose(
 
 @both_sleeps
 @pytest.mark.parametrize("how", list(Shutdown), ids=lambda how: how.value)
-async def test_nobody_is_overlooked_who_was_not_even_read(
+async def test_faults_that_were_not_read_yet_are_handled_too(
     how: Shutdown, native_sleep: bool, uffd: FakeUserfaultfd
 ) -> None:
     recorder = Recorder()
@@ -176,7 +176,9 @@ async def test_resolve_waits_for_what_was_put_off(uffd: FakeUserfaultfd) -> None
 
 
 @pytest.mark.parametrize("answer", [failing(errno.EAGAIN), failing(errno.ENOMEM)])
-async def test_whoever_cannot_be_poisoned_is_named(answer: Answer, uffd: FakeUserfaultfd) -> None:
+async def test_a_fault_that_cannot_be_poisoned_is_reported(
+    answer: Answer, uffd: FakeUserfaultfd
+) -> None:
     policy = Asked(lambda fault: actions.Hold("for ever"))
     with capture_logs() as logs:
         async with open_daemon(on_shutdown=Shutdown.POISON) as daemon:
@@ -187,7 +189,7 @@ async def test_whoever_cannot_be_poisoned_is_named(answer: Answer, uffd: FakeUse
     assert len(left_waiting(logs)) == 1
 
 
-async def test_a_page_that_is_there_is_not_said_to_be_poisoned(uffd: FakeUserfaultfd) -> None:
+async def test_a_present_page_is_not_reported_as_poisoned(uffd: FakeUserfaultfd) -> None:
     policy = Asked(lambda fault: actions.Hold("for ever"))
     recorder = Recorder()
     with capture_logs() as logs:
@@ -365,7 +367,7 @@ async def test_a_descriptor_that_is_closed_while_it_is_served(
 
 
 @both_sleeps
-async def test_reading_that_fails_is_said_and_ends_that_descriptor_alone(
+async def test_a_failed_read_is_reported_and_ends_only_that_descriptor(
     native_sleep: bool, uffd: FakeUserfaultfd
 ) -> None:
     with FakeUserfaultfd() as other:

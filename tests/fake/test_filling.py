@@ -64,7 +64,7 @@ async def test_pieces_progress_and_the_sum(uffd: FakeUserfaultfd) -> None:
 
 
 @both_sleeps
-async def test_what_is_there_or_discarded_is_left_alone(
+async def test_present_and_discarded_pages_are_skipped(
     native_sleep: bool, uffd: FakeUserfaultfd
 ) -> None:
     recorder = Recorder()
@@ -228,7 +228,7 @@ async def test_pages_found_there_are_not_counted_as_brought(uffd: FakeUserfaultf
         assert await daemon.fill(guarded, piece=2 * PAGE) == 6 * PAGE
 
 
-async def test_a_client_that_is_gone_ends_the_fill(uffd: FakeUserfaultfd) -> None:
+async def test_the_exit_of_the_client_ends_the_fill(uffd: FakeUserfaultfd) -> None:
     uffd.otherwise = gone
     async with open_daemon() as daemon:
         guarded = daemon.add_region(uffd, region(COPY))

@@ -125,7 +125,7 @@ async def test_before_that_fails_loses_nothing(
     assert "Hook._" in line["hook"]
 
 
-async def test_before_that_never_answers_is_not_waited_for_for_ever(
+async def test_a_before_hook_that_never_returns_times_out(
     uffd: FakeUserfaultfd, autojump_clock: trio.testing.MockClock
 ) -> None:
     reasons: list[str] = []
@@ -205,7 +205,7 @@ class Listener(Notes):
 
 @sync_and_async
 @pytest.mark.parametrize("error", [None, RuntimeError("a bug")], ids=["fine", "raising"])
-async def test_events_are_told_in_their_order(
+async def test_event_hooks_are_called_in_order(
     error: Exception | None, is_async: bool, uffd: FakeUserfaultfd
 ) -> None:
     listener = Listener(is_async, error)
@@ -230,7 +230,7 @@ async def test_events_are_told_in_their_order(
 
 @sync_and_async
 @pytest.mark.parametrize("error", [None, RuntimeError("a bug")], ids=["fine", "raising"])
-async def test_endings_and_failures_are_told(
+async def test_hooks_see_outcomes_and_failures(
     error: Exception | None, is_async: bool, uffd: FakeUserfaultfd
 ) -> None:
     listener = Listener(is_async, error)
@@ -309,7 +309,7 @@ async def test_a_hook_that_hangs_does_not_keep_the_daemon_from_ending(
     assert len(told) == 1
 
 
-async def test_a_failure_is_told_before_what_was_declared_is_done(uffd: FakeUserfaultfd) -> None:
+async def test_the_failure_hook_is_called_before_the_declared_action(uffd: FakeUserfaultfd) -> None:
     uffd.script.append(failing(errno.ENOMEM))
     seen: list[list[Code]] = []
 

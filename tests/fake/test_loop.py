@@ -183,7 +183,7 @@ async def test_aggregates_are_logged_if_so_wanted(
     assert logs == served
 
 
-async def test_without_anything_to_say_nothing_is_logged(uffd: FakeUserfaultfd) -> None:
+async def test_an_uneventful_run_logs_nothing(uffd: FakeUserfaultfd) -> None:
     recorder = Recorder()
     with capture_logs() as logs:
         async with open_daemon(hooks=[recorder.hooks]) as daemon:

@@ -237,7 +237,7 @@ async def test_no_more_fetches_run_at_a_time_than_allowed(uffd: FakeUserfaultfd)
     assert sorted(gate.asked) == [(page * PAGE, PAGE) for page in range(5)]
 
 
-async def test_a_slow_source_keeps_nobody_else_waiting(uffd: FakeUserfaultfd) -> None:
+async def test_a_slow_source_delays_no_other_fault(uffd: FakeUserfaultfd) -> None:
     gate = Gate(DATA)
     slow, quick = CopyFrom(AsyncSource(gate.fetch, len(DATA))), CopyFrom(BytesSource(DATA))
     recorder = Recorder()

@@ -113,7 +113,7 @@ async def test_an_address_outside_of_every_region_is_woken_then_held(
 
 
 @both_sleeps
-async def test_a_page_that_is_held_is_decided_anew_when_somebody_asks_again(
+async def test_a_held_fault_is_decided_again_when_a_thread_faults_again(
     native_sleep: bool, uffd: FakeUserfaultfd
 ) -> None:
     said: list[Action] = [actions.Hold("not yet"), actions.Hold("not yet"), actions.Zero()]
@@ -132,7 +132,7 @@ async def test_a_page_that_is_held_is_decided_anew_when_somebody_asks_again(
     assert daemon.statistics().joined == 2
 
 
-async def test_a_held_fault_whose_page_comes_by_a_neighbour_is_over(uffd: FakeUserfaultfd) -> None:
+async def test_a_held_fault_ends_when_a_neighbour_fills_its_page(uffd: FakeUserfaultfd) -> None:
     policy = Asked(lambda fault: actions.Zero(4) if fault.page else actions.Hold("no"))
     recorder = Recorder()
     async with open_daemon(hooks=[recorder.hooks]) as daemon:

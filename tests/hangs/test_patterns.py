@@ -127,7 +127,7 @@ def _guard(daemon: Daemon, pattern: Pattern, **options: str) -> tuple[Guarded, G
 
 @pytest.mark.parametrize("name", ["file_readinto", "numpy_copy"])
 @kernel_test()
-def test_a_policy_that_waits_is_told_of(name: str) -> None:
+def test_a_policy_that_waits_is_reported(name: str) -> None:
     """Its fault has been taken in, and nobody would ever read of it again."""
     toucher = Toucher(name, Watchdog(then="exit"), WaitsForEver)
     toucher.touch()
@@ -142,7 +142,7 @@ def test_a_policy_that_waits_is_told_of(name: str) -> None:
 
 @pytest.mark.parametrize("what", ["buffer", "array"])
 @kernel_test()
-async def test_no_plain_access_where_only_python_answers(what: str) -> None:
+async def test_no_plain_access_where_only_python_resolves_faults(what: str) -> None:
     data = content(2)
     async with open_daemon() as daemon:
         python, partly = InPython(data), FirstOf(InPython(data), CopyFrom(BytesSource(data)))

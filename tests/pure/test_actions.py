@@ -57,6 +57,6 @@ def test_nothing_is_copied_that_was_not_asked_for() -> None:
     assert not Fallback().copy_pinned
 
 
-def test_whoever_is_held_is_told_why() -> None:
+def test_a_hold_has_a_reason() -> None:
     assert Hold().reason == "held"
     assert Hold("no disk").reason == "no disk"

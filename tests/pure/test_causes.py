@@ -30,7 +30,7 @@ def test_runs_of_one_fate_that_follow_each_other_are_one() -> None:
     assert joined([]) == ()
 
 
-def test_moved_says_what_arrived_and_what_did_not() -> None:
+def test_moved_tells_which_pages_arrived() -> None:
     moved = Moved((MOVED, SHARED))
     assert not moved.complete
     assert moved.refused == [SHARED]
@@ -81,7 +81,7 @@ def test_a_run_without_a_cause_is_refused_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("done", [0, PAGE])
-def test_ebusy_of_a_single_ioctl_says_how_far_it_came(done: int) -> None:
+def test_ebusy_of_a_single_ioctl_reports_its_progress(done: int) -> None:
     operation = Operation(Code.MOVE, 0x10000, 3 * PAGE, 0x50000)
     error = error_of(result_of(operation, errno.EBUSY, done, 0))
     assert isinstance(error, errors.PageNotExclusive)
@@ -97,7 +97,7 @@ def test_a_long_story_is_cut_short() -> None:
     assert repr(moved).endswith("and 4 more runs>")
 
 
-def test_a_refusal_says_that_it_is_not_the_only_one() -> None:
+def test_a_refusal_mentions_that_there_are_more() -> None:
     runs = [
         Run(DST, SRC, PAGE, Outcome.FAILED, Cause.SOURCE_HOLE, 2),
         Run(DST + PAGE, SRC + PAGE, PAGE, Outcome.MOVED),

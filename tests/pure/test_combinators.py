@@ -74,7 +74,7 @@ def extent_at(policy: Policy, page: int, kind: FaultKind = MISSING) -> object:
 
 
 @given(st.data(), st.sampled_from((PAGE, HUGE)), KINDS)
-def test_neither_windows_nor_reach_go_where_another_answer_is_given(
+def test_windows_and_spans_stop_where_another_policy_decides(
     data: st.DataObject, page_size: int, kind: FaultKind
 ) -> None:
     policy = data.draw(policies(page_size))
@@ -111,7 +111,7 @@ def test_fault_around_fills_its_whole_window(inner: int, outer: int, page: int) 
 # -- first that answers ------------------------------------------------------------------------
 
 
-def test_the_first_that_answers_does_and_no_later_one_is_asked() -> None:
+def test_the_first_policy_with_an_action_wins_and_no_later_one_is_called() -> None:
     asked: list[str] = []
 
     def asks(name: str, answer: Action | None) -> Policy:
@@ -128,7 +128,7 @@ def test_the_first_that_answers_does_and_no_later_one_is_asked() -> None:
     assert FirstOf()(a_fault(REGION)) is None
 
 
-def test_nobody_is_asked_twice_for_one_fault() -> None:
+def test_no_policy_is_called_twice_for_one_fault() -> None:
     asked: list[int] = []
 
     def mine(fault: Fault) -> Action | None:
@@ -141,7 +141,7 @@ def test_nobody_is_asked_twice_for_one_fault() -> None:
     assert asked == [5]
 
 
-def test_a_window_ends_where_one_asked_before_would_answer() -> None:
+def test_a_window_ends_where_an_earlier_policy_would_decide() -> None:
     before = ByRange([(0, 4 * PAGE, held), (12 * PAGE, 4 * PAGE, held)])
     assert extent_at(FirstOf(before, FaultAround(ZeroPage(), 16)), 5) == Span(4 * PAGE, 8 * PAGE)
     ranged = ByRange([(0, PAGES * PAGE, FaultAround(ZeroPage(), 16))])
@@ -161,7 +161,7 @@ def test_a_span_that_needs_no_cut_stays_the_very_action() -> None:
     assert policy(a_fault(REGION, 5)) is action
 
 
-def test_a_span_elsewhere_is_not_mended_but_refused() -> None:
+def test_a_span_outside_the_fault_is_refused() -> None:
     policy = FirstOf(ByRange([(0, 4 * PAGE, held)]), Mine(Span(0, 8 * PAGE)))
     assert extent_at(policy, 9) == Span(0, 8 * PAGE)
     action = policy(a_fault(REGION, 9))
@@ -170,7 +170,7 @@ def test_a_span_elsewhere_is_not_mended_but_refused() -> None:
         target(a_fault(REGION, 9), action)
 
 
-def test_windows_end_with_the_region_whatever_ranges_lie_beyond() -> None:
+def test_windows_end_with_the_region_even_if_ranges_go_on() -> None:
     beyond = ByRange([(100 * PAGE, PAGE, held)])
     policy = FirstOf(beyond, FaultAround(ZeroPage(), 1000))
     assert extent_at(policy, 5) == Span(0, PAGES * PAGE)
@@ -216,7 +216,7 @@ def test_by_range_whatever_the_order_they_are_given_in() -> None:
     assert limits == borders
 
 
-def test_no_ranges_answer_nothing() -> None:
+def test_without_ranges_there_is_no_action() -> None:
     policy = ByRange([])
     assert policy(a_fault(REGION)) is None
     assert reach(policy, a_fault(REGION)) == (0, REGION.length)

@@ -36,7 +36,7 @@ def test_every_error_is_of_one_root_and_of_one_branch(kind: type[Exception]) -> 
     assert issubclass(kind, OSError) == issubclass(kind, errors.KernelRefusal)
 
 
-def test_callers_mistakes_are_what_python_calls_them() -> None:
+def test_usage_errors_are_also_pythons_own_exceptions() -> None:
     assert issubclass(errors.InvalidRange, ValueError)
     assert issubclass(errors.NotAUserfaultfd, ValueError)
     assert issubclass(errors.DaemonClosed, RuntimeError)
@@ -53,9 +53,7 @@ def test_branches_are_never_raised_themselves() -> None:
 
 
 @given(st.sampled_from(sorted(errno.errorcode)), ADDRESSES, LENGTHS)
-def test_a_refusal_says_what_was_asked_for_and_what_came_of_it(
-    number: int, address: int, length: int
-) -> None:
+def test_a_refusal_names_the_request_and_its_result(number: int, address: int, length: int) -> None:
     error = errors.RegistrationRefused(number, "REGISTER", address=address, length=length)
     assert (error.errno, error.number) == (number, number)
     assert (error.operation, error.address, error.length) == ("REGISTER", address, length)
@@ -112,7 +110,7 @@ def test_advice_comes_last() -> None:
     assert caught.value.errno == errno.EPERM
 
 
-def test_what_is_not_known_is_not_said() -> None:
+def test_unknown_details_are_left_out() -> None:
     error = errors.OpenRefused(errno.EMFILE, "userfaultfd")
     assert str(error) == f"userfaultfd: EMFILE ({os.strerror(errno.EMFILE)})"
 
@@ -121,7 +119,7 @@ def test_an_errno_without_a_name_is_given_as_a_number() -> None:
     assert "4094" in str(errors.MemoryRefused(4094, "madvise", address=0x1000))
 
 
-def test_an_errno_that_somebody_erased_is_0() -> None:
+def test_a_missing_errno_is_0() -> None:
     error = errors.OpenRefused(errno.EMFILE, "userfaultfd")
     error.errno = None
     assert error.number == 0
@@ -141,7 +139,7 @@ def test_a_policys_error_names_the_policy() -> None:
     assert str(error) == "policy mine does not answer"
 
 
-def test_a_failure_in_a_worker_says_what_it_was_there() -> None:
+def test_a_failure_in_a_worker_keeps_its_type_and_message() -> None:
     error = errors.WorkerFailure("shop:copied", "LookupError", "no such page")
     assert (error.policy, error.error_type) == ("shop:copied", "LookupError")
     assert str(error) == "policy shop:copied failed in its worker: LookupError: no such page"

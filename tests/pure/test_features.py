@@ -56,7 +56,7 @@ def test_bits_stand_where_the_uapi_header_has_them() -> None:
     }
 
 
-def test_every_feature_says_since_when() -> None:
+def test_every_feature_has_a_kernel_version() -> None:
     assert list(SINCE) == list(Features)
     assert all(major.isdigit() and minor.isdigit() for major, minor in _versions())
 
@@ -66,7 +66,7 @@ def _versions() -> list[tuple[str, str]]:
 
 
 @given(st.integers(0, (1 << 64) - 1))
-def test_a_newer_kernels_bits_are_kept_and_told_apart(value: int) -> None:
+def test_unknown_bits_of_a_newer_kernel_are_kept_and_distinct(value: int) -> None:
     features = Features(value)
     assert int(features) == value
     assert features.unknown == value & ~NAMED

@@ -68,7 +68,7 @@ def test_after_hooks_hear_of_an_ending_in_their_order() -> None:
     assert bench.all_went_well
 
 
-def test_without_after_hooks_nobody_needs_to_know_of_endings() -> None:
+def test_without_after_hooks_outcomes_are_not_recorded() -> None:
     heard, (other,) = told("other")
     bench = Bench(Hooks(remove=other))
     assert not bench.calls.see_endings

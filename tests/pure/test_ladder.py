@@ -67,7 +67,7 @@ def test_a_strict_move_fails_by_name_and_its_neighbours_move(
     assert not any(isinstance(ask, CopyOver) for ask in machine.log)
 
 
-def test_a_page_whose_other_owner_has_ended_moves_strictly() -> None:
+def test_a_page_whose_other_process_has_exited_moves_strictly() -> None:
     machine = Machine(["child ended"])
     assert fates(machine, STRICT) == [(1, Outcome.UNSHARED_AND_MOVED, Cause.SHARED, 0)]
 
@@ -115,7 +115,7 @@ def test_a_pin_that_does_not_end_is_waited_for_only_so_long() -> None:
     assert 1.0 <= machine.waited < 1.1  # for all of them together
 
 
-def test_a_pinned_page_is_copied_only_if_that_was_said() -> None:
+def test_a_pinned_page_is_copied_only_if_allowed() -> None:
     machine = Machine(["pinned"])
     terms = Terms(Fallback(copy_pinned=True, patience=0.0))
     assert fates(machine, terms) == [(1, Outcome.COPIED_PINNED, Cause.PINNED, 0)]

@@ -149,7 +149,7 @@ def test_inside_is_by_address_with_the_end_left_out(ledger: Ledger) -> None:
     assert ledger.inside(faults[2].address + 1, faults[4].address) == []
 
 
-def test_who_is_stuck_is_said_in_one_line(ledger: Ledger) -> None:
+def test_a_waiting_thread_is_described_in_one_line(ledger: Ledger) -> None:
     older = a_fault(REGION, 2, thread=0, read_at=0)
     newer = a_fault(REGION, 1, WP, thread=7, write=True, read_at=500_000_000)
     ledger.enter(newer)

@@ -273,7 +273,7 @@ def test_what_is_not_known_to_be_a_mapping_hides_what_is_asked_after_it(policy: 
         assert rules_for(put(policy)) == [], put(policy)
 
 
-def test_who_answers_write_protection_alone_hides_nothing() -> None:
+def test_a_policy_for_write_protect_faults_hides_no_missing_rule() -> None:
     alone = rules_for(FirstOf(Unprotect(), ZeroPage()))
     assert alone == rules_for(ZeroPage())
     assert len(alone) == 1
@@ -290,7 +290,7 @@ def test_hugetlb_does_not_move() -> None:
         assert rules_for(FirstOf(policy, ZeroPage()), page_size=HUGE) == []
 
 
-def test_ranges_that_answer_nothing_hide_nothing() -> None:
+def test_ranges_without_an_action_hide_nothing() -> None:
     poison = rules_for(Poison())
     assert rules_for(FirstOf(ByRange([]), Poison())) == poison
     assert rules_for(FirstOf(ByRange([(WHOLE, PAGE, own)]), Poison())) == poison
@@ -334,7 +334,7 @@ class Wild(FakeSource):
     [OSError("the disk"), SourceTooShort("here"), 0, -1, ADDRESSES - PAGE, 4096.0, "4096", None],
     ids=repr,
 )
-def test_a_source_that_answers_nonsense_is_left_to_python_to_complain_about(answer: object) -> None:
+def test_a_source_with_an_invalid_address_is_left_to_python(answer: object) -> None:
     assert rules_for(CopyFrom(Wild(answer))) == []
     assert rules_for(FirstOf(CopyFrom(Wild(answer)), Continue())) == [
         Rule(MINOR, 0, WHOLE, Code.CONTINUE)

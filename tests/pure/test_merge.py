@@ -172,7 +172,7 @@ def _with_next(merged: list[Step], some: list[Step]) -> list[tuple[int, int]]:
     ]
 
 
-def test_a_step_longer_than_the_limit_stays_whole_and_takes_in_what_it_covers() -> None:
+def test_a_step_longer_than_the_limit_stays_whole_and_absorbs_what_it_covers() -> None:
     pages = MAX_MERGED // PAGE + 10
     region = a_region(pages=pages + 1)
     long = Step(operation(Zero(), region, START, pages * PAGE), region, [a_fault(region)], [Zero()])

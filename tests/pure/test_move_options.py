@@ -50,7 +50,7 @@ def test_an_exact_copy_has_no_fallback_to_choose() -> None:
         copy_exactly(MINE, 0, 0, PAGE_SIZE, **cast("Any", {"fallback": Fallback()}))
 
 
-def test_the_terms_say_why_nothing_moves() -> None:
+def test_the_terms_name_why_a_move_is_impossible() -> None:
     assert DEFAULTS.terms(MINE).impossible is None
     assert DEFAULTS.terms(FOREIGN).impossible is Cause.OTHER_PROCESS
     huge = Chosen(page_size=512 * PAGE_SIZE, piece=PAGE_SIZE, fallback=Fallback(patience=2))

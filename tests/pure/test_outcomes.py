@@ -105,7 +105,7 @@ def test_every_operation_has_an_outcome_of_its_own() -> None:
     assert all(outcome.final for outcome in OUTCOME_OF_CODE.values())
 
 
-def test_outcomes_are_told_apart_as_keys() -> None:
+def test_outcomes_are_distinct_keys() -> None:
     assert {outcome: outcome.value for outcome in Outcome}[Outcome.MOVED] == "moved"
     assert len({hash(outcome) for outcome in Outcome}) == len(Outcome)
 

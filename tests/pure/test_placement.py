@@ -15,13 +15,13 @@ def test_the_word_does_as_well() -> None:
 
 
 @pytest.mark.parametrize("choice", [Placement, Resolver])
-def test_what_else_there_is_is_said(choice: type[Placement | Resolver]) -> None:
+def test_an_unknown_choice_lists_the_valid_ones(choice: type[Placement | Resolver]) -> None:
     with pytest.raises(ValueError, match=r"is one of .*'in[-_].*, not 'in thread'"):
         choice("in thread")
 
 
 @pytest.mark.parametrize("after", [0.0, -1.0, float("nan")])
-def test_a_watchdog_that_would_bark_at_everything_is_refused(after: float) -> None:
+def test_a_watchdog_without_a_sensible_timeout_is_refused(after: float) -> None:
     with pytest.raises(ValueError, match="more than 0"):
         Watchdog(after)
 

@@ -64,7 +64,7 @@ SOURCE = FakeSource(16 * PAGE)
     ids=policy_name,
 )
 @pytest.mark.parametrize("kind", FaultKind)
-def test_what_each_policy_answers(
+def test_what_each_policy_returns(
     policy: Policy, expected: dict[FaultKind, Action], kind: FaultKind
 ) -> None:
     fault = a_fault(REGION, 3, kind)

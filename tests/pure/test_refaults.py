@@ -38,7 +38,7 @@ def test_without_thread_ids_it_takes_sixteen_times_as_many(repeats: Refaults) ->
     assert counts == [0] * (16 * LIMIT) + [16 * LIMIT + 1]
 
 
-def test_threads_pages_and_kinds_are_told_apart(repeats: Refaults) -> None:
+def test_threads_pages_and_kinds_are_counted_separately(repeats: Refaults) -> None:
     faults = [
         a_fault(REGION, page, kind, thread=thread, read_at=BEGUN)
         for page in (1, 2)

@@ -54,7 +54,7 @@ def test_the_last_page_of_the_address_space_can_be_one() -> None:
     assert Region(END - PAGE, PAGE, ZeroPage()).end == END
 
 
-def test_regions_are_told_apart_by_identity() -> None:
+def test_regions_compare_by_identity() -> None:
     one, other = (Region(START, PAGE, ZeroPage(), name="heap") for _ in range(2))
     assert one != other
     assert len({one, other}) == 2

@@ -128,7 +128,7 @@ def test_a_move_of_nothing_that_is_ours_still_unmaps_its_target() -> None:
     assert [(segment.start, segment.end) for segment in table] == [(at(0), at(1)), (at(2), at(4))]
 
 
-def test_a_child_has_the_pages_of_the_moment_that_is_said() -> None:
+def test_a_child_starts_with_the_pages_of_the_snapshot() -> None:
     region = a_region(pages=8)
     region.pages.present.add(1)
     region.pages.remove(4, 5)

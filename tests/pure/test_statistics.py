@@ -45,7 +45,7 @@ def counted(endings: list[tuple[FaultKind, Outcome, int]]) -> Counters:
 
 
 @given(ENDINGS)
-def test_every_ending_is_booked_once_under_its_kind_and_latency(
+def test_every_outcome_is_counted_once_by_kind_and_latency(
     endings: list[tuple[FaultKind, Outcome, int]],
 ) -> None:
     counters = counted(endings)
@@ -86,7 +86,7 @@ def test_the_sum_of_two_handlers_is_that_of_all_their_faults(
     assert one.outcomes == counted(here).outcomes
 
 
-def test_what_rules_answered_is_added_as_if_python_had() -> None:
+def test_faults_resolved_by_rules_are_counted_like_pythons() -> None:
     latencies = [0] * BUCKETS
     latencies[11] = 8
     port = FakePort(

@@ -80,7 +80,7 @@ def test_a_second_way_out_would_be_found() -> None:
     assert not removes_or_replaces(ast.parse("self._records[key] = record"))
 
 
-def test_nobody_else_knows_where_records_are_kept() -> None:
+def test_only_the_ledger_touches_its_records() -> None:
     assert [
         name
         for name, text in SOURCES.items()

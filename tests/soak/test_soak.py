@@ -48,7 +48,7 @@ def soaks(
 @pytest.mark.parametrize("writers", [1, 3])
 @pytest.mark.parametrize("mover", ["strict", "ladder", "exact"])
 @kernel_test(features=PROTECTED)
-def test_nothing_is_lost_when_nobody_is_in_the_way(mover: str, writers: int, library: Path) -> None:
+def test_no_write_is_lost_without_disturbance(mover: str, writers: int, library: Path) -> None:
     for report in soaks(lambda r: r.writes > 0 < r.reads, library, mover, writers, 1000):
         assert report.clean, report
 
@@ -56,7 +56,7 @@ def test_nothing_is_lost_when_nobody_is_in_the_way(mover: str, writers: int, lib
 @pytest.mark.parametrize("mover", ["strict", "ladder"])
 @pytest.mark.parametrize("disturbance", ["fork", "direct", "ring", "split"])
 @kernel_test(features=PROTECTED)
-def test_nothing_is_lost_when_somebody_is(mover: str, disturbance: str, library: Path) -> None:
+def test_no_write_is_lost_with_a_disturbance(mover: str, disturbance: str, library: Path) -> None:
     def enough(report: Report) -> bool:
         return disturbance != "fork" or any("shared" in name for name in report.outcomes)
 
