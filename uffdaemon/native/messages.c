@@ -16,8 +16,8 @@ void uffdaemon_do_not_block(int fd)
         fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-/* For kernels that cannot read a userfaultfd with RWF_NOWAIT.  A client that clears the flag between
- * the check and the read is not noticed. */
+/* For kernels that cannot read a userfaultfd with RWF_NOWAIT.  A client that clears the flag
+ * between the check and the read is not noticed. */
 long uffdaemon_read_checked(int fd, void *messages, size_t bytes)
 {
     uffdaemon_do_not_block(fd);

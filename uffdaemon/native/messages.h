@@ -22,8 +22,8 @@ UFFDAEMON_COLD long uffdaemon_read_checked(int fd, void *messages, size_t bytes)
 UFFDAEMON_COLD void uffdaemon_do_not_block(int fd);
 long uffdaemon_read(int fd, void *messages, size_t bytes, unsigned rereads);
 
-/* As read(2), but never waits.  Not by preadv2(3): a cancellation point, and with it three more pages
- * of libc. */
+/* As read(2), but never waits.  Not by preadv2(3): a cancellation point, and with it three more
+ * pages of libc. */
 static inline long uffdaemon_read_pending(int fd, void *messages, size_t bytes)
 {
     struct iovec into = {messages, bytes};

@@ -8,8 +8,8 @@
 
 static struct sigaction previous;
 
-/* Does what would have happened without our action.  A signal that was sent, by kill(2) say, does not
- * recur: it is ignored if it was before us, and by default ends the process. */
+/* Does what would have happened without our action.  A signal that was sent, by kill(2) say,
+ * does not recur: it is ignored if it was before us, and by default ends the process. */
 void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context)
 {
     if (previous.sa_flags & SA_SIGINFO)
@@ -24,8 +24,8 @@ void uffdaemon_sigaction_chain(int number, siginfo_t *info, void *context)
     }
 }
 
-/* Installs `handler` for SIGBUS, with all signals blocked, and `in_child` for every child forked from
- * now on.  0 or -errno; one caller at a time. */
+/* Installs `handler` for SIGBUS, with all signals blocked, and `in_child` for every child forked
+ * from now on.  0 or -errno; one caller at a time. */
 int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *), void (*in_child)(void))
 {
     static int before;
@@ -40,8 +40,8 @@ int uffdaemon_sigaction_install(void (*handler)(int, siginfo_t *, void *), void 
         int error = pthread_atfork(NULL, NULL, in_child);
         if (error)
             return -error;
-        /* Only the first time: a handler installed over ours later chains to ours, and chaining back
-         * would loop. */
+        /* Only the first time: a handler installed over ours later chains to ours, and chaining
+         * back would loop. */
         previous = now;
         before = 1;
     }

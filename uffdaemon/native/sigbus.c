@@ -2,9 +2,10 @@
 /*
  * Faults that the faulting thread resolves itself, in its signal handler (UFFD_FEATURE_SIGBUS).
  *
- * No other thread is woken, and none has to run.  A fault without a rule is forwarded to Python, and
- * the thread waits in the handler until its page is present.  Everything here is async-signal-safe:
- * memory comes only from mmap(2), and the only locks are spin locks, held with all signals blocked.
+ * No other thread is woken, and none has to run.  A fault without a rule is forwarded to Python,
+ * and the thread waits in the handler until its page is present.  Everything here is
+ * async-signal-safe: memory comes only from mmap(2), and the only locks are spin locks, held with
+ * all signals blocked.
  */
 #define _GNU_SOURCE
 #include "sigbus.h"
@@ -63,8 +64,8 @@ static int write_access(const void *context)
 #endif
 }
 
-/* Whether the page is poisoned.  Without CONFIG_MEMORY_FAILURE its signal looks like that of a missing
- * page, and the handler would resolve it for ever. */
+/* Whether the page is poisoned.  Without CONFIG_MEMORY_FAILURE its signal looks like that of a
+ * missing page, and the handler would resolve it for ever. */
 static UFFDAEMON_COLD int poisoned(uint64_t address)
 {
     uint64_t page = uffdaemon_page_of(address);
@@ -112,7 +113,8 @@ static UFFDAEMON_HOT int resolve(struct uffdaemon_port *port, struct uffdaemon_r
                     ? NULL
                     : uffdaemon_table_find(table, UFFD_PAGEFAULT_FLAG_MINOR, address);
         if (minor) {
-            /* The signal does not tell which of the two it is; a range is registered for one only. */
+            /* The signal does not tell which of the two it is; a range is registered for one
+             * only. */
             rule = minor;
             record->message.arg.pagefault.flags |= UFFD_PAGEFAULT_FLAG_MINOR;
         }
@@ -130,8 +132,8 @@ static UFFDAEMON_HOT int resolve(struct uffdaemon_port *port, struct uffdaemon_r
     return record->code == 0;
 }
 
-/* 0: not an address of this port; 1: retry the access; 2: the same, and `ticket` of `readers` has been
- * unlocked. */
+/* 0: not an address of this port; 1: retry the access; 2: the same, and `ticket` of `readers`
+ * has been unlocked. */
 static int resolve_or_wait(struct uffdaemon_port *port, uint64_t address, const void *context,
                            const unsigned *ticket)
 {
@@ -174,8 +176,8 @@ static int resolve_or_wait(struct uffdaemon_port *port, uint64_t address, const 
     return 2;
 }
 
-/* Whether to retry an access that belongs to no port: its range may have been unregistered since the
- * fault.  If it faults again although no table has been replaced, it was never ours. */
+/* Whether to retry an access that belongs to no port: its range may have been unregistered since
+ * the fault.  If it faults again although no table has been replaced, it was never ours. */
 static int may_have_been_ours(uint64_t address)
 {
     /* Initial-exec: the first use of any other may allocate. */
@@ -237,7 +239,7 @@ static void note_end(const struct uffdaemon_port *port, uint32_t of_parent)
     atomic_store(&ended[at].of_parent, of_parent);
 }
 
-/* In a forked child: the ports are the parent's, and nobody serves them here.  Locks may be held, and
+/* In a forked child: the ports are the parent's, and are not served here.  Locks may be held, and
  * ports read, by threads that the child does not have.  It may add ports of its own. */
 static void in_child(void)
 {
