@@ -149,6 +149,7 @@ class Server:
                 await self._sleep()
                 begun = trio.current_time()
 
+    @trio.lowlevel.enable_ki_protection
     async def _go_on_reading(self) -> None:
         """Read events without resolving faults: threads that copy wait until theirs are read, and
         cannot be cancelled."""
@@ -256,8 +257,7 @@ class Server:
             region,
             now - record.latency,
         )
-        code = Code(record.code)
-        outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[code]
+        outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[Code(record.code)]
         if record.error:
             refused_in_c(self.served, fault, record.error)
         self.served.hooks.after(Resolved(fault, outcome, record.latency, record.done))
@@ -356,6 +356,7 @@ class Server:
         self._stopping = True
         self.wake()
 
+    @trio.lowlevel.enable_ki_protection
     def release(self) -> None:
         """Stop using the descriptor, and close it if it is ours.  May be called from any thread."""
         if self._released:
@@ -391,8 +392,7 @@ class Server:
             for record in records:
                 if record.code and (record.error or self.served.hooks.see_endings):
                     self._notify_after(record, now)
-            left = [record for record in records if not record.code]
-            self.handler.enter_only(events_of(left), now)
+            self.handler.enter_only(events_of([r for r in records if not r.code]), now)
         self._carry_out = None
 
     def is_orphan(self) -> bool:

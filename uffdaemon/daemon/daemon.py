@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from uffdaemon.placement import Shutdown
     from uffdaemon.uapi.moved import Moved
 
+_whole = trio.lowlevel.enable_ki_protection
+"""Ctrl-C interrupts none of these halfway: it is raised where the caller goes on."""
+
 _ENDED = "the process that resolved its faults has ended"
 
 
@@ -89,6 +92,7 @@ class Daemon:
 
     # -- regions -------------------------------------------------------------------------------
 
+    @_whole
     def add_region(
         self,
         uffd: Userfaultfd,
@@ -137,10 +141,12 @@ class Daemon:
             served.execute([Operation(Code.WAKE, region.start, region.length)])
         return region
 
+    @_whole
     def served(self) -> dict[Userfaultfd, RegionTable]:
         """The current regions of each userfaultfd, which a successor has to know."""
         return {uffd: server.served.regions for uffd, server in self._servers.own.items()}
 
+    @_whole
     def resume(self, uffd: Userfaultfd, regions: RegionTable, *, owns_fd: bool) -> None:
         """Serve the regions that a predecessor served.  With `owns_fd` the daemon closes `uffd`.
 
@@ -153,6 +159,7 @@ class Daemon:
         server.rules.schedule_update()
         uffd.execute([Operation(Code.WAKE, s.start, s.end - s.start) for s in regions])
 
+    @_whole
     def guard(
         self,
         memory: Memory,
@@ -223,6 +230,7 @@ class Daemon:
             server.on_end.append(memory.allow_in_thread)
         return region
 
+    @_whole
     def remove_region(self, region: Region, missing: Missing | None = None) -> None:
         """Stop serving a region.
 
@@ -249,6 +257,7 @@ class Daemon:
             if not server.served.regions.segments(region) and region in self._memories:
                 self._memories.pop(region).allow_in_thread()
 
+    @_whole
     async def fill(
         self,
         region: Region,
@@ -268,6 +277,7 @@ class Daemon:
         copy = copy_of(region.policy) if source is None else Copy(source)
         return await Fill(server, region, copy, piece, progress).run()
 
+    @_whole
     async def move(
         self, uffd: Userfaultfd, dst: int, src: int, length: int, **options: Unpack[MoveOptions]
     ) -> Moved:
@@ -287,6 +297,7 @@ class Daemon:
             server.handler.record_moves(ladder.moved)
         return finish(ladder.moved, verify=chosen.verify)
 
+    @_whole
     def book(self, uffd: Userfaultfd, moved: Moved) -> None:
         """Record pages that were moved without this daemon, for instance by `Staging.fill`.
 
@@ -297,6 +308,7 @@ class Daemon:
 
     # -- clients -------------------------------------------------------------------------------
 
+    @_whole
     def watch_client(self, uffd: Userfaultfd, pid: int) -> None:
         """Stop serving `uffd` when process `pid` exits, which a userfaultfd does not report.
 
@@ -316,11 +328,12 @@ class Daemon:
 
     # -- observing -----------------------------------------------------------------------------
 
+    @_whole
     def open_faults(self) -> list[OpenFault]:
         """The faults that are open now, the oldest first."""
-        found = self._servers.open_faults(time.perf_counter_ns())
-        return sorted(found, key=lambda entry: -entry.age)
+        return sorted(self._servers.open_faults(time.perf_counter_ns()), key=lambda each: -each.age)
 
+    @_whole
     def statistics(self) -> Statistics:
         """A snapshot of the counters of all userfaultfds together."""
         total = self._servers.count()
@@ -334,6 +347,7 @@ class Daemon:
             list(total.latencies),
         )
 
+    @_whole
     def dump(self) -> str:
         """The open faults as text, a line each: thread, address, age, and what it waits for."""
         stuck = self.open_faults()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypedDict, Unpack
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict, Unpack
 
 import trio
 
@@ -14,6 +14,7 @@ from uffdaemon.uapi.features import RegisterMode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
+    from types import TracebackType
 
     from uffdaemon.hooks import Hooks
     from uffdaemon.kernel.userfaultfd import Userfaultfd
@@ -41,8 +42,7 @@ class DaemonOptions(TypedDict, total=False):
     log_interval: float | None
 
 
-@asynccontextmanager
-async def open_daemon(
+def open_daemon(
     *,
     hooks: Sequence[Hooks] = (),
     on_shutdown: Shutdown = Shutdown.HOLD,
@@ -53,12 +53,14 @@ async def open_daemon(
     fetch_limit: int = 16,
     native_sleep: bool = True,
     log_interval: float | None = None,
-) -> AsyncGenerator[Daemon]:
+) -> AbstractAsyncContextManager[Daemon]:
     """Serve page faults while the block runs.
 
     When the block ends, in whatever way, `on_shutdown` says what happens to open faults, for at
     most `shutdown_timeout` seconds, shielded from cancellation.  Tasks that shield themselves (a
     source, a `Perform`) are still waited for.  An exception of the block is raised unchanged.
+    Ctrl-C interrupts the block, and a policy that is running, but not the daemon: however often it
+    comes, and whenever, the daemon ends in order.
 
     `on_fork` says what to do with forked children whose memory is registered: "adopt" serves them,
     "close" lets their missing pages become zeros, and a callable returns one of the two.
@@ -70,22 +72,89 @@ async def open_daemon(
     faults in C while trio sleeps; turn it off in guest mode.  The statistics are logged every
     `log_interval` seconds and at the end, if it is not None; failures are always logged.
     """
-    on_shutdown = Shutdown(on_shutdown)  # or its value
+    options = Options(hooks, on_fork, watchdog, rereads, fetch_limit)
+    ending = _Ending(Shutdown(on_shutdown), shutdown_timeout)  # or the value of a Shutdown
+    return _Protected(_opened(options, ending, native_sleep=native_sleep, interval=log_interval))
+
+
+class _Ending(NamedTuple):
+    """How a daemon ends."""
+
+    how: Shutdown
+    timeout: float
+
+
+class _Protected(AbstractAsyncContextManager[Daemon]):
+    """Enters and leaves a context manager without being interrupted halfway by Ctrl-C."""
+
+    def __init__(self, inner: AbstractAsyncContextManager[Daemon]) -> None:
+        self._inner = inner
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> Daemon:
+        return await self._inner.__aenter__()
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return await self._inner.__aexit__(kind, error, traceback)
+
+
+@asynccontextmanager
+async def _opened(
+    options: Options, ending: _Ending, *, native_sleep: bool, interval: float | None
+) -> AsyncGenerator[Daemon]:
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        options = Options(hooks, on_fork, watchdog, rereads, fetch_limit)
-        daemon = Daemon(nursery, options, log_interval=log_interval)
-        await daemon.start(native_sleep=native_sleep)
-        try:
-            yield daemon
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
-            failure = error  # raised again below, not in a group
-        finally:
-            with trio.CancelScope(shield=True):
-                await daemon.shut_down(on_shutdown, shutdown_timeout)
-            nursery.cancel_scope.cancel()
+    try:
+        async with trio.open_nursery() as nursery:
+            daemon = Daemon(nursery, options, log_interval=interval)
+            await daemon.start(native_sleep=native_sleep)
+            try:
+                yield daemon
+            except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001
+                failure = error  # raised again below, not in a group
+            finally:
+                failure = await _end(nursery, daemon, ending) or failure
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # The main task is interrupted wherever it waits: also for the tasks of its nursery.
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        failure = failure or KeyboardInterrupt()
     if failure is not None:
         raise failure
+
+
+async def _end(nursery: trio.Nursery, daemon: Daemon, ending: _Ending) -> BaseException | None:
+    """Shut the daemon down.  Returns what was raised meanwhile, if it is more than one more
+    interrupt.
+
+    trio delivers Ctrl-C to the main task, which this may be: so a task of its own does it.
+    """
+    ended = trio.Event()
+    raised: list[BaseException] = []
+
+    @trio.lowlevel.enable_ki_protection
+    async def shut_down() -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                await daemon.shut_down(ending.how, ending.timeout)
+        except BaseException as error:  # noqa: BLE001  # raised by the task that waits
+            raised.append(error)
+        ended.set()
+
+    nursery.start_soon(shut_down)
+    with trio.CancelScope(shield=True):
+        while not ended.is_set():
+            try:
+                await ended.wait()
+            except KeyboardInterrupt as error:
+                raised.append(error)
+    return raised[0] if raised else None
 
 
 async def serve(

@@ -149,11 +149,13 @@ class Servers:
     def _served_of_this_process(self) -> list[Served]:
         return [s.served for s in self.own.values() if s.uffd.same_process]
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self, server: Server) -> None:
         await server.run()
         if not self.closing and not server.served.ledger:
             self.forget(server)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_external(self, server: ExternalServer) -> None:
         await server.run()
         if not self.closing and self.external.pop(server.region, None) is not None:
@@ -203,12 +205,17 @@ class Servers:
         Returns the descriptors of forked children that live and lack pages, which stay open.
         """
         self.closing = True
+
+        @trio.lowlevel.enable_ki_protection
+        async def end(server: Server | ExternalServer) -> None:
+            await server.shut_down(how, patience)
+
         try:
             async with trio.open_nursery() as nursery:
                 for server in list(self.own.values()):
-                    nursery.start_soon(server.shut_down, how, patience)
+                    nursery.start_soon(end, server)
                 for external in self.external.values():
-                    nursery.start_soon(external.shut_down, how, patience)
+                    nursery.start_soon(end, external)
         finally:
             if self._sleeper is not None:
                 self._sleeper.leave(self._wake)
@@ -219,11 +226,13 @@ class Servers:
         return orphans
 
 
+@trio.lowlevel.enable_ki_protection
 async def end_with_process(server: Server, pidfd: int) -> None:
     """End `server` when the process of `pidfd` exits; closes the descriptor."""
     try:
         async with trio.open_nursery() as nursery:
 
+            @trio.lowlevel.enable_ki_protection
             async def end_at_exit() -> None:
                 await trio.lowlevel.wait_readable(pidfd)
                 server.handler.client_exited()

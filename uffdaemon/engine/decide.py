@@ -6,8 +6,11 @@ culprit.
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING, cast
+
+import trio
 
 from uffdaemon import errors
 from uffdaemon.actions import Action, Unprotect
@@ -22,7 +25,7 @@ from uffdaemon.uapi.events import FaultKind
 if TYPE_CHECKING:
     from uffdaemon.engine.next_step import Next
     from uffdaemon.engine.state import Served
-    from uffdaemon.model.region import Fault
+    from uffdaemon.model.region import Fault, Policy
 
 _clock = time.perf_counter_ns
 
@@ -36,7 +39,13 @@ def decide(served: Served, fault: Fault) -> Next:
     policy = region.policy
     begun = _clock()
     try:
-        action = untrusted(policy(fault))
+        action = untrusted(_ask(policy, fault))
+    except KeyboardInterrupt as error:
+        # Not here: this task has more to do.  trio delivers it to the main task.
+        signal.raise_signal(signal.SIGINT)
+        raised = errors.PolicyRaised(policy_name(policy), "was interrupted by Ctrl-C")
+        raised.__cause__ = error
+        return Failed(raised)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the policy's
         raised = errors.PolicyRaised(policy_name(policy), f"raised {shown(error)}")
         raised.__cause__ = error
@@ -53,6 +62,12 @@ def decide(served: Served, fault: Fault) -> Next:
     if not is_action(action):
         return Failed(errors.PolicyAnswerInvalid(policy_name(policy), not_an_action(action)))
     return ask_hooks(served, fault, action, 0) if served.hooks.before else action
+
+
+@trio.lowlevel.disable_ki_protection
+def _ask(policy: Policy, fault: Fault) -> Action | None:
+    """Call the policy, which Ctrl-C may interrupt: it could run for ever."""
+    return policy(fault)
 
 
 def ask_hooks(served: Served, fault: Fault, action: Action, first: int) -> Next:

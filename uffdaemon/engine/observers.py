@@ -50,6 +50,7 @@ class AsyncHooks:
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             _drop(answer)  # too late
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self) -> None:
         async for answer, hook in self._receiver:
             try:

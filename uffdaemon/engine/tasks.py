@@ -83,6 +83,7 @@ class Tasks:
         self._fetches.append(pending)
         self._nursery.start_soon(self._run_fetch, pending)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_fetch(self, pending: PendingFetch) -> None:
         action, offset = pending.action, pending.start - pending.region.start
         step: Next
@@ -105,6 +106,7 @@ class Tasks:
 
     # -- work ----------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _perform(self, fault: Fault, action: Perform) -> None:
         name = policy_name(fault.region.policy)
         limit = fault.region.policy_timeout if action.timeout is None else action.timeout
@@ -134,6 +136,7 @@ class Tasks:
 
     # -- moves that were refused ---------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _climb(self, fault: Fault, step: Climb) -> None:
         served, action = self._served, step.action
         size = fault.region.page_size
@@ -165,6 +168,7 @@ class Tasks:
 
     # -- hooks ---------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
     async def _ask_hook(self, fault: Fault, step: AskHook) -> None:
         served = self._served
         answer: object = None

@@ -225,6 +225,7 @@ class ExternalServer:
         supervisor = self._supervisor
         closed = trio.Event()
 
+        @trio.lowlevel.enable_ki_protection
         async def receive() -> None:
             await self._listener.receive(supervisor.sock)
             closed.set()
