@@ -13,10 +13,9 @@ from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Source
 from uffdaemon.daemon.fill import Fill, copy_of
 from uffdaemon.daemon.removal import remove
-from uffdaemon.daemon.safety import check_moves, why_unsafe
+from uffdaemon.daemon.safety import check_moves, placed_policy, why_unsafe
 from uffdaemon.daemon.servers import Options, Servers, end_with_process
 from uffdaemon.engine.shutdown import is_alive
-from uffdaemon.external.plan import ExternalPolicy
 from uffdaemon.guard.guarded_region import GuardedRegion
 from uffdaemon.guard.requirements import resolver_for, userfaultfd_for
 from uffdaemon.model.region import (
@@ -67,7 +66,7 @@ class Daemon:
         self._nursery = nursery
         self._servers = Servers(nursery, options)
         self._log_interval = log_interval
-        self._memories: dict[Region, Memory] = {}
+        self._memories: dict[Userfaultfd, Memory] = {}
         self.orphans: list[Userfaultfd] = []
         """After the end: userfaultfds of forked children that are alive and lack pages.  They stay
         open for a successor; closing them makes the missing pages of those children zeros."""
@@ -201,7 +200,7 @@ class Daemon:
         region = GuardedRegion(
             memory.start,
             memory.length,
-            _placed(policy, placement),
+            placed_policy(policy, placement),
             memory.page_size,
             on_failure=on_failure,
             retry=retry,
@@ -213,12 +212,15 @@ class Daemon:
         )
         again = memory.userfaultfd is not None
         uffd = userfaultfd_for(memory, features, user_mode_only, register, resolver)
-        self._memories[region] = memory
         if placement is Placement.EXTERNAL:
             worker = self._servers.start_external(uffd, region, register)
             region.why_unsafe = lambda: _ENDED if worker.ended.is_set() else worker.refusal
             return region
+        known = uffd in self._servers.own
         self.add_region(uffd, region, register=register, resolver=resolver)
+        self._memories[uffd] = memory
+        if not known:
+            self._servers.own[uffd].on_end.append(lambda: self._forget(uffd))
         if again:
             # Threads may have waited there since another daemon ended: they fault again.
             uffd.execute([Operation(Code.WAKE, region.start, region.length)])
@@ -227,7 +229,6 @@ class Daemon:
         if region.why_unsafe():
             # This is the loop's thread, which would wait for itself.
             memory.refuse_in_thread(threading.get_ident(), region.pages)
-            server.on_end.append(memory.allow_in_thread)
         return region
 
     @_whole
@@ -254,8 +255,14 @@ class Daemon:
                 raise
             server.handler.client_exited()
         finally:
-            if not server.served.regions.segments(region) and region in self._memories:
-                self._memories.pop(region).allow_in_thread()
+            if not server.served.regions.segments(region):
+                self._forget(server.uffd)
+
+    def _forget(self, uffd: Userfaultfd) -> None:
+        """Memory of this process is no longer served: its own accesses may be made."""
+        memory = self._memories.pop(uffd, None)
+        if memory is not None:
+            memory.allow_in_thread()
 
     @_whole
     async def fill(
@@ -383,18 +390,3 @@ class Daemon:
         while True:
             await trio.sleep(interval)
             self._log_statistics()
-
-
-def _placed(policy: Policy | str, placement: Placement) -> Policy:
-    """The policy, or what takes its place here if another process runs it.
-
-    Raises `PlacementRefused`.
-    """
-    if placement is Placement.EXTERNAL:
-        return ExternalPolicy(policy)
-    if isinstance(policy, str):
-        raise errors.PlacementRefused(
-            f"{policy!r:.100} is the name of a policy, for placement='external'; pass the policy "
-            "itself to use it in this process"
-        )
-    return policy

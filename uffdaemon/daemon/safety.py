@@ -6,12 +6,13 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from uffdaemon import errors
+from uffdaemon.external.plan import ExternalPolicy
 from uffdaemon.guard.requirements import KINDS
 from uffdaemon.model.region import (
     Region,
     policy_name,
 )
-from uffdaemon.placement import Resolver
+from uffdaemon.placement import Placement, Resolver
 from uffdaemon.policy import moves
 from uffdaemon.uapi.features import RegisterMode
 
@@ -58,3 +59,18 @@ def check_moves(uffd: Userfaultfd, policy: Policy) -> None:
             "process: the kernel moves pages only within the process that owns them.  "
             "Serve it in that process, or copy."
         )
+
+
+def placed_policy(policy: Policy | str, placement: Placement) -> Policy:
+    """The policy, or what takes its place here if another process runs it.
+
+    Raises `PlacementRefused`.
+    """
+    if placement is Placement.EXTERNAL:
+        return ExternalPolicy(policy)
+    if isinstance(policy, str):
+        raise errors.PlacementRefused(
+            f"{policy!r:.100} is the name of a policy, for placement='external'; pass the policy "
+            "itself to use it in this process"
+        )
+    return policy

@@ -17,6 +17,8 @@ from uffdaemon.native.ports import Watch, ignore, read_stacks_from
 from uffdaemon.placement import Then, Watchdog
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uffdaemon.kernel.userfaultfd import Userfaultfd
     from uffdaemon.native.ports import Port
 
@@ -27,7 +29,7 @@ STACKS: Final = signal.SIGRTMAX - 1
 _pipes: Final[dict[int, int]] = {}
 """By process: the write end of the pipe that threads write their stacks to."""
 
-_abandoned: Final[dict[Userfaultfd, Watch]] = {}
+_abandoned: Final[dict[Userfaultfd, tuple[Watch, Callable[[], None]]]] = {}
 
 
 def watch(uffd: Userfaultfd, port: Port, name: str, watchdog: Watchdog) -> Watch:
@@ -43,16 +45,20 @@ def abandon(
     Threads that wait in the ranges, (start, end), are woken.  Their faults have been read before;
     they fault again, and the watchdog sees them.
     """
-    left = _abandoned[uffd] = _watch(uffd, None, name, watchdog, then)
-    uffd.on_close.append(partial(resume, uffd))
+    left = _watch(uffd, None, name, watchdog, then)
+    closing = partial(resume, uffd)
+    _abandoned[uffd] = left, closing
+    uffd.on_close.append(closing)
     for start, end in ranges:
         left.wake(start, end - start)
 
 
 def resume(uffd: Userfaultfd) -> None:
     """Undo `abandon`: it is served again, or closed."""
-    left = _abandoned.pop(uffd, None)
-    if left is not None:
+    if uffd in _abandoned:
+        left, closing = _abandoned.pop(uffd)
+        if closing in uffd.on_close:
+            uffd.on_close.remove(closing)
         left.end()
 
 
