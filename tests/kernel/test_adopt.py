@@ -136,6 +136,30 @@ def test_anything_but_one_userfaultfd_is_refused_and_closed() -> None:
 
 
 @kernel_test()
+def test_files_that_come_with_it_are_received_too() -> None:
+    ours, theirs = socket.socketpair()
+    with Userfaultfd.open(Features.THREAD_ID) as uffd:
+        before = _open_descriptors()
+        first, second = os.memfd_create("first"), os.memfd_create("second")
+        os.write(second, b"second")
+        for fds in ([uffd.fileno(), first, second], [first, uffd.fileno(), second]):
+            socket.send_fds(theirs, [b"a guest"], fds)
+            received, message = Userfaultfd.receive(ours)
+            assert message == b"a guest"
+            assert received.features == Features.THREAD_ID
+            assert os.pread(received.files[1], 9, 0) == b"second"
+            assert not any(os.get_inheritable(fd) for fd in received.files)
+            kept = received.files.pop(0)
+            received.close()
+            assert received.files == []
+            assert os.fstat(kept).st_ino == os.fstat(first).st_ino
+            os.close(kept)
+        os.close(first)
+        os.close(second)
+        assert _open_descriptors() == before
+
+
+@kernel_test()
 def test_other_control_messages_are_passed_over() -> None:
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

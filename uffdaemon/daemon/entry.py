@@ -69,8 +69,9 @@ def open_daemon(
 
     `rereads` limits how often an empty userfaultfd is read again before sleeping; 0: never.
     `fetch_limit` is the number of concurrent fetches per userfaultfd.  `native_sleep` resolves
-    faults in C while trio sleeps; turn it off in guest mode.  The statistics are logged every
-    `log_interval` seconds and at the end, if it is not None; failures are always logged.
+    faults in C while trio sleeps; not in guest mode, where the host's loop sleeps.  The
+    statistics are logged every `log_interval` seconds and at the end, if it is not None; failures
+    are always logged.
     """
     options = Options(hooks, on_fork, watchdog, rereads, fetch_limit)
     ending = _Ending(Shutdown(on_shutdown), shutdown_timeout)  # or the value of a Shutdown

@@ -17,7 +17,7 @@ from uffdaemon.loop import Server, Setup
 from uffdaemon.model.statistics import Counters
 from uffdaemon.ports.endpoint import Backends
 from uffdaemon.ports.resolver import SharedResolver
-from uffdaemon.ports.trio_sleep import Sleeper
+from uffdaemon.ports.trio_sleep import Sleeper, in_guest_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -192,7 +192,7 @@ class Servers:
 
     async def open(self, *, native_sleep: bool) -> None:
         """Get ready to serve; called once."""
-        if native_sleep:
+        if native_sleep and not in_guest_mode():
             self._sleeper = await Sleeper.join(self._wake)
 
     def _wake(self) -> None:

@@ -7,11 +7,15 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeAlias
 
 from uffdaemon import errors, native
 from uffdaemon.uapi.features import Features
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 How: TypeAlias = Literal["auto", "syscall", "device"]
 
@@ -26,6 +30,22 @@ _FILTERED: Final = (
     "the kernel lacks userfaultfd, or a seccomp filter or security module refuses it, as in "
     "containers: `uffdaemon check` tells which"
 )
+
+
+@contextmanager
+def closed_on_error(*fds: int) -> Generator[None]:
+    """Close the descriptors if the block raises."""
+    try:
+        yield
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def is_userfaultfd(fd: int) -> bool:
+    """Whether an open descriptor is a userfaultfd."""
+    return str(Path(f"/proc/self/fd/{fd}").readlink()) == "anon_inode:[userfaultfd]"
 
 
 def check_descriptor(fd: int) -> None:
@@ -121,10 +141,11 @@ def registration_error(
     return kind(number, operation, address=start, length=length, reason=reasons.get(number, ""))
 
 
-def receive_descriptor(sock: socket.socket, max_message: int) -> tuple[int, bytes]:
-    """Read one message of at most `max_message` bytes, with the one descriptor that came with it.
+def receive_descriptors(sock: socket.socket, max_message: int) -> tuple[int, list[int], bytes]:
+    """Read one message of at most `max_message` bytes, with the userfaultfd that came with it.
 
-    Raises EOFError, `NotAUserfaultfd` for none or several (all are closed), and OSError.
+    Returns the userfaultfd, further descriptors in their order, and the message.  Raises EOFError,
+    `NotAUserfaultfd` for no userfaultfd or several (all descriptors are closed), and OSError.
     """
     # socket.recv_fds() drops the flags that it is given.
     message, control, flags, _ = sock.recvmsg(max_message, socket.CMSG_SPACE(64), _CLOEXEC)
@@ -134,8 +155,10 @@ def receive_descriptor(sock: socket.socket, max_message: int) -> tuple[int, byte
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
         for (fd,) in struct.iter_unpack("=i", data)
     ]
-    if len(fds) == 1 and not flags & socket.MSG_CTRUNC:
-        return fds[0], message
+    userfaultfds = fds if len(fds) == 1 else [fd for fd in fds if is_userfaultfd(fd)]
+    if len(userfaultfds) == 1 and not flags & socket.MSG_CTRUNC:
+        [fd] = userfaultfds
+        return fd, [other for other in fds if other != fd], message
     for fd in fds:
         os.close(fd)
     if not message and not fds:

@@ -17,10 +17,11 @@ from uffdaemon.errors import error_of
 from uffdaemon.kernel.descriptor import (
     How,
     check_descriptor,
+    closed_on_error,
     explain_handshake,
     features_of,
     open_descriptor,
-    receive_descriptor,
+    receive_descriptors,
     registration_error,
 )
 from uffdaemon.kernel.exact_copies import Copies
@@ -73,6 +74,8 @@ class Userfaultfd:
         # object.
         self._messages: list[native.MessageArray] = []
         self._operations: list[native.OperationArray] = []
+        self.files: list[int] = []
+        """Received with it, and closed with it unless they are taken out of this list."""
         self.on_close: list[Callable[[], None]] = []
         """Called before the descriptor is closed, so that a daemon stops serving it."""
         self.copies: Copies = Copies()
@@ -104,15 +107,12 @@ class Userfaultfd:
         that this kernel lacks, and `OpenRefused` for other errors.
         """
         fd = open_descriptor(user_mode_only=user_mode_only, how=how)
-        try:
+        with closed_on_error(fd):
             number, granted, _ = native.handshake(fd, int(features))
             if number < 0:
                 explain_handshake(-number, features)
             # The kernel reports all features that it has, not only those requested.
             opened = cls(fd, Features(granted) & features, same_process=True)
-        except BaseException:
-            os.close(fd)
-            raise
         opened.user_mode_only = user_mode_only
         return opened
 
@@ -133,13 +133,14 @@ class Userfaultfd:
         The message is one read from the socket, of at most `max_message` bytes.  Raises EOFError
         at the end of the stream, `InvalidDescriptor` for anything but exactly one userfaultfd (all
         received descriptors are closed), and OSError from the socket, including BlockingIOError.
+
+        Files that come with it, such as the memory file of a guest, are in `files`.
         """
-        fd, message = receive_descriptor(sock, max_message)
-        try:
-            return cls.adopt(fd), message
-        except BaseException:
-            os.close(fd)
-            raise
+        fd, files, message = receive_descriptors(sock, max_message)
+        with closed_on_error(fd, *files):
+            received = cls.adopt(fd)
+        received.files = files
+        return received, message
 
     @classmethod
     def from_process(cls, pid: int, fd: int) -> Self:
@@ -158,11 +159,8 @@ class Userfaultfd:
         if ours < 0:
             refused = errors.PermissionRefused if ours == -errno.EPERM else errors.OpenRefused
             raise refused(-ours, "pidfd_getfd", reason=f"descriptor {fd} of process {pid}")
-        try:
+        with closed_on_error(ours):
             return cls.adopt(ours)
-        except BaseException:
-            os.close(ours)
-            raise
 
     def send(self, sock: socket.socket, message: bytes) -> None:
         """Send a duplicate by SCM_RIGHTS, with `message` (ValueError: empty).  Raises OSError."""
@@ -194,6 +192,8 @@ class Userfaultfd:
         while self.on_close:
             self.on_close.pop()()
         self.in_use.close()
+        while self.files:
+            os.close(self.files.pop())
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ sleep here, `Sleeper.join` returns None, and tasks serve the userfaultfds.
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import socket
 from pathlib import Path
@@ -100,6 +101,17 @@ class Sleeper(trio.abc.Instrument):
     def _wake(self) -> None:
         for wake in self._users:
             wake()
+
+
+def in_guest_mode() -> bool:
+    """Whether trio runs as a guest of another event loop, which must not sleep in its place.
+
+    To be called in trio.  A guest is not run by `trio.run`.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not trio.run.__code__:
+        frame = frame.f_back
+    return frame is None
 
 
 _sleeper: trio.lowlevel.RunVar[Sleeper | None] = trio.lowlevel.RunVar("uffdaemon sleeper", None)
