@@ -13,6 +13,7 @@ from tests.support.kernel_tests import kernel_test
 from tests.support.obstacles import BOTH_MODES, PROTECTED
 from tests.support.page_contents import PAGE, content
 from uffdaemon import (
+    Advice,
     BytesSource,
     CopyFrom,
     FaultKind,
@@ -31,7 +32,7 @@ from uffdaemon import (
     open_daemon,
 )
 from uffdaemon.lowlevel import Features, Userfaultfd
-from uffdaemon.moves import copy_exactly
+from uffdaemon.moves import Fallback, copy_exactly
 
 
 @kernel_test(features=PROTECTED)
@@ -135,3 +136,45 @@ async def test_another_userfaultfd_of_the_daemon_hears_that_its_page_has_gone(by
             source.read(0, 1)
         with pytest.raises(errors.RegionIncomplete):
             daemon.remove_region(region)
+
+
+@kernel_test(features=Features.EVENT_REMOVE)
+async def test_a_copy_in_place_of_a_move_changes_nothing_for_buffers() -> None:
+    """Afterwards C applies events as before it, and the thread that touches may be trio's own."""
+    features = Features.THREAD_ID | Features.EVENT_REMOVE
+    memory, source = Memory.map(32 * PAGE), Memory.map(PAGE, MemoryType.SHMEM)
+    source.write(0, b"s" * PAGE)
+    async with open_daemon() as daemon:
+        guarded = daemon.guard(memory, CopyFrom(BytesSource(content(32))), features=features)
+        uffd = memory.userfaultfd
+        assert uffd is not None
+        await daemon.move(
+            uffd, memory.start, source.start, PAGE, fallback=Fallback(lose_writes=True)
+        )
+        buffer = guarded.buffer()
+        for page in range(1, 31, 2):
+            where = (Advice.DONTNEED, page * PAGE, PAGE)
+            in_thread(memory.advise, *where).result()  # the loop does not get its turn
+            assert bytes(buffer[page * PAGE : (page + 1) * PAGE]) == bytes(PAGE)
+            assert buffer[(page + 1) * PAGE] == content(32)[(page + 1) * PAGE]
+        assert buffer[0] == ord("s")
+
+
+@kernel_test(features=PROTECTED | Features.EVENT_REMOVE)
+async def test_what_a_copy_has_emptied_was_not_discarded() -> None:
+    """Its source may be memory that is guarded, and its pages are the policy's again."""
+    features = PROTECTED | Features.EVENT_REMOVE
+    memory, target = Memory.map(2 * PAGE), Memory.map(PAGE)
+    async with open_daemon() as daemon:
+        uffd = Userfaultfd.open(features)
+        region = Region(memory.start, memory.length, CopyFrom(BytesSource(content(2))))
+        daemon.add_region(uffd, region, register=BOTH_MODES, resolver="thread")
+        uffd.register(target.start, target.length, BOTH_MODES)
+        for _ in range(2):
+            assert await trio.to_thread.run_sync(memory.read, 0, 2 * PAGE) == content(2)
+            await trio.to_thread.run_sync(
+                copy_exactly, uffd, target.start, memory.start + PAGE, PAGE
+            )
+            target.advise(Advice.DONTNEED)
+        memory.advise(Advice.DONTNEED, PAGE, PAGE)
+        assert await trio.to_thread.run_sync(memory.read, PAGE, PAGE) == bytes(PAGE)

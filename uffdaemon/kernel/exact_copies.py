@@ -9,10 +9,22 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
+
+
+class ReleaseObserver(Protocol):
+    """Applies events itself, and has to tell a release from a discard."""
+
+    def expect_release(self, start: int, length: int) -> None:
+        """REMOVE events of this range are going to be those of a release."""
+        ...
+
+    def end_release(self, start: int, length: int) -> None:
+        """Later events are discards again."""
+        ...
 
 
 class Copies:
@@ -21,8 +33,8 @@ class Copies:
     def __init__(self) -> None:
         self.any_yet: bool = False
         """Whether there has been any copy."""
-        self.before_release: list[Callable[[], None]] = []
-        """Called, from any thread, before a release sends its event."""
+        self.observers: list[ReleaseObserver] = []
+        """Told, from any thread, of the events of releases."""
         self.marking: Lock = Lock()
         """Held while a copy is added, and while no copy may begin."""
         self._lock = Lock()
@@ -52,8 +64,8 @@ class Copies:
 
     def expect_release(self, start: int, length: int) -> None:
         """The release of a part of the range is going to send a REMOVE event."""
-        for call in self.before_release.copy():
-            call()
+        for observer in self.observers.copy():
+            observer.expect_release(start, length)
         with self._lock:
             self._released.append((start, start + length))
 
@@ -66,6 +78,12 @@ class Copies:
                 for low, high in self._released
                 if not (start <= low and high <= end and low >= reached)
             ]
+        self.end_release(start, length)
+
+    def end_release(self, start: int, length: int) -> None:
+        """All events that the release of the range sends have been read."""
+        for observer in self.observers.copy():
+            observer.end_release(start, length)
 
     def consume_release(self, start: int, end: int) -> bool:
         """Whether a copy caused the REMOVE event for `start` to `end`.  Called once for each

@@ -165,6 +165,8 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, copy: CopyOve
         theirs.settle_release(copy.src, copy.length, copy.done)
         if copy.stage != native.STAGE_RELEASE:
             uffd.copies.settle_release(copy.dst, copy.length, 0)
+        else:
+            uffd.copies.end_release(copy.dst, copy.length)
         _one_copy_at_a_time.release()
 
 

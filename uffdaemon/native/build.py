@@ -74,7 +74,8 @@ ffibuilder.cdef(
     int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                                size_t count, uint64_t events);
     void uffdaemon_port_withdraw(struct uffdaemon_port *port);
-    void uffdaemon_port_leave_events(struct uffdaemon_port *port);
+    void uffdaemon_port_expect_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
+    void uffdaemon_port_end_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
     void uffdaemon_port_end_batch(struct uffdaemon_port *port);
     void uffdaemon_port_settle(struct uffdaemon_port *port);
     void uffdaemon_port_execute(struct uffdaemon_port *port,

@@ -31,8 +31,21 @@ static void merge(struct uffdaemon_table *into, const struct uffdaemon_table *a,
             uffdaemon_table_add(into, &b->rules[right++]);
 }
 
-/* The pages from `start` to `end` were discarded. */
-static void removed(const struct uffdaemon_table *table, uint64_t start, uint64_t end)
+/* Whether the pages went because an exact copy has released its source: their contents live on where
+ * they were copied to.  Releases go from low to high addresses. */
+static int released(struct uffdaemon_port *port, uint64_t start, uint64_t end)
+{
+    for (size_t index = 0; index < UFFDAEMON_RELEASES; index++)
+        if (port->releases[index].start <= start && end <= port->releases[index].end) {
+            port->releases[index].start = end;
+            return 1;
+        }
+    return 0;
+}
+
+/* The pages from `start` to `end` were discarded, or have moved away. */
+static void removed(const struct uffdaemon_table *table, uint64_t start, uint64_t end,
+                    void (*change)(struct uffdaemon_pages *pages, uint64_t first, uint64_t end))
 {
     for (size_t index = 0; index < table->count; index++) {
         const struct uffdaemon_rule *rule = &table->rules[index];
@@ -40,9 +53,8 @@ static void removed(const struct uffdaemon_table *table, uint64_t start, uint64_
         uint64_t high = end < rule->end ? end : rule->end;
 
         if (low < high && rule->pages)
-            uffdaemon_pages_discard(uffdaemon_rule_pages(rule),
-                                    (low - rule->origin) / rule->page_size,
-                                    (high - rule->origin + rule->page_size - 1) / rule->page_size);
+            change(uffdaemon_rule_pages(rule), (low - rule->origin) / rule->page_size,
+                   (high - rule->origin + rule->page_size - 1) / rule->page_size);
     }
 }
 
@@ -132,7 +144,10 @@ void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record 
 
     switch (table && valid(message) ? message->event : 0) {
     case UFFD_EVENT_REMOVE:
-        removed(table, message->arg.remove.start, message->arg.remove.end);
+        removed(table, message->arg.remove.start, message->arg.remove.end,
+                released(port, message->arg.remove.start, message->arg.remove.end)
+                    ? uffdaemon_pages_empty
+                    : uffdaemon_pages_discard);
         break;
     case UFFD_EVENT_UNMAP:
         moved(port, message->arg.remove.start, message->arg.remove.end, 0, 0);

@@ -110,16 +110,32 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
     uffdaemon_unlock(&port->change);
 }
 
-/* From now on Python applies events, and rules are not used until it has.  No event is half applied
- * when this returns. */
-void uffdaemon_port_leave_events(struct uffdaemon_port *port)
+/* REMOVE events inside of this range are those of a release: the pages are empty, not discarded. */
+void uffdaemon_port_expect_release(struct uffdaemon_port *port, uint64_t start, uint64_t end)
 {
-    if (!inherited(port) && uffdaemon_port_applies(port) &&
-        uffdaemon_timedlock(&port->change) == 0) {
-        atomic_store(&port->applies, 0);
-        uffdaemon_unlock(&port->change);
-    }
-    atomic_store(&port->applies, 0);
+    if (inherited(port))
+        return;
+    uffdaemon_lock(&port->change);
+    for (size_t index = 0; index < UFFDAEMON_RELEASES; index++)
+        if (port->releases[index].start == port->releases[index].end) {
+            port->releases[index].start = start;
+            port->releases[index].end = end;
+            break;
+        }
+    uffdaemon_unlock(&port->change);
+}
+
+/* Whoever releases it has come to an end, so all those events have been read; with `change` they have
+ * been applied. */
+void uffdaemon_port_end_release(struct uffdaemon_port *port, uint64_t start, uint64_t end)
+{
+    if (inherited(port))
+        return;
+    uffdaemon_lock(&port->change);
+    for (size_t index = 0; index < UFFDAEMON_RELEASES; index++)
+        if (start <= port->releases[index].start && port->releases[index].end <= end)
+            port->releases[index].start = port->releases[index].end = 0;
+    uffdaemon_unlock(&port->change);
 }
 
 /* Waits until no event is half applied: all that was read before is in the queue. */

@@ -18,6 +18,8 @@
 #define UFFDAEMON_CODES 16   /* by _UFFDIO_*; 0 counts pages that were present already */
 #define UFFDAEMON_BUCKETS 64 /* latencies: bucket n counts those below 2^n nanoseconds */
 #define UFFDAEMON_MESSAGES 128
+#define UFFDAEMON_RELEASES \
+    2 /* the source of the one copy that runs, and its target if it is undone */
 #define UFFDAEMON_PORT_ALIGNMENT 4096
 
 /*
@@ -84,6 +86,11 @@ struct uffdaemon_port {
         struct uffdaemon_record batch[UFFDAEMON_MESSAGES];
     };
 
+    /* Ranges that exact copies are emptying: under `change`. */
+    struct {
+        uint64_t start, end; /* bytes; equal: none */
+    } releases[UFFDAEMON_RELEASES];
+
     /* Faults to retry once a pending event is over. */
     uint64_t postponed_since; /* CLOCK_MONOTONIC ns */
     struct uffdaemon_record later[UFFDAEMON_MESSAGES];
@@ -105,7 +112,8 @@ long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record
 int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                            size_t count, uint64_t events);
 void uffdaemon_port_withdraw(struct uffdaemon_port *port);
-void uffdaemon_port_leave_events(struct uffdaemon_port *port);
+void uffdaemon_port_expect_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
+void uffdaemon_port_end_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
 void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
                             size_t count, uint64_t events);
 void uffdaemon_port_end_batch(struct uffdaemon_port *port);

@@ -146,9 +146,14 @@ class Port:
     def record_all(self, value: bool) -> None:
         self._port.record_all = value
 
-    def leave_events(self) -> None:
-        """Leave events to Python from now on: no rule is in force until it has applied them."""
-        lib.uffdaemon_port_leave_events(self._port)
+    def expect_release(self, start: int, length: int) -> None:
+        """REMOVE events of this range are those of a release, not of a discard.  At most two ranges
+        at a time; any thread may call it."""
+        lib.uffdaemon_port_expect_release(self._port, start, start + length)
+
+    def end_release(self, start: int, length: int) -> None:
+        """Undo `expect_release`."""
+        lib.uffdaemon_port_end_release(self._port, start, start + length)
 
     def publish(self, rules: list[NativeRule]) -> bool:
         """Replace all rules; they must be sorted by (kind, start) and not overlap.

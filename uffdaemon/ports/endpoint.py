@@ -57,7 +57,7 @@ class Endpoint:
         if self._sleeper is not None:
             self._sleeper.add(self._fd, self.port)
         if self._shared_resolver is not None:
-            self._uffd.copies.before_release.append(self.port.leave_events)
+            self._uffd.copies.observers.append(self.port)
             self._shared_resolver.add(self.port, self.resolver)
         if self._watchdog is not None:
             self._watch = watch(self._uffd, self.port, self._name, self._watchdog)
@@ -70,7 +70,7 @@ class Endpoint:
             self._sleeper.remove(self._fd)
         if self._shared_resolver is not None:
             self._shared_resolver.remove(self.port, self.resolver)
-            self._uffd.copies.before_release.remove(self.port.leave_events)
+            self._uffd.copies.observers.remove(self.port)
 
     def close(self) -> None:
         """Close the port, and wake the tasks that wait for it."""
