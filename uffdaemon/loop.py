@@ -21,7 +21,6 @@ from uffdaemon.engine.state import Served
 from uffdaemon.handlers import Handler
 from uffdaemon.hooks import Resolved
 from uffdaemon.model.region import Fault
-from uffdaemon.native.ports import MESSAGE_BATCH
 from uffdaemon.placement import Resolver, Shutdown
 from uffdaemon.ports.endpoint import Backends, Endpoint
 from uffdaemon.rules.publisher import Publisher
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from uffdaemon.log import Log
     from uffdaemon.model.region_table import RegionTable
     from uffdaemon.model.statistics import Counters
+    from uffdaemon.native import OperationArray
     from uffdaemon.native.ports import Record
     from uffdaemon.uapi.events import Event, ForkEvent
 
@@ -107,7 +107,7 @@ class Server:
         self._scope: trio.CancelScope | None = None
         self._quiet: trio.Event | None = None
         self._peers = peers
-        self._carry_out = self._port.execute if self.endpoint.native else None
+        self._carry_out: CarryOut | None = self._execute
         self.uffd.on_close.append(self.release)
         try:
             self.endpoint.start()
@@ -175,8 +175,8 @@ class Server:
         if not self.endpoint.native:
             if self.rules.outdated:
                 self.rules.update()
-            self._port.serve()
-            worked = self.drain()
+            more = self._port.serve()
+            worked = self.drain() or more
         else:
             worked = self.drain()
             if self.rules.outdated:
@@ -230,9 +230,6 @@ class Server:
 
     def _handle_forwarded(self, events: list[Event | Applied], read_at: int) -> None:
         """Have the handler resolve what C did not."""
-        if len(events) >= MESSAGE_BATCH and not self.endpoint.native:
-            # The buffer was full: an event that precedes these faults may still be pending.
-            events += self.uffd.read_events()
         self.handler.handle(events, read_at)
         if self.served.stale:
             self.rules.update()
@@ -287,6 +284,10 @@ class Server:
         """How operations are carried out while C serves: it may have read events first."""
         return self._carry_out
 
+    def _execute(self, operations: OperationArray, count: int) -> None:
+        self._port.execute(operations, count)
+        self.wake_if_read()  # it reads on while an event is in flight
+
     def events_applied(self) -> None:
         """All events that were dequeued until now have been applied."""
         self._port.events_applied()
@@ -304,14 +305,13 @@ class Server:
             self._quiet.set()
 
     def wake_if_read(self) -> None:
-        """Run another turn if C has queued something, or its read has failed."""
-        if self._port.has_records or self._port.error or self.endpoint.sleep_failed:
+        """Run another turn if C has queued something, or can no longer go on by itself."""
+        if self._port.wants_attention or self.endpoint.sleep_failed:
             self.wake()
 
     def catch_up(self) -> None:
         """Handle everything that has been read by now."""
-        if self.endpoint.native:
-            self._port.settle()
+        self._port.settle()
         self.drain()
 
     # -- the end -------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ class Server:
         self._left = True
         self.rules.close()
         self.endpoint.stop()
-        if self.endpoint.native and not self._released:
+        if not self._released:
             now, records = _clock(), self._port.dequeue()
             for record in records:
                 if record.code and (record.error or self.served.hooks.see_endings):

@@ -21,10 +21,21 @@ import trio
 
 from tests.hangs import ending_policies
 from tests.hangs.pattern import map_memory, view_of
+from tests.support.calls import in_thread
 from tests.support.clib import Helpers
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE, content
-from uffdaemon import Advice, ByRange, BytesSource, CopyFrom, Daemon, Memory, open_daemon
+from uffdaemon import (
+    Advice,
+    AsyncSource,
+    ByRange,
+    BytesSource,
+    CopyFrom,
+    Daemon,
+    Memory,
+    Region,
+    open_daemon,
+)
 from uffdaemon.lowlevel import Features, Userfaultfd
 
 _DATA = content(4)
@@ -327,3 +338,53 @@ async def test_what_python_unmaps_takes_nothing_else_with_it(events: Features, w
                 assert bytes(buffer[: 2 * PAGE]) == _DATA[: 2 * PAGE]
                 assert bytes(buffer[3 * PAGE :]) == _DATA[3 * PAGE :]
         assert not daemon.open_faults()
+
+
+@pytest.mark.parametrize("pages", [1, 8])
+@pytest.mark.parametrize("way", ["thread", "in-thread"])
+@kernel_test(features=Features.EVENT_REMOVE | Features.SIGBUS)
+async def test_discards_without_end_starve_nobody(
+    way: Literal["thread", "in-thread"], pages: int, helpers: Path
+) -> None:
+    """Faults are resolved between two events, with the GIL held all the while."""
+    data, stop = content(64), ctypes.c_int()
+    memory = Memory.map(len(data))
+    library = Helpers(helpers)
+    async with open_daemon() as daemon:
+        region = daemon.guard(
+            memory, CopyFrom(BytesSource(data)), features=Features.EVENT_REMOVE, resolver=way
+        )
+        buffer = region.buffer()
+        discarding = in_thread(library.discard_until, memory.start, pages * PAGE, stop)
+        for page in range(8, 64):
+            assert buffer[page * PAGE] == data[page * PAGE]
+        stop.value = 1
+        assert await trio.to_thread.run_sync(discarding.result)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["rules", "fetched"])
+@pytest.mark.parametrize("native_sleep", [True, False], ids=["in-c", "in-trio"])
+@kernel_test(features=Features.EVENT_REMOVE)
+async def test_discards_without_end_do_not_stop_the_loop(
+    native_sleep: bool, asynchronous: bool, helpers: Path
+) -> None:
+    """The same where trio serves: what it has fetched is copied between two events as well."""
+    data, stop = content(64), ctypes.c_int()
+
+    async def fetch(offset: int, length: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return data[offset : offset + length]
+
+    memory = Memory.map(len(data))
+    library = Helpers(helpers)
+    source = AsyncSource(fetch, len(data)) if asynchronous else BytesSource(data)
+    with Userfaultfd.open(Features.EVENT_REMOVE) as uffd:
+        async with open_daemon(native_sleep=native_sleep) as daemon:
+            daemon.add_region(uffd, Region(memory.start, memory.length, CopyFrom(source)))
+            discarding = in_thread(library.discard_until, memory.start, PAGE, stop)
+            for page in range(8, 64):
+                seen = await trio.to_thread.run_sync(memory.read, page * PAGE, PAGE)
+                assert seen == data[page * PAGE : (page + 1) * PAGE]
+            stop.value = 1
+            assert await trio.to_thread.run_sync(discarding.result)
+            memory.close()

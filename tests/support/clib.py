@@ -43,6 +43,9 @@ class Helpers:
         self._fork_often = loaded.fork_often
         self._fork_often.argtypes = [ctypes.c_long]
         self._fork_often.restype = ctypes.c_long
+        self._discard_until = loaded.discard_until
+        self._discard_until.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_void_p]
+        self._discard_until.restype = ctypes.c_long
         self._increment = loaded.increment
         self._increment.argtypes = [ctypes.c_uint64] * 5 + [ctypes.c_void_p]
 
@@ -61,6 +64,10 @@ class Helpers:
     def fork_often(self, rounds: int) -> int:
         """Fork children that end at once, one after the other; return how many there were."""
         return int(self._fork_often(rounds))
+
+    def discard_until(self, start: int, length: int, stop: ctypes.c_int) -> int:
+        """Discard a range again and again until `stop` is not 0; return how often."""
+        return int(self._discard_until(start, length, ctypes.addressof(stop)))
 
     def increment(
         self,

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -92,5 +93,15 @@ long fork_often(long rounds)
             _exit(0);
         waitpid(child, NULL, 0);
     }
+    return done;
+}
+
+/* Discards a range again and again until `stop` is set.  Returns how often. */
+long discard_until(uint64_t start, uint64_t length, const volatile int *stop)
+{
+    long done;
+
+    for (done = 0; !*stop; done++)
+        madvise((void *)(uintptr_t)start, length, MADV_DONTNEED);
     return done;
 }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from uffdaemon.native.ports import Port
 
 BUCKETS: Final = 64
+_DEFERRED: Final = 1
+"""In place of an operation: C counts the faults that an event in flight has delayed."""
 
 
 @dataclass(slots=True)
@@ -42,7 +44,10 @@ class Counters:
     def add_port(self, port: Port) -> None:
         """Add the faults that C has resolved by rules."""
         for flags, code, count in port.counts():
-            outcome = OUTCOME_OF_CODE[Code(code)] if code else Outcome.ALREADY_PRESENT
+            if code == _DEFERRED:
+                outcome = Outcome.DEFERRED
+            else:
+                outcome = OUTCOME_OF_CODE[Code(code)] if code else Outcome.ALREADY_PRESENT
             self.outcomes[KIND_OF_FLAGS[flags], outcome] += count
         for code, done in port.bytes_by_code():
             self.bytes_done[OUTCOME_OF_CODE[Code(code)]] += done

@@ -163,10 +163,8 @@ def _copy_over(uffd: Userfaultfd, source_uffd: Userfaultfd | None, copy: CopyOve
             )
     finally:
         theirs.settle_release(copy.src, copy.length, copy.done)
-        if copy.stage != native.STAGE_RELEASE:
-            uffd.copies.settle_release(copy.dst, copy.length, 0)
-        else:
-            uffd.copies.end_release(copy.dst, copy.length)
+        undone = copy.length if copy.stage == native.STAGE_RELEASE else 0
+        uffd.copies.settle_release(copy.dst, copy.length, undone)
         _one_copy_at_a_time.release()
 
 

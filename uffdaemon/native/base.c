@@ -7,6 +7,7 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -59,6 +60,42 @@ int uffdaemon_mutex_wait(struct uffdaemon_mutex *mutex, int timed)
 void uffdaemon_mutex_wake(struct uffdaemon_mutex *mutex)
 {
     syscall(SYS_futex, &mutex->state, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0);
+}
+
+#define SHORT_NAP_NS 8000
+#define LONG_NAP_NS 2000000
+#define SPIN_EACH 8
+#define SPIN_NS 15000
+
+void uffdaemon_naps_begin(struct uffdaemon_naps *naps)
+{
+    naps->random = uffdaemon_now();
+    naps->limit = SHORT_NAP_NS;
+    naps->count = 0;
+    naps->slack = prctl(PR_GET_TIMERSLACK);
+    prctl(PR_SET_TIMERSLACK, 1);
+}
+
+/* `news`: whether there was another event since the last one.  If not, its thread may be stopped.
+ * Returns for how long it is worth trying then, ns: most often once. */
+uint64_t uffdaemon_nap(struct uffdaemon_naps *naps, int news)
+{
+    struct timespec pause = {0, 0};
+
+    if (++naps->count % SPIN_EACH == 0 && news)
+        return SPIN_NS; /* without a pause: that thread may run on another core */
+    naps->limit = news ? SHORT_NAP_NS : naps->limit + naps->limit / 8;
+    if (naps->limit > LONG_NAP_NS)
+        naps->limit = LONG_NAP_NS;
+    naps->random = naps->random * 6364136223846793005u + 1442695040888963407u;
+    pause.tv_nsec = (long)((naps->random >> 33) % naps->limit);
+    nanosleep(&pause, NULL);
+    return 0;
+}
+
+void uffdaemon_naps_end(const struct uffdaemon_naps *naps)
+{
+    prctl(PR_SET_TIMERSLACK, naps->slack);
 }
 
 #define HEAD 64 /* bytes before the memory; the first eight are the size of the mapping */

@@ -29,8 +29,25 @@ void uffdaemon_spin_unlock(_Atomic uint32_t *lock);
 void *uffdaemon_alloc(size_t size);
 void uffdaemon_free(void *memory);
 
-/* A mutex for threads of one process, not for signal handlers.  All zeros means unlocked.
- * Inline, and one atomic operation if uncontended: each fault takes two. */
+/*
+ * Pauses while an event is in flight.  Who discards memory all the time leaves a microsecond
+ * between two events, from running on after the first was read until the second is sent.  A thread
+ * that waits on the same core gets to run then only if its timer expires in it; so the lengths of
+ * pauses vary.  One on another core finds it by trying all the time, but to do so often would cost
+ * it its turn here.
+ */
+struct uffdaemon_naps {
+    uint64_t random, limit; /* ns */
+    unsigned count;
+    int slack; /* that the thread's timers had before */
+};
+
+void uffdaemon_naps_begin(struct uffdaemon_naps *naps);
+uint64_t uffdaemon_nap(struct uffdaemon_naps *naps, int news);
+void uffdaemon_naps_end(const struct uffdaemon_naps *naps);
+
+/* A mutex for threads of one process, not for signal handlers.  Zeros are a free one.  Inline, and
+ * no more than one atomic operation where nobody else wants it: two are taken for each fault. */
 struct uffdaemon_mutex {
     _Atomic uint32_t state; /* a futex: 0: unlocked, 1: locked, 2: locked, with waiters */
 };

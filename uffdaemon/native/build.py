@@ -25,11 +25,14 @@ SOURCES = (
     "table.c",
     "snapshot.c",
     "port.c",
+    "postponed.c",
+    "reading.c",
     "rules.c",
     "events.c",
     "affinity.c",
     "pace.c",
     "serve.c",
+    "execute.c",
     "epoll.c",
     "resolver.c",
     "sigaction.c",
@@ -56,8 +59,9 @@ ffibuilder.cdef(
     };
     struct uffdaemon_port {
         int32_t fd, error;
-        uint32_t record_all, applies, rereads;
+        uint32_t record_all, rereads;
         uint64_t reads, empty_reads, events;
+        uint32_t postponed;
         uint64_t counts[8][16];
         uint64_t latencies[64];
         uint64_t bytes[16];
@@ -82,6 +86,7 @@ ffibuilder.cdef(
                                struct uffdaemon_operation *operations, size_t count,
                                uint64_t events);
     int uffdaemon_serve(struct uffdaemon_port *port);
+    void uffdaemon_port_hand_over(struct uffdaemon_port *port);
     int uffdaemon_epoll_open(void);
     int uffdaemon_epoll_add(int epoll, int fd, uint64_t port);
     int uffdaemon_epoll_remove(int epoll, int fd);

@@ -50,20 +50,42 @@ static int serve(int epoll, struct uffdaemon_port *port, struct uffdaemon_port *
 {
     int notified = port->notify >= 0;
 
-    if (!failed(port) && uffdaemon_serve(port))
+    if (!failed(port) && uffdaemon_serve(port)) {
+        port->is_hot = 1;
+        port->next_hot = *hot;
         *hot = port;
+    }
     if (!notified)
         return failed(port) || uffdaemon_queue_count(&port->queue);
     if (failed(port))
-        uffdaemon_epoll_remove(epoll, port->fd); /* always ready, and never read again */
-    if (uffdaemon_queue_count(&port->queue) && *hot != port)
+        uffdaemon_epoll_remove(epoll, port->fd); /* never to be read again, and always ready */
+    if (uffdaemon_queue_count(&port->queue) && !port->is_hot)
         uffdaemon_port_notify(port);
     return 0;
 }
 
-/* Waits and serves for at most `timeout` ns.  Returns an enum uffdaemon_epoll_result, or -errno.
- * *kept is NULL at first, and then the port that was busy when its turn ended; `kept` may be
- * NULL. */
+/* Whether faults wait for another try, which the next wait would not know of. */
+static int unfinished(const struct uffdaemon_port *hot)
+{
+    for (; hot; hot = hot->next_hot)
+        if (hot->postponed)
+            return 1;
+    return 0;
+}
+
+/* Has the ports be hot no more that are kept for nobody. */
+static int leave(struct uffdaemon_port **hot, struct uffdaemon_port **kept, int why)
+{
+    int python = !kept && unfinished(*hot);
+
+    for (; !kept && *hot; *hot = (*hot)->next_hot)
+        (*hot)->is_hot = 0;
+    return python ? UFFDAEMON_EPOLL_PYTHON : why;
+}
+
+/* Waits and serves for at most `timeout` ns.  Returns 0 when the time is over or a signal came, 1
+ * when the other descriptor is ready, 2 when a port has something for Python; or -errno.  *kept is
+ * NULL at first, and from then on the ports that are not to be slept over; `kept` may be NULL. */
 int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kept)
 {
     uint64_t end = uffdaemon_now() + (uint64_t)timeout;
@@ -72,7 +94,7 @@ int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kep
 
     for (;;) {
         struct epoll_event events[32];
-        struct uffdaemon_port *again = *hot;
+        struct uffdaemon_port *again = *hot, *each;
         uint64_t now = uffdaemon_now();
         /* Rounded up, as the event loop does: never wake before a timer has expired. */
         uint64_t rest = now < end && !*hot ? (end - now + 999999) / 1000000 : 0;
@@ -80,10 +102,13 @@ int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kep
         int loop = 0, python = 0;
 
         if (count < 0)
-            return errno == EINTR ? UFFDAEMON_EPOLL_TIME : -errno;
+            return errno == EINTR ? leave(hot, kept, UFFDAEMON_EPOLL_TIME) : -errno;
         *hot = NULL;
-        if (again)
-            python |= serve(epoll, again, hot);
+        while ((each = again)) {
+            again = each->next_hot;
+            each->is_hot = 0;
+            python |= serve(epoll, each, hot);
+        }
         for (int index = 0; index < count; index++) {
             struct uffdaemon_port *port = (void *)(uintptr_t)events[index].data.u64;
 
@@ -93,14 +118,14 @@ int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kep
             }
             if (events[index].events & EPOLLERR)
                 uffdaemon_do_not_block(port->fd);
-            if (port != again)
+            if (!port->is_hot)
                 python |= serve(epoll, port, hot);
         }
         if (python)
-            return UFFDAEMON_EPOLL_PYTHON;
+            return leave(hot, kept, UFFDAEMON_EPOLL_PYTHON);
         if (loop)
-            return UFFDAEMON_EPOLL_OTHER;
+            return leave(hot, kept, UFFDAEMON_EPOLL_OTHER);
         if (uffdaemon_now() >= end)
-            return UFFDAEMON_EPOLL_TIME;
+            return leave(hot, kept, UFFDAEMON_EPOLL_TIME);
     }
 }

@@ -31,8 +31,8 @@ static void merge(struct uffdaemon_table *into, const struct uffdaemon_table *a,
             uffdaemon_table_add(into, &b->rules[right++]);
 }
 
-/* Whether the pages went because an exact copy has released its source: their contents live on where
- * they were copied to.  Releases go from low to high addresses. */
+/* Whether the pages went because an exact copy has released its source: their contents live on
+ * where they were copied to.  Releases go from low to high addresses. */
 static int released(struct uffdaemon_port *port, uint64_t start, uint64_t end)
 {
     for (size_t index = 0; index < UFFDAEMON_RELEASES; index++)
@@ -43,19 +43,25 @@ static int released(struct uffdaemon_port *port, uint64_t start, uint64_t end)
     return 0;
 }
 
-/* The pages from `start` to `end` were discarded, or have moved away. */
-static void removed(const struct uffdaemon_table *table, uint64_t start, uint64_t end,
-                    void (*change)(struct uffdaemon_pages *pages, uint64_t first, uint64_t end))
+/* The pages from `start` to `end` were discarded, or have moved away.  Returns whether all of them
+ * are in a page book. */
+static int removed(const struct uffdaemon_table *table, uint64_t start, uint64_t end,
+                   void (*change)(struct uffdaemon_pages *pages, uint64_t first, uint64_t end))
 {
+    uint64_t covered = 0;
+
     for (size_t index = 0; index < table->count; index++) {
         const struct uffdaemon_rule *rule = &table->rules[index];
         uint64_t low = start > rule->start ? start : rule->start;
         uint64_t high = end < rule->end ? end : rule->end;
 
-        if (low < high && rule->pages)
-            change(uffdaemon_rule_pages(rule), (low - rule->origin) / rule->page_size,
-                   (high - rule->origin + rule->page_size - 1) / rule->page_size);
+        if (low >= high || !rule->pages)
+            continue;
+        covered += rule->kind ? 0 : high - low;
+        change(uffdaemon_rule_pages(rule), (low - rule->origin) / rule->page_size,
+               (high - rule->origin + rule->page_size - 1) / rule->page_size);
     }
+    return covered == end - start;
 }
 
 static void put(struct uffdaemon_table *table, const struct uffdaemon_rule *rule, uint64_t start,
@@ -141,13 +147,15 @@ void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record 
 {
     const struct uffd_msg *message = &record->message;
     const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
+    uint64_t number;
+    int booked = 0;
 
     switch (table && valid(message) ? message->event : 0) {
     case UFFD_EVENT_REMOVE:
-        removed(table, message->arg.remove.start, message->arg.remove.end,
-                released(port, message->arg.remove.start, message->arg.remove.end)
-                    ? uffdaemon_pages_empty
-                    : uffdaemon_pages_discard);
+        booked = removed(table, message->arg.remove.start, message->arg.remove.end,
+                         released(port, message->arg.remove.start, message->arg.remove.end)
+                             ? uffdaemon_pages_empty
+                             : uffdaemon_pages_discard);
         break;
     case UFFD_EVENT_UNMAP:
         moved(port, message->arg.remove.start, message->arg.remove.end, 0, 0);
@@ -163,5 +171,12 @@ void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record 
         break;
     }
     record->present = table ? UFFDAEMON_APPLIED : UFFDAEMON_APPLIED_NOWHERE;
-    atomic_fetch_add_explicit(&port->events, 1, memory_order_release);
+    number = atomic_load_explicit(&port->events, memory_order_relaxed) + 1;
+    port->discards[number % UFFDAEMON_DISCARDS].start = message->arg.remove.start;
+    port->discards[number % UFFDAEMON_DISCARDS].end = message->arg.remove.end;
+    if (message->event != UFFD_EVENT_REMOVE)
+        port->rearranged = number;
+    else if (!booked)
+        port->unbooked = number;
+    atomic_store_explicit(&port->events, number, memory_order_release);
 }

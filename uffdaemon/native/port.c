@@ -23,7 +23,6 @@ struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int not
     port->reread_limit = reread_limit;
     port->notify = notify;
     port->process = getpid();
-    port->applies = notify >= 0;
     return port;
 }
 
@@ -60,8 +59,8 @@ void uffdaemon_port_end_batch(struct uffdaemon_port *port)
     uffdaemon_queue_end_batch(&port->queue);
 }
 
-/* Replaces all rules.  They are sorted by (kind, start), do not overlap, and take the first
- * `events` events into account.  -EAGAIN: there were more, which may invalidate them. */
+/* Replaces all rules by these, sorted by (kind, start) and without overlaps, made by somebody who
+ * knows of `events` events.  -EAGAIN: there have been more, which void them. */
 int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                            size_t count, uint64_t events)
 {
@@ -77,7 +76,7 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
             uffdaemon_table_add(table, &rules[index]);
     }
     uffdaemon_lock(&port->change);
-    if (port->events != events) {
+    if (port->rearranged > events || port->unbooked > events) {
         uffdaemon_unlock(&port->change);
         uffdaemon_table_free(table);
         return -EAGAIN;
@@ -125,8 +124,8 @@ void uffdaemon_port_expect_release(struct uffdaemon_port *port, uint64_t start, 
     uffdaemon_unlock(&port->change);
 }
 
-/* Whoever releases it has come to an end, so all those events have been read; with `change` they have
- * been applied. */
+/* Whoever releases it has come to an end, so all those events have been read; with `change` they
+ * have been applied. */
 void uffdaemon_port_end_release(struct uffdaemon_port *port, uint64_t start, uint64_t end)
 {
     if (inherited(port))
@@ -141,37 +140,20 @@ void uffdaemon_port_end_release(struct uffdaemon_port *port, uint64_t start, uin
 /* Waits until no event is half applied: all that was read before is in the queue. */
 void uffdaemon_port_settle(struct uffdaemon_port *port)
 {
-    if (uffdaemon_port_applies(port) && !inherited(port) && uffdaemon_timedlock(&port->change) == 0)
+    if (!inherited(port) && uffdaemon_timedlock(&port->change) == 0)
         uffdaemon_unlock(&port->change);
 }
 
-/* Carries out operations that take the first `events` events into account.  If there were more, all
- * but WAKE fail with EAGAIN. */
-void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
-                            size_t count, uint64_t events)
+/* Leaves faults that wait for an event's end to Python.  By the thread that serves the port, or
+ * when nobody does any more. */
+void uffdaemon_port_hand_over(struct uffdaemon_port *port)
 {
-    int applies = uffdaemon_port_applies(port);
-    int locked = applies && uffdaemon_timedlock(&port->executing) == 0;
-    int late = applies && atomic_load_explicit(&port->events, memory_order_acquire) != events;
-
-    for (size_t index = 0; index < count; index++) {
-        struct uffdaemon_operation *operation = &operations[index];
-
-        if (late && operation->code != _UFFDIO_WAKE) {
-            operation->error = EAGAIN;
-            operation->done = operation->present = 0;
-        } else {
-            uffdaemon_execute(port->fd, operation, 1);
-        }
+    for (size_t index = 0; index < port->postponed; index++) {
+        port->later[index].error = EAGAIN;
+        uffdaemon_queue_push(&port->queue, &port->later[index], uffdaemon_now());
     }
-    if (locked)
-        uffdaemon_unlock(&port->executing);
-    for (size_t index = 0; index < count; index++) {
-        uint64_t length = operations[index].done + operations[index].present;
-
-        if (length && !uffdaemon_wait_queue_empty(&port->waiting))
-            uffdaemon_wait_queue_wake(&port->waiting, operations[index].dst, length);
-    }
+    port->postponed = 0;
+    uffdaemon_port_notify(port);
 }
 
 /* Notifies Python of records, once until it has dequeued some.  Async-signal-safe. */

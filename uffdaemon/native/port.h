@@ -15,9 +15,12 @@
 #include "waitqueue.h"
 
 #define UFFDAEMON_KINDS 8    /* by fault flags & (WP | MINOR | WRITE) */
-#define UFFDAEMON_CODES 16   /* by _UFFDIO_*; 0 counts pages that were present already */
+#define UFFDAEMON_CODES 16   /* by _UFFDIO_*; 0 counts pages that were present before */
+#define UFFDAEMON_DEFERRED 1 /* a code that resolves no fault: counts those that events delayed */
 #define UFFDAEMON_BUCKETS 64 /* latencies: bucket n counts those below 2^n nanoseconds */
 #define UFFDAEMON_MESSAGES 128
+#define UFFDAEMON_DISCARDS 1024
+#define UFFDAEMON_WANTED 16
 #define UFFDAEMON_RELEASES \
     2 /* the source of the one copy that runs, and its target if it is undone */
 #define UFFDAEMON_PORT_ALIGNMENT 4096
@@ -37,15 +40,13 @@ struct uffdaemon_port {
     int32_t process;       /* its process: a forked child does not serve it */
     uint32_t reread_limit; /* upper bound of `rereads` */
 
-    /* Settings and state that any thread may read. */
-    _Atomic uint32_t record_all; /* whether resolved faults are recorded, too */
-    _Atomic uint32_t
-        applies; /* whether C applies events; else rules are not used until Python has */
-    _Atomic uint32_t closing;   /* no longer served */
-    _Atomic uint32_t in_thread; /* whether faulting threads resolve faults, too */
-    _Atomic int32_t error;      /* errno of a failed read(2), which ends service; 0: none */
-    _Atomic uint32_t notified;  /* whether `notify` was written since records were dequeued */
-    _Atomic uint32_t rereads;   /* empty reads before sleeping, adapted to the load; 0 when idle */
+    /* Switches and results that any thread may read. */
+    _Atomic uint32_t record_all; /* whether resolved faults are recorded as well */
+    _Atomic uint32_t closing;    /* nobody may serve it any more */
+    _Atomic uint32_t in_thread;  /* whether faulting threads resolve faults as well */
+    _Atomic int32_t error;       /* errno of a failed read(2); the descriptor serves no more */
+    _Atomic uint32_t notified;   /* whether `notify` was written since records were dequeued */
+    _Atomic uint32_t rereads;    /* reads to repeat, adapted to the load; 0 when idle */
 
     struct uffdaemon_mutex change;
     struct uffdaemon_mutex executing;
@@ -65,10 +66,16 @@ struct uffdaemon_port {
     uint64_t last;                 /* when the last batch was read, CLOCK_MONOTONIC ns */
     uint64_t faults;               /* read so far (affinity.c) */
 
-    /* In-thread: threads that wait for Python in their signal handler. */
-    struct uffdaemon_port *_Atomic next; /* in sigbus.c's list, under its lock */
+    uint32_t is_hot; /* in the list of those that are not to be slept over: epoll.c */
+    struct uffdaemon_port *next_hot;
+
+    /* In-thread: those who wait for Python in their handler. */
+    struct uffdaemon_port *_Atomic next; /* in the list of sigbus.c, under its lock */
     struct uffdaemon_wait_queue waiting;
-    _Atomic uint32_t inside; /* threads that wait */
+    _Atomic uint32_t inside;   /* how many threads wait */
+    _Atomic uint32_t entering; /* and how many for an event to be applied, to read the rules */
+    uint64_t wanted[UFFDAEMON_WANTED]; /* pages for the serving thread to try, or 0: only it can act
+                                          right after a read; lowest bits: set, a minor fault */
 
     /* Counters, read by any thread.  Several threads add to the arrays with __atomic builtins: cffi
      * does not accept arrays of _Atomic. */
@@ -91,19 +98,23 @@ struct uffdaemon_port {
         uint64_t start, end; /* bytes; equal: none */
     } releases[UFFDAEMON_RELEASES];
 
-    /* Faults to retry once a pending event is over. */
+    /* The last events, under `change`: a decision made before one is void where it is about the
+     * same pages.  Of those that change more than the contents of pages, only when the last one
+     * was. */
+    uint64_t rearranged; /* its number */
+    uint64_t unbooked; /* that of the last one whose pages no rule covers: Python has to apply it */
+    struct {
+        uint64_t start, end;        /* bytes */
+    } discards[UFFDAEMON_DISCARDS]; /* by the number of the event */
+
+    /* Faults to retry once an event is over. */
     uint64_t postponed_since; /* CLOCK_MONOTONIC ns */
+    uint64_t nap;             /* between two tries, ns; 0: short ones */
     struct uffdaemon_record later[UFFDAEMON_MESSAGES];
 } __attribute__((aligned(UFFDAEMON_PORT_ALIGNMENT)));
 _Static_assert(offsetof(struct uffdaemon_port, batch) + sizeof(struct uffdaemon_record) <=
                    UFFDAEMON_PORT_ALIGNMENT,
                "all that a fault needs is on one page");
-
-/* Whether C applies events to the rules.  Python may end that at any time. */
-static inline int uffdaemon_port_applies(const struct uffdaemon_port *port)
-{
-    return atomic_load_explicit(&port->applies, memory_order_relaxed) != 0;
-}
 
 struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify);
 void uffdaemon_port_free(struct uffdaemon_port *port);
@@ -114,10 +125,9 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
 void uffdaemon_port_withdraw(struct uffdaemon_port *port);
 void uffdaemon_port_expect_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
 void uffdaemon_port_end_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
-void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operation *operations,
-                            size_t count, uint64_t events);
 void uffdaemon_port_end_batch(struct uffdaemon_port *port);
 void uffdaemon_port_settle(struct uffdaemon_port *port);
+void uffdaemon_port_hand_over(struct uffdaemon_port *port);
 void uffdaemon_port_notify(struct uffdaemon_port *port);
 void uffdaemon_port_wake(struct uffdaemon_port *port, uint64_t start, uint64_t length);
 

@@ -90,8 +90,8 @@ class Record(NamedTuple):
 class Port:
     """One userfaultfd as C serves it.
 
-    With ``notified``, something other than the event loop serves it: an eventfd, `notify`, becomes
-    readable when there are records, and C applies events to the rules itself.
+    C applies events to the rules and page books itself.  With ``notified``, something other than
+    the event loop serves it: an eventfd, `notify`, becomes readable when there are records.
     """
 
     def __init__(self, fd: int, reread_limit: int, *, notified: bool = False) -> None:
@@ -181,13 +181,30 @@ class Port:
         lib.uffdaemon_port_settle(self._port)
 
     def execute(self, operations: OperationArray, count: int) -> None:
-        """Carry out the first `count` operations.  If an event was read that Python has not
-        applied, all end with EAGAIN."""
+        """Carry out the first `count` operations.
+
+        Those that touch what an event was about that Python has not applied end with EAGAIN; all
+        do, if that event moved, unmapped or forked memory.
+        """
         lib.uffdaemon_port_execute(self._port, operations.pointer, count, self.events)
 
-    def serve(self) -> None:
-        """Read what is pending and resolve it by rules.  Never sleeps."""
-        lib.uffdaemon_serve(self._port)
+    def serve(self) -> bool:
+        """Read what is pending and resolve it by rules.
+
+        Returns whether more is to be done at once: faults wait for an event's end, or messages
+        have followed one another closely.
+        """
+        return bool(lib.uffdaemon_serve(self._port))
+
+    @property
+    def wants_attention(self) -> bool:
+        """Whether there are records, or faults that wait for the end of an event, or reading has
+        failed."""
+        return bool(self._port.queue.count or self._port.postponed or self._port.error)
+
+    def hand_over(self) -> None:
+        """Leave what waits for an event's end to Python.  Nothing may serve the port any more."""
+        lib.uffdaemon_port_hand_over(self._port)
 
     def resolve_in_threads(self) -> int:
         """Have faulting threads resolve their faults by rules, in a signal handler: 0 or -errno."""
@@ -229,7 +246,8 @@ class Port:
 
     def counts(self) -> Iterable[tuple[int, int, int]]:
         """(fault flags, operation, count) of the faults that rules have resolved; operation 0
-        counts pages that were present already."""
+        counts pages that were present already, and operation 1
+        faults that waited for the end of an event."""
         for flags in range(KINDS):
             row = self._port.counts[flags]
             for code in range(CODES):

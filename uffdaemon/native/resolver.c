@@ -125,9 +125,8 @@ void uffdaemon_resolver_remove(struct uffdaemon_resolver *resolver, struct uffda
     pthread_mutex_lock(&resolver->removing);
     synchronize(resolver);
     pthread_mutex_unlock(&resolver->removing);
-    /* Forward postponed faults to Python. */
-    for (; port->postponed; port->postponed--)
-        uffdaemon_queue_push(&port->queue, &port->later[port->postponed - 1], uffdaemon_now());
+    /* What was to be tried again is Python's now. */
+    uffdaemon_port_hand_over(port);
 }
 
 /* Ends the thread and frees the resolver. */

@@ -17,34 +17,18 @@
 #include "grace.h"
 #include "messages.h"
 #include "pace.h"
+#include "postponed.h"
 #include "queue.h"
 #include "record.h"
 #include "rules.h"
 #include "snapshot.h"
 #include "table.h"
 
-#define TURN_NS 250000             /* then other userfaultfds, and the loop, get their turn */
-#define CONTENDED_NS 300000        /* a yield that takes longer: another thread wants the core */
-#define ENOUGH 384                 /* records after which Python gets its turn */
-#define POSTPONE_NS 30000          /* between retries while an event is pending */
-#define MAX_POSTPONED_NS 200000000 /* then the fault is forwarded to Python */
-
-/* Keeps a fault for a retry: an event is pending, which ends as soon as the thread that caused
- * it has run.  Returns whether it was kept. */
-static UFFDAEMON_COLD int postpone(struct uffdaemon_port *port,
-                                   const struct uffdaemon_record *record, uint64_t now)
-{
-    if (!uffdaemon_port_applies(port) || record->error != EAGAIN ||
-        port->postponed == UFFDAEMON_MESSAGES)
-        return 0;
-    if (!port->postponed)
-        port->postponed_since = now;
-    else if (now - port->postponed_since > MAX_POSTPONED_NS)
-        return 0;
-    port->later[port->postponed++] = *record;
-    port->later[port->postponed - 1].error = 0;
-    return 1;
-}
+#define TURN_NS 250000      /* then other userfaultfds, and the loop, get their turn */
+#define CONTENDED_NS 300000 /* a yield that takes longer: another thread wants the core */
+#define ENOUGH 384          /* records after which Python gets its turn */
+#define ENTER 1000          /* yields between two reads while faulting threads wait to resolve */
+#define LONG_POSTPONED_NS 200000000 /* after this, Python lists the fault as well */
 
 /* Queues records for Python, or postpones them. */
 static UFFDAEMON_HOT void enqueue(struct uffdaemon_port *port, size_t count, uint64_t now)
@@ -54,7 +38,7 @@ static UFFDAEMON_HOT void enqueue(struct uffdaemon_port *port, size_t count, uin
     for (size_t index = 0; index < count; index++) {
         const struct uffdaemon_record *record = &port->batch[index];
 
-        if (record->code ? !all && !record->error : postpone(port, record, now))
+        if (record->code ? !all && !record->error : uffdaemon_postpone(port, record, now))
             continue;
         forwarded |= !record->code;
         uffdaemon_queue_push(&port->queue, record, now);
@@ -76,6 +60,9 @@ static void toggle_reading(struct uffdaemon_port *port)
 static void begin_reading(struct uffdaemon_port *port)
 {
     if (atomic_load_explicit(&port->in_thread, memory_order_acquire)) {
+        /* Threads that wait for the last event to be applied go before the next one. */
+        for (unsigned tries = 0; atomic_load(&port->entering) && tries < ENTER; tries++)
+            sched_yield();
         atomic_fetch_add(&port->reading, 1);
         uffdaemon_synchronize(&port->rules.readers);
     } else {
@@ -108,8 +95,7 @@ static void make_records(struct uffdaemon_port *port, size_t count, uint64_t now
 }
 
 /* Applies and removes the events of a batch.  Returns how many faults are left. */
-static UFFDAEMON_COLD size_t handle_events(struct uffdaemon_port *port, size_t count, uint64_t now,
-                                           int applies)
+static UFFDAEMON_COLD size_t handle_events(struct uffdaemon_port *port, size_t count, uint64_t now)
 {
     size_t faults = 0;
 
@@ -120,8 +106,7 @@ static UFFDAEMON_COLD size_t handle_events(struct uffdaemon_port *port, size_t c
             port->batch[faults++] = record;
             continue;
         }
-        if (applies)
-            uffdaemon_apply_event(port, &record);
+        uffdaemon_apply_event(port, &record);
         if (!uffdaemon_queue_push(&port->queue, &record, now))
             uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
         uffdaemon_port_notify(port);
@@ -137,29 +122,20 @@ static int has_events(const struct uffdaemon_port *port, size_t count)
     return 0;
 }
 
-/* Handles a batch.  Events come first: they must be applied before faults are resolved, and the
- * kernel returns faults before older events.  Where C does not apply events, a batch with an
- * event is forwarded to Python as a whole; so is one that filled the buffer, since an event may
- * follow. */
-static UFFDAEMON_HOT void handle(struct uffdaemon_port *port, size_t count, uint64_t now,
-                                 int applies)
+/* Handles a batch.  Events come first: they must be applied before faults are resolved.  The kernel
+ * returns faults before older events, but refuses operations until those are read. */
+static UFFDAEMON_HOT void handle(struct uffdaemon_port *port, size_t count, uint64_t now)
 {
-    int forward = !applies && count == UFFDAEMON_MESSAGES;
     size_t faults = count;
 
     make_records(port, count, now);
-    if (has_events(port, count)) {
-        forward |= !applies;
-        faults = handle_events(port, count, now, applies);
-    }
+    if (has_events(port, count))
+        faults = handle_events(port, count, now);
     toggle_reading(port);
     if (faults && port->notify >= 0)
         uffdaemon_affinity_follow(
             &port->faults, (pid_t)port->batch[0].message.arg.pagefault.feat.ptid, faults, now);
-    if (forward)
-        enqueue(port, faults, now);
-    else
-        resolve(port, faults, now, applies);
+    resolve(port, faults, now, 1);
 }
 
 /* A counter that only the serving thread writes. */
@@ -175,21 +151,21 @@ static int has_no_thread(const struct uffd_msg *message)
     return message->event == UFFD_EVENT_PAGEFAULT && !message->arg.pagefault.feat.ptid;
 }
 
-/* Reads and resolves once.  Returns the bytes read, or -errno.  If C applies events, `change` is
- * held from reading events until they are applied.  `executing` is only tried for a while: its
- * holder may wait for a fault of this port. */
+/* Reads and resolves once.  Returns the bytes read, or -errno.  `change` is held from reading
+ * events until they are applied.  `executing` is only tried for a while: its holder may wait for a
+ * fault of this port. */
 static long read_and_resolve(struct uffdaemon_port *port, unsigned tries)
 {
     ssize_t bytes;
     uint64_t now;
-    int applies = uffdaemon_port_applies(port);
-    int locked = applies && uffdaemon_timedlock(&port->executing) == 0;
+    int locked = uffdaemon_timedlock(&port->executing) == 0;
 
-    if (applies)
-        uffdaemon_lock(&port->change);
-
+    uffdaemon_lock(&port->change);
     begin_reading(port);
-    bytes = uffdaemon_read_pending(port->fd, port->messages, sizeof(port->messages));
+    /* Postponed faults are retried as soon as one event has been read. */
+    bytes = uffdaemon_read_pending(port->fd, port->messages,
+                                   port->postponed ? sizeof(port->messages[0])
+                                                   : sizeof(port->messages));
     count(&port->reads);
     if (bytes <= 0)
         toggle_reading(port);
@@ -199,13 +175,12 @@ static long read_and_resolve(struct uffdaemon_port *port, unsigned tries)
         if (port->notify >= 0 && bytes == sizeof(struct uffd_msg) &&
             now - port->last < UFFDAEMON_BACK_TO_BACK_NS && has_no_thread(&port->messages[0]))
             uffdaemon_affinity_search(tries, now);
-        handle(port, (size_t)bytes / sizeof(struct uffd_msg), now, applies);
+        handle(port, (size_t)bytes / sizeof(struct uffd_msg), now);
         port->last = now;
     } else {
         bytes = bytes ? -errno : -EIO;
     }
-    if (applies)
-        uffdaemon_unlock(&port->change);
+    uffdaemon_unlock(&port->change);
     if (locked)
         uffdaemon_unlock(&port->executing);
     return bytes;
@@ -214,60 +189,87 @@ static long read_and_resolve(struct uffdaemon_port *port, unsigned tries)
 /* Retries the faults that were postponed because of a pending event. */
 static UFFDAEMON_COLD void retry_postponed(struct uffdaemon_port *port)
 {
-    struct timespec pause = {0, POSTPONE_NS};
-    uint64_t since = port->postponed_since, now;
+    uint64_t since = port->postponed_since, now = uffdaemon_now();
     size_t count = port->postponed;
 
-    nanosleep(&pause, NULL);
-    now = uffdaemon_now();
     memcpy(port->batch, port->later, count * sizeof(port->later[0]));
     port->postponed = 0;
     resolve(port, count, now, 0);
-    if (port->postponed) {
-        port->postponed_since = since;
-        if (now - since > MAX_POSTPONED_NS) {
-            memcpy(port->batch, port->later, port->postponed * sizeof(port->later[0]));
-            count = port->postponed;
-            port->postponed = 0;
-            for (size_t index = 0; index < count; index++)
-                uffdaemon_queue_push(&port->queue, &port->batch[index], now);
-            uffdaemon_port_notify(port);
-        }
-    }
+    port->postponed_since = since;
+    if (port->postponed && now - since > LONG_POSTPONED_NS)
+        uffdaemon_tell_postponed(port, now);
 }
 
-/* Reads and resolves until the rereads find nothing, a record or enough of them wait for Python,
- * or the turn is over.  Never sleeps for long.  Returns whether only the turn has ended, and
- * more faults are likely to follow at once. */
+/* Tries the pages that faulting threads could not fill, since events are pending all the time. */
+static UFFDAEMON_COLD void take_wanted(struct uffdaemon_port *port)
+{
+    size_t found = 0;
+    uint64_t now = uffdaemon_now();
+
+    for (size_t index = 0; index < UFFDAEMON_WANTED; index++) {
+        uint64_t page = __atomic_exchange_n(&port->wanted[index], 0, __ATOMIC_ACQ_REL);
+        struct uffdaemon_record record = {.latency = now};
+
+        if (!page || port->postponed + found >= UFFDAEMON_MESSAGES)
+            continue;
+        record.message.event = UFFD_EVENT_PAGEFAULT;
+        record.message.arg.pagefault.address = page & ~(uint64_t)3;
+        record.message.arg.pagefault.flags = page & 2 ? UFFD_PAGEFAULT_FLAG_MINOR : 0;
+        port->batch[found++] = record;
+    }
+    if (found)
+        resolve(port, found, now, 0);
+}
+
+/* Reads, and retries postponed faults, in turn. */
+static UFFDAEMON_COLD void serve_postponed(struct uffdaemon_port *port)
+{
+    struct uffdaemon_naps naps;
+    uint64_t begun = uffdaemon_now(), spin, now;
+    long bytes = port->nap ? -EAGAIN : 1;
+
+    uffdaemon_naps_begin(&naps);
+    naps.limit += port->nap;
+    do {
+        spin = uffdaemon_nap(&naps, bytes > 0);
+        now = uffdaemon_now();
+        do
+            retry_postponed(port);
+        while (port->postponed && uffdaemon_now() - now < spin);
+        if (port->postponed)
+            bytes = read_and_resolve(port, 1);
+    } while (port->postponed && now - begun < TURN_NS);
+    port->nap = port->postponed && bytes < 0 ? naps.limit : 0;
+    uffdaemon_naps_end(&naps);
+}
+
+/* Reads and resolves until the rereads find nothing, enough records wait for Python, or the turn is
+ * over.  Sleeps for at most two milliseconds, if an event is pending.  Returns whether only the
+ * turn has ended, and more is to be done at once. */
 UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
 {
-    struct timespec pause = {0, POSTPONE_NS};
     uint64_t now = uffdaemon_now(), begun = now, before;
     unsigned tries = 0;
 
     while (!atomic_load_explicit(&port->closing, memory_order_relaxed)) {
         long bytes;
 
-        /* An event that Python has not applied yet may invalidate the rules: do not use them. */
-        if (!uffdaemon_port_applies(port) &&
-            (atomic_load_explicit(&port->queue.forwarded, memory_order_relaxed) ||
-             uffdaemon_queue_count(&port->queue) >= ENOUGH)) {
-            if (port->notify >= 0)
-                nanosleep(&pause, NULL); /* the descriptor stays ready */
+        if (port->notify < 0 && uffdaemon_queue_count(&port->queue) >= ENOUGH)
+            return 0;
+        bytes = read_and_resolve(port, tries);
+        if (bytes < 0 && bytes != -EAGAIN && bytes != -EINTR) {
+            atomic_store_explicit(&port->error, (int32_t)-bytes, memory_order_relaxed);
+            uffdaemon_port_notify(port);
             return 0;
         }
-        bytes = read_and_resolve(port, tries);
+        if (atomic_load_explicit(&port->in_thread, memory_order_relaxed))
+            take_wanted(port);
+        if (port->postponed) {
+            serve_postponed(port);
+            return port->postponed > 0;
+        }
         if (bytes < 0) {
-            if (bytes != -EAGAIN && bytes != -EINTR) {
-                atomic_store_explicit(&port->error, (int32_t)-bytes, memory_order_relaxed);
-                uffdaemon_port_notify(port);
-                return 0;
-            }
             count(&port->empty_reads);
-            if (port->postponed) {
-                retry_postponed(port);
-                return port->postponed > 0;
-            }
             if (tries++ >= uffdaemon_rereads(port)) {
                 uffdaemon_pace_idle(port);
                 return 0;
@@ -285,4 +287,10 @@ UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
             return uffdaemon_rereads(port) > 0;
     }
     return 0;
+}
+
+/* For another thread than the serving one, while that does not serve the port. */
+void uffdaemon_serve_once(struct uffdaemon_port *port)
+{
+    read_and_resolve(port, 1);
 }

@@ -6,5 +6,6 @@
 #include "port.h"
 
 int uffdaemon_serve(struct uffdaemon_port *port);
+void uffdaemon_serve_once(struct uffdaemon_port *port);
 
 #endif

@@ -11,7 +11,6 @@
 #include "sigbus.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -21,7 +20,9 @@
 
 #include "base.h"
 #include "grace.h"
+#include "postponed.h"
 #include "queue.h"
+#include "reading.h"
 #include "rules.h"
 #include "sigaction.h"
 #include "table.h"
@@ -29,6 +30,8 @@
 #include "waitqueue.h"
 
 #define ENDED 64
+#define TRIES 100              /* while an event is pending, before the access is retried, */
+#define PAUSE_NS 100000        /* and the time between them */
 #define MADV_POPULATE_READ_ 22 /* MADV_POPULATE_READ, Linux 5.14: before POISON */
 
 /* Global, since a signal handler has no argument for them. */
@@ -74,35 +77,12 @@ static UFFDAEMON_COLD int poisoned(uint64_t address)
            errno == EHWPOISON;
 }
 
-/* Waits while an event may have been read but not applied: this thread may have caused it. */
-static void wait_for_events(const struct uffdaemon_port *port)
-{
-    uint64_t reading = atomic_load(&port->reading);
-
-    if (reading & 1)
-        while (atomic_load(&port->reading) == reading)
-            sched_yield();
-}
-
-/* Like `uffdaemon_read_lock`; no event is read before `uffdaemon_read_unlock`. */
-static unsigned enter(struct uffdaemon_port *port)
-{
-    for (;;) {
-        unsigned ticket = uffdaemon_read_lock(&port->rules.readers);
-
-        if (!(atomic_load(&port->reading) & 1))
-            return ticket;
-        uffdaemon_read_unlock(&port->rules.readers, ticket);
-        wait_for_events(port);
-    }
-}
-
 /* Resolves a fault by the rules of `port`.  0: done; 1: Python has to; 2: the page is no longer
  * registered; -1: not an address of this port. */
 static UFFDAEMON_HOT int resolve(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
     uint64_t address = record->message.arg.pagefault.address;
-    unsigned ticket = enter(port);
+    unsigned ticket = uffdaemon_enter(port);
     const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
     const struct uffdaemon_rule *rule = NULL, *minor;
     uint32_t code = 0;
@@ -132,8 +112,25 @@ static UFFDAEMON_HOT int resolve(struct uffdaemon_port *port, struct uffdaemon_r
     return record->code == 0;
 }
 
-/* 0: not an address of this port; 1: retry the access; 2: the same, and `ticket` of `readers`
- * has been unlocked. */
+/* Retries for a while: an event is pending, whose thread has to run.  Returns what `resolve`
+ * does. */
+static UFFDAEMON_COLD int resolve_between(struct uffdaemon_port *port,
+                                          struct uffdaemon_record *record)
+{
+    struct timespec pause = {0, PAUSE_NS};
+    int python = 1;
+
+    uffdaemon_want(port, record);
+    for (unsigned tries = 0; record->error == EAGAIN && tries < TRIES; tries++) {
+        nanosleep(&pause, NULL);
+        record->error = 0;
+        python = resolve(port, record);
+    }
+    return python;
+}
+
+/* 0: not an address of this port; 1: retry the access; 2: the same, and `ticket` of `readers` has
+ * been unlocked. */
 static int resolve_or_wait(struct uffdaemon_port *port, uint64_t address, const void *context,
                            const unsigned *ticket)
 {
@@ -146,6 +143,8 @@ static int resolve_or_wait(struct uffdaemon_port *port, uint64_t address, const 
     if (write_access(context))
         record.message.arg.pagefault.flags = UFFD_PAGEFAULT_FLAG_WRITE;
     python = resolve(port, &record);
+    if (record.error == EAGAIN)
+        python = resolve_between(port, &record);
     if (python == 2)
         return 1;
     if (python < 0 || ((python || record.present) && poisoned(address)))
@@ -158,11 +157,8 @@ static int resolve_or_wait(struct uffdaemon_port *port, uint64_t address, const 
         uffdaemon_port_notify(port);
         return 1;
     }
-    if (record.error == EAGAIN) {
-        /* An event is pending: its thread has to run. */
-        sched_yield();
+    if (record.error == EAGAIN)
         return 1;
-    }
     waiter.page = uffdaemon_page_of(address);
     /* Before Python can see the fault, so that no wake-up is missed. */
     uffdaemon_wait_queue_add(&port->waiting, &waiter);
@@ -205,7 +201,7 @@ static UFFDAEMON_HOT void on_bus_error(int number, siginfo_t *info, void *contex
         struct uffdaemon_port *port = atomic_load(&ports);
 
         for (struct uffdaemon_port *each = port; each; each = atomic_load(&each->next))
-            wait_for_events(each);
+            uffdaemon_wait_for_events(each);
         for (; port && !ours; port = ours ? NULL : atomic_load(&port->next))
             if (address >= atomic_load_explicit(&port->rules.low, memory_order_relaxed) &&
                 address < atomic_load_explicit(&port->rules.high, memory_order_relaxed))

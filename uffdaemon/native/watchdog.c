@@ -21,6 +21,7 @@
 
 #include "alarm.h"
 #include "base.h"
+#include "events.h"
 #include "messages.h"
 #include "operations.h"
 #include "queue.h"
@@ -79,20 +80,28 @@ static void check_descriptor(struct uffdaemon_watch *watch, uint64_t now)
         watch->unread_since = now;
     if (now - watch->unread_since < watch->after)
         return;
+    if (watch->port && uffdaemon_timedlock(&watch->port->change))
+        return;
     bytes = uffdaemon_read_pending(watch->fd, messages, sizeof(messages));
+    for (size_t index = 0; watch->port && bytes > 0 && index < (size_t)bytes / sizeof(messages[0]);
+         index++) {
+        struct uffdaemon_record record = {.message = messages[index], .latency = now};
+
+        if (messages[index].event == UFFD_EVENT_PAGEFAULT)
+            continue;
+        uffdaemon_apply_event(watch->port, &record);
+        uffdaemon_queue_push(&watch->port->queue, &record, now);
+    }
+    if (watch->port)
+        uffdaemon_unlock(&watch->port->change);
     if (bytes <= 0)
         return;
     uffdaemon_stall_report(
         watch, messages, (size_t)bytes / sizeof(messages[0]), now - watch->unread_since,
         watch->port ? UFFDAEMON_STALL_NOT_DEQUEUED : UFFDAEMON_STALL_OWNER_ENDED);
-    for (size_t index = 0; index < (size_t)bytes / sizeof(messages[0]); index++) {
-        struct uffdaemon_record record = {.message = messages[index], .latency = now};
-
-        if (messages[index].event != UFFD_EVENT_PAGEFAULT && watch->port)
-            uffdaemon_queue_push(&watch->port->queue, &record, now);
-        else if (messages[index].event == UFFD_EVENT_PAGEFAULT && watch->port)
+    for (size_t index = 0; index < (size_t)bytes / sizeof(messages[0]); index++)
+        if (messages[index].event == UFFD_EVENT_PAGEFAULT && watch->port)
             watch->reread[watch->reread_count++] = messages[index].arg.pagefault.address;
-    }
     watch->unread_since = 0;
     watch->quiet = watch->port != NULL;
 }

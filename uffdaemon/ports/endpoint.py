@@ -56,8 +56,8 @@ class Endpoint:
         resume(self._uffd)
         if self._sleeper is not None:
             self._sleeper.add(self._fd, self.port)
+        self._uffd.copies.observers.append(self.port)
         if self._shared_resolver is not None:
-            self._uffd.copies.observers.append(self.port)
             self._shared_resolver.add(self.port, self.resolver)
         if self._watchdog is not None:
             self._watch = watch(self._uffd, self.port, self._name, self._watchdog)
@@ -68,9 +68,11 @@ class Endpoint:
             self._watch.end()
         if self._sleeper is not None:
             self._sleeper.remove(self._fd)
+        self._uffd.copies.observers.remove(self.port)
+        if not self.native:
+            self.port.hand_over()
         if self._shared_resolver is not None:
             self._shared_resolver.remove(self.port, self.resolver)
-            self._uffd.copies.observers.remove(self.port)
 
     def close(self) -> None:
         """Close the port, and wake the tasks that wait for it."""

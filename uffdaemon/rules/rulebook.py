@@ -165,14 +165,13 @@ class Rulebook:
             for part in (rule.cut(max(rule.start, low), min(rule.end, high)),)
             if self._allowed(part)
         ]
-        if self._native_port:
-            at = segment.start
-            missing = [rule for rule in found if rule.kind == 0]
-            for start, end in [*((r.start, r.end) for r in missing), (segment.end, segment.end)]:
-                if at < start:
-                    low, high = at - region.start, start - region.start
-                    found.append(native(Rule(FaultKind.MISSING, low, high, Code.WAKE), 0))
-                at = max(at, end)
+        at = segment.start
+        missing = [rule for rule in found if rule.kind == 0]
+        for start, end in [*((r.start, r.end) for r in missing), (segment.end, segment.end)]:
+            if at < start:
+                low, high = at - region.start, start - region.start
+                found.append(native(Rule(FaultKind.MISSING, low, high, Code.WAKE), 0))
+            at = max(at, end)
         return found
 
     def _allowed(self, rule: Rule) -> bool:
