@@ -136,3 +136,20 @@ async def test_poisoning_goes_on_behind_the_end_of_a_mapping(uffd: FakeUserfault
         daemon.remove_region(guarded, "poison")
         assert [pages(step) for step in uffd.issued] == [(0, 8), (0, 4), (0, 2), (2, 8)]
         assert {step.code for step in uffd.issued} == {Code.POISON}
+
+
+async def test_many_that_are_removed_leave_the_rules_of_the_others(uffd: FakeUserfaultfd) -> None:
+    recorder = Recorder()
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        added = [
+            daemon.add_region(uffd, Region(START + page * PAGE, PAGE, ZeroPage()))
+            for page in range(40)
+        ]
+        await settled()
+        for each in added[1:]:
+            daemon.remove_region(each, "release")
+        # Before the rules are written anew.
+        uffd.say(missing(0), missing(7))
+        outcomes = {each.fault.address: each.outcome for each in await recorder.resolutions(2)}
+        assert outcomes == {START: Outcome.ZEROED, START + 7 * PAGE: Outcome.WOKEN}
+        daemon.remove_region(added[0], "release")

@@ -39,8 +39,7 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
         for segment in segments:
             served.uffd.unregister(segment.start, segment.end - segment.start)
     served.regions.remove(region)
-    server.rules.drop(segments)
-    server.rules.update()
+    server.rules.remove(segments)
     for segment in segments:
         if not stays_registered:
             server.woken(segment.start, segment.end)

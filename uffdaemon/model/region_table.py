@@ -7,7 +7,7 @@ stay as they are.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from copy import copy
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,11 +40,13 @@ class Segment(NamedTuple):
 class RegionTable:
     """The regions of one userfaultfd, by address."""
 
-    __slots__ = ("_segments", "_starts")
+    __slots__ = ("_by_pages", "_segments", "_starts")
 
     def __init__(self) -> None:
         self._segments: list[Segment] = []
         self._starts: list[int] = []
+        self._by_pages: dict[int, list[Segment]] = {}
+        """The segments that share a page map, by its id, in the order of addresses."""
 
     @classmethod
     def of(cls, segments: Iterable[Segment]) -> RegionTable:
@@ -62,6 +64,9 @@ class RegionTable:
     def _set(self, segments: list[Segment]) -> None:
         self._segments = sorted((s for s in segments if s.start < s.end), key=lambda s: s.start)
         self._starts = [segment.start for segment in self._segments]
+        self._by_pages = {}
+        for segment in self._segments:
+            self._by_pages.setdefault(id(segment.region.pages), []).append(segment)
 
     def _segment_of(self, address: int) -> Segment | None:
         at = bisect_right(self._starts, address) - 1
@@ -93,24 +98,30 @@ class RegionTable:
                     f"region {region.label} ({region.start:#x}-{region.end:#x}) overlaps region "
                     f"{segment.region.label} ({segment.start:#x}-{segment.end:#x})"
                 )
-        self._segments.insert(at, Segment(region.start, region.end, region))
+        added = Segment(region.start, region.end, region)
+        self._segments.insert(at, added)
         self._starts.insert(at, region.start)
+        insort(self._by_pages.setdefault(id(region.pages), []), added, key=lambda s: s.start)
 
     def remove(self, region: Region) -> list[Segment]:
         """Remove a region, wherever its segments are now; returns them."""
         gone = self.segments(region)
-        self._set([segment for segment in self._segments if segment not in gone])
+        for segment in gone:
+            at = bisect_left(self._starts, segment.start)
+            del self._segments[at], self._starts[at]
+        self._by_pages.pop(id(region.pages), None)
         return gone
 
     def segments(self, region: Region) -> list[Segment]:
         """The segments of a region, which share its page map."""
-        return [s for s in self._segments if s.region.pages is region.pages]
+        return list(self._by_pages.get(id(region.pages), ()))
 
     def clip(self, start: int, end: int) -> list[Segment]:
         """The segments inside a range, cut to it."""
+        first = max(bisect_right(self._starts, start) - 1, 0)
         return [
             Segment(max(s.start, start), min(s.end, end), s.region)
-            for s in self._segments
+            for s in self._segments[first : bisect_left(self._starts, end)]
             if s.start < end and start < s.end
         ]
 

@@ -115,6 +115,10 @@ class Rulebook:
         ]
         return self._port.publish(rules)
 
+    def withdraw(self) -> None:
+        """Put all rules out of force."""
+        self._port.withdraw()
+
     def drop(self, segments: list[Segment]) -> None:
         """Drop the rules of segments that are no longer served."""
         for segment in segments:
