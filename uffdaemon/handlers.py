@@ -27,6 +27,7 @@ from uffdaemon.engine.failures import arrived, fail, hold, resolved_by_rule
 from uffdaemon.engine.move_faults import verify
 from uffdaemon.engine.next_step import (
     EVENT_IN_FLIGHT,
+    AskHook,
     Claimed,
     ClientGone,
     Ended,
@@ -38,7 +39,7 @@ from uffdaemon.engine.results import claimed, reached, stopped
 from uffdaemon.engine.step_plan import narrowed, plan_step, wake_step
 from uffdaemon.engine.tasks import Tasks
 from uffdaemon.engine.write_protect import AFTER_COPY, issue
-from uffdaemon.hooks import Resolved
+from uffdaemon.hooks import Resolved, abandon
 from uffdaemon.model.batch import Step, merge, narrow
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import Fault
@@ -87,7 +88,7 @@ class Handler:
         faults = self._apply(events)
         entered = [fault for event in faults if (fault := self._enter(event, read_at)) is not None]
         for fault in entered:
-            self._follow(fault, decide(self.served, fault))
+            self._decide(fault)
         self.flush()
 
     def enter_only(self, events: Iterable[Event | Applied], read_at: int) -> None:
@@ -138,7 +139,10 @@ class Handler:
     def retry_deferred(self) -> None:
         """Retry the deferred faults whose time has come."""
         for fault, action in self._ledger.pop_expired(_clock()):
-            self._follow(fault, decide(self.served, fault) if action is None else action)
+            if action is None:
+                self._decide(fault)
+            else:
+                self._follow(fault, action)
         self.flush()
 
     def resume(self, steps: list[tuple[Fault, Next]]) -> None:
@@ -148,6 +152,13 @@ class Handler:
         self.flush()
 
     # -- one fault -----------------------------------------------------------------------------
+
+    def _decide(self, fault: Fault) -> None:
+        """Decide about a fault, unless a policy or hook of another one has ended it, or its
+        region."""
+        record = self._ledger.find(fault)
+        if record is not None and record.state is Waiting.DECISION:
+            self._follow(fault, decide(self.served, fault))
 
     def _follow(self, fault: Fault, step: Next) -> None:
         """Take what comes next for a fault, until it is in the batch, waits, or has ended."""
@@ -164,6 +175,8 @@ class Handler:
             else:
                 self._suspend(fault, step)
                 return
+        if isinstance(step, AskHook):
+            abandon(step.answer)
 
     def _suspend(self, fault: Fault, step: Last) -> None:
         """Let the fault wait."""
@@ -217,6 +230,8 @@ class Handler:
                 self._follow(fault, AFTER_COPY)
         self._batch.clear()
         self._apart.clear()
+        if self.served.client_gone:
+            self._client_exited()  # of what was read since
         self._notify_ended()
 
     def _apply_result(self, step: Step, result: Result) -> None:

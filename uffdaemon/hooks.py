@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard
+from types import CoroutineType
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard, cast
 
 from uffdaemon.names import name_of, shown
 
@@ -130,3 +131,9 @@ def is_awaitable(answer: object) -> TypeGuard[Awaitable[None]]:
         return inspect.isawaitable(answer)
     except Exception:  # noqa: BLE001  # its ``__class__`` may raise anything
         return False
+
+
+def abandon(answer: object) -> None:
+    """Nobody is going to await what an async hook returned: its fault has ended."""
+    if issubclass(type(answer), CoroutineType):
+        cast("CoroutineType[object, object, object]", answer).close()

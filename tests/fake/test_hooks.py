@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import trio
@@ -33,6 +33,8 @@ from uffdaemon import (
 from uffdaemon.lowlevel import Code, Event, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from uffdaemon.actions import Action
 
 COPY = CopyFrom(BytesSource(content(8)))
@@ -163,6 +165,46 @@ async def test_a_range_that_goes_away_while_before_is_asked_gets_nothing(
         answer.set()
         await settled()
     assert uffd.codes == [Code.WAKE]
+
+
+@sync_and_async
+@pytest.mark.parametrize("missing_pages", ["release", "hold"])
+async def test_a_fault_that_a_hook_of_another_one_ends_is_not_decided(
+    missing_pages: Literal["release", "hold"], is_async: bool, uffd: FakeUserfaultfd
+) -> None:
+    asked: list[int] = []
+
+    def now(fault: Fault) -> None:
+        asked.append(fault.page)
+        daemon.remove_region(guarded, missing_pages)
+
+    async def later(fault: Fault) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def before(fault: Fault, action: Action) -> Awaitable[None] | None:
+        now(fault)
+        return later(fault) if is_async else None  # nobody is left to await it for
+
+    async with open_daemon(hooks=[Hooks(before=before)]) as daemon:
+        guarded = daemon.add_region(uffd, region(COPY))
+        uffd.say(missing(0), missing(1))
+        await settled()
+        assert asked == [0]
+        waiting = [(each.fault.page, each.waiting.value) for each in daemon.open_faults()]
+        assert waiting == ([(1, "nobody")] if missing_pages == "hold" else [])
+
+
+async def test_what_is_read_of_a_client_that_is_gone_ends_with_it(uffd: FakeUserfaultfd) -> None:
+    recorder = Recorder()
+    uffd.otherwise = gone
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        daemon.add_region(uffd, region(COPY))
+        [server] = daemon._servers.own.values()
+        uffd.say(missing(0))
+        await recorder.resolutions(1)
+        server.handler.handle([missing(1)], 0)
+        assert not server.served.ledger
+    assert [each.outcome for each in recorder.resolved] == [Outcome.CLIENT_GONE] * 2
 
 
 class Listener(Notes):

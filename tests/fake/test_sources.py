@@ -9,12 +9,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from tests.fake.kernel import (
     PAGE,
     START,
     FakeUserfaultfd,
+    done,
     failing,
     in_flight,
     missing,
@@ -23,6 +25,7 @@ from tests.fake.kernel import (
     settled,
 )
 from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.deadline import DEADLINE
 from tests.support.notes import Gate, Recorder
 from tests.support.page_contents import content
 from uffdaemon import (
@@ -339,6 +342,36 @@ async def test_pages_discarded_at_the_very_moment_their_bytes_arrive(
         await settled()
     assert resolved.outcome is Outcome.ZEROED
     assert [(step.code, pages(step)) for step in uffd.issued] == [(Code.ZEROPAGE, (3, 4))]
+
+
+async def test_pages_discarded_while_they_are_fetched_need_no_source(
+    uffd: FakeUserfaultfd,
+) -> None:
+    """The zeros are deferred, and the fetch fails before they are there."""
+    begun, down = trio.Event(), trio.Event()
+
+    async def fetch(offset: int, length: int) -> bytes:
+        begun.set()
+        await down.wait()
+        raise OSError(errno.EIO, "the store is down")
+
+    recorder = Recorder()
+    once = Retry(attempts=1, timeout=DEADLINE)
+    async with open_daemon(hooks=[recorder.hooks]) as daemon:
+        policy = CopyFrom(AsyncSource(fetch, len(DATA)))
+        daemon.add_region(uffd, region(policy, on_failure=actions.Poison(), retry=once))
+        uffd.say(missing(3))
+        await begun.wait()
+        uffd.otherwise = in_flight
+        uffd.say(RemoveEvent(START + 3 * PAGE, START + 4 * PAGE))
+        await recorder.until(lambda: recorder.events)
+        down.set()
+        await trio.testing.wait_all_tasks_blocked()
+        uffd.otherwise = done
+        [resolved] = await recorder.resolutions(1)
+    assert resolved.outcome is Outcome.ZEROED
+    assert set(uffd.codes) == {Code.ZEROPAGE}
+    assert recorder.failed == []
 
 
 @pytest.mark.parametrize("what", ["unmap", "remap"])

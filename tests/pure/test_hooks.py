@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.pure.fakes import a_fault, a_region
 from uffdaemon.actions import Action, Zero
-from uffdaemon.hooks import HookCalls, Hooks, Resolved, Veto
+from uffdaemon.hooks import HookCalls, Hooks, Resolved, Veto, abandon, is_awaitable
 from uffdaemon.model.statistics import Counters
 from uffdaemon.names import name_of
 from uffdaemon.uapi.events import ForkEvent, RemapEvent, RemoveEvent, UnknownEvent, UnmapEvent
@@ -164,3 +165,17 @@ def test_hooks_are_called_by_their_name_or_their_repr() -> None:
     assert name_of(mine).endswith("mine")
     nameless = partial(mine)
     assert name_of(nameless) == repr(nameless)
+
+
+def test_an_awaitable_whose_class_raises_is_none() -> None:
+    hostile = type("Hostile", (), {"__class__": property(lambda _: 1 / 0)})()
+    assert not is_awaitable(hostile)
+
+
+def test_what_nobody_awaits_is_closed() -> None:
+    async def never() -> None: ...
+
+    answer = never()
+    abandon(answer)
+    assert inspect.getcoroutinestate(answer) == inspect.CORO_CLOSED
+    abandon(object())  # a hook's own awaitable is its own business

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import time
 from types import CoroutineType
-from typing import TYPE_CHECKING, TypeGuard, cast
+from typing import TYPE_CHECKING, TypeGuard
 
 from uffdaemon import errors
-from uffdaemon.actions import ACTIONS, Action, Hold
+from uffdaemon.actions import ACTIONS, Action, Hold, Zero
 from uffdaemon.engine.next_step import Failed
+from uffdaemon.hooks import abandon
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import policy_name
 from uffdaemon.model.region_table import outside_every_region
@@ -21,6 +22,7 @@ from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
+    from uffdaemon.engine.next_step import Next
     from uffdaemon.engine.state import Served
     from uffdaemon.hooks import HookCalls
     from uffdaemon.model.region import Fault
@@ -41,6 +43,12 @@ def fail(served: Served, fault: Fault, error: Exception) -> Action:
         record.failed = True
     _log(served, fault, error, type(action).__name__.lower())
     return Hold(f"{type(error).__name__}: {text_of(error)}") if isinstance(action, Hold) else action
+
+
+def unless_discarded(served: Served, fault: Fault, step: Next) -> Next:
+    """What comes next after work for a fault; zeros, if it is in vain and its page was discarded
+    meanwhile: then nothing was needed."""
+    return Zero() if isinstance(step, Failed | Hold) and served.discarded(fault) else step
 
 
 def refused_in_c(served: Served, fault: Fault, number: int) -> None:
@@ -138,6 +146,6 @@ def is_action(answer: object) -> TypeGuard[Action]:
 def not_an_action(answer: object) -> str:
     """Describe a return value that is not an action."""
     if issubclass(type(answer), CoroutineType):
-        cast("CoroutineType[object, object, object]", answer).close()
+        abandon(answer)
         return "returned a coroutine: it has to decide at once, and to return Perform to wait"
     return f"returned {shown(answer)}, which is no action"

@@ -16,7 +16,7 @@ import trio
 from uffdaemon import errors
 from uffdaemon.actions import Hold, Perform, Span
 from uffdaemon.engine.decide import resume_hooks
-from uffdaemon.engine.failures import untrusted
+from uffdaemon.engine.failures import unless_discarded, untrusted
 from uffdaemon.engine.fetches import FetchedSource, PendingFetch, fetch_with_retry
 from uffdaemon.engine.move_faults import climbed
 from uffdaemon.engine.next_step import AskHook, Claimed, Climb, Failed, Fetch
@@ -102,7 +102,7 @@ class Tasks:
             step = replace(action, source=fetched, extent=Span(offset, pending.length))
         self._served.loop.drain()
         self._fetches.remove(pending)
-        self._resume([(fault, step) for fault in pending.faults])
+        self._end(pending.faults, step)
 
     # -- work ----------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Tasks:
             else:
                 step = Hold(f"policy {name} reports: {outcome.value}")
         self._served.loop.drain()
-        self._resume([(fault, step)])
+        self._end([fault], step)
 
     # -- moves that were refused ---------------------------------------------------------------
 
@@ -164,7 +164,12 @@ class Tasks:
             served.loop.drain()
             if served.ledger.is_open(fault):
                 following = climbed(served, fault, action, ladder.moved) if ended else action
-        self._resume([(fault, following)])
+        self._end([fault], following)
+
+    def _end(self, faults: list[Fault], step: Next) -> None:
+        """The task has ended, and events that were read meanwhile have been applied."""
+        served = self._served
+        self._resume([(fault, unless_discarded(served, fault, step)) for fault in faults])
 
     # -- hooks ---------------------------------------------------------------------------------
 
