@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
+from contextlib import suppress
 
 import pytest
 import trio
@@ -248,3 +251,36 @@ async def test_neighbours_of_which_none_can_be_moved_each_fail_once() -> None:
             for reader in readers:
                 assert await trio.to_thread.run_sync(reader.result) == b"\0"
     assert sorted(fault.page for fault, _ in recorder.failed) == [0, 1]
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+@kernel_test(features=Features.EVENT_FORK)
+async def test_a_fork_without_descriptors_ends_nothing(left: int) -> None:
+    """The child is served once there are some; the parent's memory all the time."""
+    data = content(4)
+    with Memory.map(len(data)) as memory:
+        async with open_daemon() as daemon:
+            buffer = daemon.guard(memory, CopyFrom(BytesSource(data))).buffer()
+            assert buffer[0] == data[0]
+            reading, writing = os.pipe()
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+            taken = []
+            with suppress(OSError):
+                while True:
+                    taken.append(os.dup(reading))
+            for fd in taken[:left]:
+                os.close(fd)
+            pid = os.fork()
+            if pid == 0:
+                os.write(writing, ctypes.string_at(memory.start, len(data)))
+                os._exit(0)
+            assert buffer[PAGE] == data[PAGE]
+            for fd in taken[left:]:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            seen = await trio.to_thread.run_sync(os.read, reading, len(data))
+            assert seen == data
+            await trio.to_thread.run_sync(os.waitpid, pid, 0)
+            assert bytes(buffer) == data
+            buffer.release()

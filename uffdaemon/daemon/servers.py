@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 import structlog
 import trio
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from uffdaemon.placement import Resolver, Shutdown, Watchdog
     from uffdaemon.uapi.events import ForkEvent
     from uffdaemon.uapi.features import RegisterMode
+
+_ADOPT_DELAY: Final = 0.02
+"""Seconds between attempts to serve a child, while there are no descriptors."""
 
 ForkDecision: TypeAlias = Literal["adopt", "close"]
 """What to do with the userfaultfd of a forked child: "adopt" serves it with the parent's regions,
@@ -178,9 +182,26 @@ class Servers:
             os.close(event.fd)
             return
         self._reap()
-        child = Userfaultfd.adopt(event.fd)
+        # Its features are the parent's; to look them up would take a descriptor.
+        child = Userfaultfd(event.fd, parent.uffd.features, same_process=False)
+        try:
+            self._adopt(parent, child, regions)
+        except OSError as error:
+            self.log.warning("child waits to be served", userfaultfd=event.fd, error=str(error))
+            self._nursery.start_soon(self._adopt_later, parent, child, regions)
+
+    def _adopt(self, parent: Server, child: Userfaultfd, regions: RegionTable) -> None:
         server = self.start(child, parent.endpoint.resolver, "a child", regions, owns_fd=True)
         server.rules.schedule_update()
+
+    async def _adopt_later(self, parent: Server, child: Userfaultfd, regions: RegionTable) -> None:
+        """Serve a child once there are descriptors and memory for that; its threads wait."""
+        while not self.closing:
+            await trio.sleep(_ADOPT_DELAY)
+            with suppress(OSError):
+                self._adopt(parent, child, regions)
+                return
+        self.log.warning("child left with missing pages", userfaultfd=child.fileno())
 
     def _reap(self) -> None:
         """Close the userfaultfds of children that have exited: the kernel does not report it."""

@@ -33,5 +33,7 @@ static inline long uffdaemon_read_pending(int fd, void *messages, size_t bytes)
         return uffdaemon_read_checked(fd, messages, bytes);
     return count;
 }
+void uffdaemon_spare_open(void);
+int uffdaemon_may_pass(long result);
 
 #endif

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base.h"
+#include "messages.h"
 #include "snapshot.h"
 
 /* A port for the userfaultfd `fd`, or NULL.  With an eventfd in `notify` (else -1), records are
@@ -18,6 +19,7 @@ struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int not
 
     if (!port)
         return NULL;
+    uffdaemon_spare_open();
     memset(port, 0, sizeof(*port));
     port->fd = fd;
     port->reread_limit = reread_limit;
@@ -49,6 +51,7 @@ static int inherited(const struct uffdaemon_port *port)
 long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record *records,
                             size_t capacity)
 {
+    uffdaemon_spare_open();
     atomic_store(&port->notified, 0);
     return uffdaemon_queue_dequeue(&port->queue, records, capacity);
 }

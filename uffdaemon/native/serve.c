@@ -257,6 +257,8 @@ UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
         if (port->notify < 0 && uffdaemon_queue_count(&port->queue) >= ENOUGH)
             return 0;
         bytes = read_and_resolve(port, tries);
+        if (uffdaemon_may_pass(bytes))
+            return port->postponed > 0;
         if (bytes < 0 && bytes != -EAGAIN && bytes != -EINTR) {
             atomic_store_explicit(&port->error, (int32_t)-bytes, memory_order_relaxed);
             uffdaemon_port_notify(port);
