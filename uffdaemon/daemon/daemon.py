@@ -247,7 +247,7 @@ class Daemon:
             self.external[region].remove(missing)
             return
         server = self._servers.of(region)
-        server.drain()
+        server.catch_up()  # a thread that was woken finds its page in the page book
         try:
             remove(server, region, missing)
         except errors.KernelRefusal:
