@@ -97,6 +97,14 @@ def test_an_event_that_was_applied_is_not_applied_again() -> None:
     assert pages.removed.runs() == [(2, 6)]
 
 
+def test_a_region_is_complete_once_no_page_is_absent() -> None:
+    pages = PageMap(70)
+    pages.present.add_range(0, 69)
+    assert not pages.complete
+    pages.remove(69, 70)
+    assert pages.complete
+
+
 @given(st.integers(0, 40), st.integers(-40, 40))
 def test_an_empty_range_changes_nothing(first: int, length: int) -> None:
     bitmap = pages_present(40)

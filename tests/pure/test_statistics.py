@@ -96,6 +96,7 @@ def test_faults_resolved_by_rules_are_counted_like_pythons() -> None:
             (1, 0, 1),  # was there before
             (4, Code.CONTINUE, 4),
             (0, Code.POISON, 3),
+            (0, 1, 2),  # deferred: no outcome yet
         ],
         done=[(Code.COPY, 7 * 4096), (Code.CONTINUE, 4 * 4096)],
         latencies=latencies,
@@ -108,6 +109,7 @@ def test_faults_resolved_by_rules_are_counted_like_pythons() -> None:
         (MISSING, Outcome.ALREADY_PRESENT): 1,
         (MINOR, Outcome.MAPPED): 4,
         (MISSING, Outcome.POISONED): 3,
+        (MISSING, Outcome.DEFERRED): 2,
     }
     assert counters.bytes_done == {Outcome.COPIED: 28672, Outcome.MAPPED: 16384}
     assert counters.latencies[11] == 9
