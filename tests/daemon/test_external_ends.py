@@ -17,7 +17,7 @@ from tests.daemon.external import POLICIES, has_ended, has_noted, read_with_gil,
 from tests.daemon.external_policies import DATA, PAGES
 from tests.support.calls import Barrier, in_thread
 from tests.support.clib import Helpers
-from tests.support.descriptors import open_descriptors
+from tests.support.descriptors import open_descriptors, open_kept_descriptors
 from tests.support.kernel_tests import kernel_test
 from tests.support.messages import wait_readable
 from tests.support.page_contents import PAGE
@@ -347,6 +347,7 @@ def test_faults_of_a_policy_that_cannot_be_had_can_be_poisoned() -> None:
 @kernel_test(features=Features.EVENT_UNMAP)
 async def test_nothing_is_left_behind(closed_first: bool) -> None:
     features = Features.THREAD_ID | Features.EVENT_UNMAP
+    await open_kept_descriptors()
     before = open_descriptors()
     with capture_logs() as logs:
         async with open_daemon() as daemon:

@@ -13,6 +13,7 @@ import trio
 from tests.daemon.client import Client, Inside, faults_pending, region_of
 from tests.support.calls import Barrier, in_thread
 from tests.support.daemons import both_sleeps, the_open_fault
+from tests.support.descriptors import open_descriptors, open_kept_descriptors
 from tests.support.kernel_tests import kernel_test
 from tests.support.notes import Recorder
 from tests.support.page_contents import PAGE, content
@@ -129,7 +130,8 @@ async def test_a_child_that_is_not_wanted_reads_zeros_for_what_is_missing(
         asked.append(event)
         return "close"
 
-    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208  # numbers are all that is wanted
+    await open_kept_descriptors()
+    before = open_descriptors()
     async with open_daemon(on_fork=decide, native_sleep=native_sleep) as daemon:  # type: ignore[arg-type]
         policy = CopyFrom(BytesSource(data))
         daemon.add_region(uffd, region_of(memory, policy), register=None)
@@ -138,7 +140,7 @@ async def test_a_child_that_is_not_wanted_reads_zeros_for_what_is_missing(
         assert found == data[:PAGE] + bytes(3 * PAGE)
         assert await client.run(Inside.read_all) == data
     assert len(asked) == 1
-    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert open_descriptors() == before
 
 
 @kernel_test(features=FORK)

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from tests.daemon.client import Client, Inside, faults_pending, region_of
 from tests.support.daemons import both_sleeps, the_open_fault
-from tests.support.descriptors import open_descriptors
+from tests.support.descriptors import open_descriptors, open_kept_descriptors
 from tests.support.kernel_tests import kernel_test
 from tests.support.notes import Asked, Gate
 from tests.support.page_contents import PAGE, content
@@ -216,6 +216,7 @@ async def test_no_descriptor_is_left(native_sleep: bool, tmp_path: Path) -> None
     clients = [Client() for _ in range(3)]
     data = content(2)
     (tmp_path / "image").write_bytes(data)
+    await open_kept_descriptors()
     before = open_descriptors()
     for client in clients:
         uffd = await client.uffd(features)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uffdaemon import Memory, ZeroPage, open_daemon
+from uffdaemon.ranges import PAGE_SIZE
+
 
 def open_descriptors() -> set[str]:
     """The descriptors of this process, with what they are."""
@@ -14,3 +17,11 @@ def open_descriptors() -> set[str]:
         except FileNotFoundError:  # the one that lists them
             continue
     return found
+
+
+async def open_kept_descriptors() -> None:
+    """Have the library open what a process keeps from its first daemon on: a spare descriptor for
+    forks, and the pipe to which threads write their stacks."""
+    with Memory.map(PAGE_SIZE) as memory:
+        async with open_daemon() as daemon:
+            daemon.guard(memory, ZeroPage())
