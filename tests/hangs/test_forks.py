@@ -356,6 +356,8 @@ async def test_discards_without_end_starve_nobody(
         )
         buffer = region.buffer()
         discarding = in_thread(library.discard_until, memory.start, pages * PAGE, stop)
+        while not daemon.statistics().events.get("remove"):  # the thread has begun
+            await trio.lowlevel.checkpoint()
         for page in range(8, 64):
             assert buffer[page * PAGE] == data[page * PAGE]
         stop.value = 1
