@@ -24,6 +24,7 @@ from tests.pure.policies import (
 from uffdaemon.actions import Action, Copy, Fill, Move
 from uffdaemon.errors import SourceTooShort
 from uffdaemon.model.batch import operation, target
+from uffdaemon.names import name_of
 from uffdaemon.policy import (
     ByKind,
     ByRange,
@@ -258,7 +259,7 @@ class OwnFirstOf(FirstOf):
         CopyFrom(FakeSource(0)),
         CopyFrom(SOURCE, -PAGE),
     ],
-    ids=repr,
+    ids=name_of,
 )
 def test_what_is_not_known_to_be_a_mapping_hides_what_is_asked_after_it(policy: Policy) -> None:
     after: list[Callable[[Policy], Policy]] = [
