@@ -54,6 +54,8 @@ def test_names_are_found() -> None:
 
 @pytest.mark.parametrize("page", PAGES_WITH_NAMES, ids=lambda page: page.name)
 def test_files_that_are_named_exist(page: Path) -> None:
+    if not (ROOT / "uffdaemon").exists():
+        pytest.skip("the package was installed: its sources are not here")
     text = page.read_text()
     written = {
         name
