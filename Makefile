@@ -20,7 +20,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/pycache
 unexport PYTHONDONTWRITEBYTECODE
 # Real-kernel tests wait and start processes more than they compute; each worker has a fork server.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
+SIDE_BY_SIDE := -n 4 --dist worksteal
 
 .PHONY: demo test t check check-forge docs lint-ci pure bench soak sanitize fuzz wheel wheel-test wheels \
 	clean help
@@ -74,8 +74,9 @@ bench: .venv/develops  ## all benchmarks; ARGS names some
 	$(BIN)/python -m benchmarks --json build/bench.json $(ARGS)
 
 # `make test` has ten thousand of them.
-soak: .venv/develops  ## a million moves of pages that threads write to
+soak: .venv/develops  ## a million moves of pages that threads write to, the page model, daemons that are killed
 	$(BIN)/python -m tests.soak $(ARGS)
+	$(BIN)/python -m tests.soak.kills 1000 1
 
 # The C code under ThreadSanitizer and AddressSanitizer for longer than `make test` takes; and
 # libFuzzer on messages and rules, where there is clang.  SECONDS=... is for each part.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from uffdaemon.daemon.entry import open_daemon, serve
     from uffdaemon.guard.guarded_region import GuardedRegion
     from uffdaemon.hooks import Hooks, Resolved, Veto
+    from uffdaemon.journal.journal import Journal
+    from uffdaemon.keeper.keeper import Keeper
     from uffdaemon.kernel.memory import Advice, Memory, MemoryType
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Fault, Policy, Region, Retry
@@ -65,6 +67,8 @@ __all__ = [
     "FirstOf",
     "GuardedRegion",
     "Hooks",
+    "Journal",
+    "Keeper",
     "Memory",
     "MemoryType",
     "MoveOrCopy",
@@ -98,6 +102,8 @@ _MODULES = {
     "uffdaemon.daemon.entry": ("open_daemon", "serve"),
     "uffdaemon.guard.guarded_region": ("GuardedRegion",),
     "uffdaemon.hooks": ("Hooks", "Resolved", "Veto"),
+    "uffdaemon.journal.journal": ("Journal",),
+    "uffdaemon.keeper.keeper": ("Keeper",),
     "uffdaemon.kernel.memory": ("Advice", "Memory", "MemoryType"),
     "uffdaemon.model.ledger": ("OpenFault",),
     "uffdaemon.model.region": ("Fault", "Policy", "Region", "Retry"),

@@ -70,6 +70,14 @@ class DaemonClosed(UsageError, RuntimeError):
     """The daemon is shutting down or has ended, or the client whose memory is filled has exited."""
 
 
+class JournalError(UsageError):
+    """The journal is not one, is damaged, or does not have what was asked for."""
+
+
+class KeeperError(UffdaemonError):
+    """The keeper does not listen, has ended, or belongs to another user."""
+
+
 class ForeignMemory(UsageError):
     """The source of a move is not memory that this library mapped.
 

@@ -14,31 +14,31 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import trio
 
 from uffdaemon.engine.apply_events import events_of
-from uffdaemon.engine.failures import refused_in_c
 from uffdaemon.engine.observers import AsyncHooks
+from uffdaemon.engine.rule_records import tell_resolved
 from uffdaemon.engine.shutdown import abandon, poison_open_faults, warn_of_closing, would_read_zeros
 from uffdaemon.engine.state import Served
 from uffdaemon.handlers import Handler
-from uffdaemon.hooks import Resolved
-from uffdaemon.model.region import Fault
 from uffdaemon.placement import Resolver, Shutdown
 from uffdaemon.ports.endpoint import Backends, Endpoint
 from uffdaemon.rules.publisher import Publisher
-from uffdaemon.uapi.events import PageFault, parse
-from uffdaemon.uapi.outcomes import OUTCOME_OF_CODE, Code, Outcome
+from uffdaemon.uapi.events import parse
+from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from uffdaemon.engine.apply_events import Applied
+    from uffdaemon.engine.state import Forked
     from uffdaemon.hooks import Hooks
+    from uffdaemon.journal.area import Area
     from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
     from uffdaemon.log import Log
     from uffdaemon.model.region_table import RegionTable
     from uffdaemon.model.statistics import Counters
     from uffdaemon.native import OperationArray
     from uffdaemon.native.ports import Record
-    from uffdaemon.uapi.events import Event, ForkEvent
+    from uffdaemon.uapi.events import Event
 
 _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
@@ -61,6 +61,8 @@ class Setup(NamedTuple):
     """How many fetches run at a time."""
     owns_fd: bool
     """Whether the server closes the descriptor."""
+    area: Area | None
+    """Its area of the journal."""
 
 
 class Server:
@@ -74,13 +76,14 @@ class Server:
         regions: RegionTable | None,
         setup: Setup,
         *,
-        on_fork: Callable[[Server, ForkEvent, RegionTable], None],
+        on_fork: Callable[[Server, Forked], None],
         peers: Callable[[], Iterable[Served]],
     ) -> None:
         self.uffd = uffd
         self.served: Served = Served(uffd, hooks, log, self, regions)
         self.handler: Handler = Handler(self.served, setup.fetch_limit)
         self.owns_fd: bool = setup.owns_fd
+        self.area: Area | None = setup.area
         self.ended: trio.Event = trio.Event()
         self.on_end: list[Callable[[], None]] = []
         """Called when the userfaultfd is no longer served."""
@@ -110,7 +113,7 @@ class Server:
         self._carry_out: CarryOut | None = self._execute
         self.uffd.on_close.append(self.release)
         try:
-            self.endpoint.start()
+            self.endpoint.start(None if self.area is None else self.area.messages)
         except BaseException:
             self.rules.close()
             self.uffd.on_close.remove(self.release)
@@ -215,7 +218,7 @@ class Server:
             self._dequeued = events_of(forwarded), read_at
         for record in records:
             if record.code and (record.error or self.served.hooks.see_endings):
-                self._notify_after(record, now)
+                tell_resolved(self.served, record, now)
         if self.served.ledger.held:
             # Threads whose faults were held have faulted again, and rules have resolved them.
             by_rule = b"".join(record.message for record in records if record.code)
@@ -234,30 +237,21 @@ class Server:
         if self.served.stale:
             self.rules.update()
         forks, self.served.forks = self.served.forks, []
-        for event, regions in forks:
-            self._on_fork(self, event, regions)
+        for fork in forks:
+            self._on_fork(self, fork)
+        if forks or (self.area is not None and self.area.is_due(self._port.place)):
+            self.save()  # after the areas of the children: they may be removed at any time
 
-    def _notify_after(self, record: Record, now: int) -> None:
-        """Tell the ``after`` hooks of a fault that a rule has resolved."""
-        [event] = parse(record.message)
-        if not isinstance(event, PageFault):
+    def save(self) -> None:
+        """Have the journal include everything that has been applied until now."""
+        if self.area is None:
             return
-        region = self.served.regions.find(event.address)
-        if region is None:
-            return
-        fault = Fault(
-            event.address - (event.address - region.start) % region.page_size,
-            event.kind,
-            event.write,
-            event.thread,
-            event.address,
-            region,
-            now - record.latency,
-        )
-        outcome = Outcome.ALREADY_PRESENT if record.present else OUTCOME_OF_CODE[Code(record.code)]
-        if record.error:
-            refused_in_c(self.served, fault, record.error)
-        self.served.hooks.after(Resolved(fault, outcome, record.latency, record.done))
+        try:
+            self.area.save(self.served.regions, self._port.place)
+        except OSError as error:  # the last checkpoint is in force, and the events since are kept
+            self.served.log.warning("journal not written", error=str(error))
+        else:
+            self._port.saved(self._port.place)
 
     def _read_failed(self, number: int) -> None:
         self.served.log.error("reading the userfaultfd failed", errno=number)
@@ -391,7 +385,7 @@ class Server:
             now, records = _clock(), self._port.dequeue()
             for record in records:
                 if record.code and (record.error or self.served.hooks.see_endings):
-                    self._notify_after(record, now)
+                    tell_resolved(self.served, record, now)
             self.handler.enter_only(events_of([r for r in records if not r.code]), now)
         self._carry_out = None
 

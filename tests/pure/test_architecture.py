@@ -34,6 +34,8 @@ FLOORS = (
     "hooks",
     "placement",
     "sources",
+    "journal",
+    "keeper",
     "moves",
     "ports",
     "guard",

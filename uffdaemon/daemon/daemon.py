@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
 from typing import TYPE_CHECKING, get_args
 
 import trio
@@ -12,9 +10,11 @@ import trio
 from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Source
 from uffdaemon.daemon.fill import Fill, copy_of
+from uffdaemon.daemon.inspection import Inspection
 from uffdaemon.daemon.removal import remove
 from uffdaemon.daemon.safety import check_moves, placed_policy, why_unsafe
-from uffdaemon.daemon.servers import Options, Servers, end_with_process
+from uffdaemon.daemon.servers import Options, Servers
+from uffdaemon.daemon.succession import Given, resume, resume_kept, take_over
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.guard.guarded_region import GuardedRegion
 from uffdaemon.guard.requirements import resolver_for, userfaultfd_for
@@ -28,7 +28,6 @@ from uffdaemon.model.region import (
     Region,
     Retry,
 )
-from uffdaemon.model.statistics import Statistics
 from uffdaemon.moves.calls import ladder_for
 from uffdaemon.moves.driver import climb_in_trio, finish
 from uffdaemon.moves.options import Chosen
@@ -37,14 +36,13 @@ from uffdaemon.uapi.features import Features, RegisterMode
 from uffdaemon.uapi.outcomes import Code, Operation, Outcome
 
 if TYPE_CHECKING:
-    import signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Unpack
 
     from uffdaemon.external.owner import ExternalServer
+    from uffdaemon.journal.journal import Journal
     from uffdaemon.kernel.memory import Memory
     from uffdaemon.kernel.userfaultfd import Userfaultfd
-    from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Policy
     from uffdaemon.model.region_table import RegionTable
     from uffdaemon.moves.options import MoveOptions
@@ -57,20 +55,19 @@ _whole = trio.lowlevel.enable_ki_protection
 _ENDED = "the process that resolved its faults has ended"
 
 
-class Daemon:
+class Daemon(Inspection):
     """Serves any number of userfaultfds in one trio program; returned by `open_daemon`."""
 
     def __init__(
         self, nursery: trio.Nursery, options: Options, *, log_interval: float | None
     ) -> None:
+        super().__init__(Servers(nursery, options))
         self._nursery = nursery
-        self._servers = Servers(nursery, options)
         self._log_interval = log_interval
         self._memories: dict[Userfaultfd, Memory] = {}
         self.orphans: list[Userfaultfd] = []
         """After the end: userfaultfds of forked children that are alive and lack pages.  They stay
         open for a successor; closing them makes the missing pages of those children zeros."""
-        self._log = self._servers.log
 
     def __repr__(self) -> str:
         servers = self._servers
@@ -114,19 +111,23 @@ class Daemon:
             raise errors.DaemonClosed("the daemon is shutting down")
         check_moves(uffd, region.policy)
         servers = self._servers
-        server = servers.own.get(uffd) or servers.start(uffd, Resolver(resolver), region.label)
+        server = servers.own.get(uffd) or servers.serve_new(uffd, Resolver(resolver), region.label)
         server.catch_up()  # an UNMAP event that frees this range may be pending
         served = server.served
+        if server.area is not None:
+            region.pages = server.area.home(region.pages)
         served.regions.add(region)
         try:
             if server.endpoint.native:
                 # Before it is registered: after that, a thread may fault with the GIL held.
                 server.rules.publish()
+            server.save()
             if register is not None:
                 uffd.register(region.start, region.length, register)
         except BaseException:
             server.rules.drop(served.regions.remove(region))
             server.rules.schedule_update()
+            server.save()
             raise
         if not server.endpoint.native:
             server.rules.schedule_update()  # one update for many regions
@@ -146,17 +147,51 @@ class Daemon:
         return {uffd: server.served.regions for uffd, server in self._servers.own.items()}
 
     @_whole
-    def resume(self, uffd: Userfaultfd, regions: RegionTable, *, owns_fd: bool) -> None:
+    def take_over(self, uffd: Userfaultfd, regions: RegionTable, *, owns_fd: bool) -> None:
         """Serve the regions that a predecessor served.  With `owns_fd` the daemon closes `uffd`.
 
         Threads that wait there are woken and fault again.  Raises `PlacementRefused`, like
         `add_region`.
         """
-        for segment in regions:
-            check_moves(uffd, segment.region.policy)
-        server = self._servers.start(uffd, Resolver.LOOP, "a successor's", regions, owns_fd=owns_fd)
-        server.rules.schedule_update()
-        uffd.execute([Operation(Code.WAKE, s.start, s.end - s.start) for s in regions])
+        take_over(self._servers, uffd, regions, owns_fd=owns_fd)
+
+    @_whole
+    def resume(
+        self,
+        uffd: Userfaultfd,
+        journal: Journal,
+        policy: Policy | Mapping[str, Policy],
+        *,
+        on_failure: FailureAction | None = None,
+        resolver: Resolver | ResolverName = Resolver.LOOP,
+    ) -> list[Region]:
+        """Serve what a predecessor served by this userfaultfd, as its `journal` has it.
+
+        `policy` is that of all regions, or a policy for each region's name.  `on_failure` takes the
+        place of the predecessor's, which is lost if it was a callable.  The journal is best the one
+        that this daemon has, which then goes on in it.  Threads that wait are woken, and fault
+        again.  Returns the regions, one for each piece that mremap(2) and munmap(2) have left.
+
+        Raises `JournalError` if the journal has nothing of `uffd`, LookupError if there is no
+        policy or `on_failure` for a region, and what `add_region` raises.
+        """
+        given = Given(policy, on_failure, Resolver(resolver))
+        return resume(self._servers, uffd, journal, given)
+
+    @_whole
+    def resume_kept(
+        self,
+        policy: Policy | Mapping[str, Policy],
+        *,
+        on_failure: FailureAction | None = None,
+        resolver: Resolver | ResolverName = Resolver.LOOP,
+    ) -> list[Userfaultfd]:
+        """Resume all that the daemon's keeper holds, forked children among them.
+
+        The arguments are those of `resume`.  The daemon owns the userfaultfds that it returns.
+        Raises `KeeperError`, and what `resume` raises.
+        """
+        return resume_kept(self._servers, Given(policy, on_failure, Resolver(resolver)))
 
     @_whole
     def guard(
@@ -255,6 +290,7 @@ class Daemon:
                 raise
             server.handler.client_exited()
         finally:
+            server.save()
             if not server.served.regions.segments(region):
                 self._forget(server.uffd)
 
@@ -325,7 +361,8 @@ class Daemon:
         pidfd = native.pidfd_open(pid)
         if pidfd < 0:
             raise errors.OpenRefused(-pidfd, "pidfd_open", reason=f"process {pid}")
-        self._nursery.start_soon(end_with_process, server, pidfd)
+        self._servers.watch(uffd, pidfd)
+        self._servers.handover.client(server.area, pidfd)
 
     async def wait_client_gone(self, uffd: Userfaultfd) -> None:
         """Wait until `uffd` is no longer served: its client has exited, or the daemon ends."""
@@ -333,60 +370,16 @@ class Daemon:
         if server is not None:
             await server.ended.wait()
 
-    # -- observing -----------------------------------------------------------------------------
-
-    @_whole
-    def open_faults(self) -> list[OpenFault]:
-        """The faults that are open now, the oldest first."""
-        return sorted(self._servers.open_faults(time.perf_counter_ns()), key=lambda each: -each.age)
-
-    @_whole
-    def statistics(self) -> Statistics:
-        """A snapshot of the counters of all userfaultfds together."""
-        total = self._servers.count()
-        return Statistics(
-            dict(total.outcomes),
-            dict(total.failures),
-            dict(total.events),
-            dict(total.bytes_done),
-            self.open_faults(),
-            total.joined,
-            list(total.latencies),
-        )
-
-    @_whole
-    def dump(self) -> str:
-        """The open faults as text, a line each: thread, address, age, and what it waits for."""
-        stuck = self.open_faults()
-        served = len(self._servers.own) + len(self._servers.external)
-        head = f"uffdaemon: {len(stuck)} open faults on {served} userfaultfds"
-        return "\n".join([head, *(f"  {entry}" for entry in stuck)])
-
-    async def dump_on_signal(self, *signals: signal.Signals) -> None:
-        """Print `dump` to standard error at each of these signals, until cancelled."""
-        with trio.open_signal_receiver(*signals) as received:
-            async for _ in received:
-                print(self.dump(), file=sys.stderr, flush=True)  # noqa: T201  # requested by the signal
-
     # -- for open_daemon -----------------------------------------------------------------------
 
     async def start(self, *, native_sleep: bool) -> None:
         """Start serving; called once, by `open_daemon`."""
         await self._servers.open(native_sleep=native_sleep)
         if self._log_interval is not None:
-            self._nursery.start_soon(self._log_regularly, self._log_interval)
+            self._nursery.start_soon(self.log_regularly, self._log_interval)
 
     async def shut_down(self, how: Shutdown, patience: float) -> None:
         """Stop serving; called by `open_daemon` at the end of its block."""
         self.orphans = await self._servers.shut_down(how, patience)
         if self._log_interval is not None:
-            self._log_statistics()
-
-    def _log_statistics(self) -> None:
-        figures = self.statistics().as_dict()
-        self._log.info("served", **{name: figure for name, figure in figures.items() if figure})
-
-    async def _log_regularly(self, interval: float) -> None:
-        while True:
-            await trio.sleep(interval)
-            self._log_statistics()
+            self.log_statistics()

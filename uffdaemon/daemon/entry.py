@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from uffdaemon.hooks import Hooks
+    from uffdaemon.journal.journal import Journal
+    from uffdaemon.keeper.keeper import Keeper
     from uffdaemon.kernel.userfaultfd import Userfaultfd
     from uffdaemon.model.region import Region
     from uffdaemon.uapi.events import ForkEvent
@@ -40,6 +42,8 @@ class DaemonOptions(TypedDict, total=False):
     fetch_limit: int
     native_sleep: bool
     log_interval: float | None
+    journal: Journal | None
+    keeper: Keeper | None
 
 
 def open_daemon(
@@ -53,6 +57,8 @@ def open_daemon(
     fetch_limit: int = 16,
     native_sleep: bool = True,
     log_interval: float | None = None,
+    journal: Journal | None = None,
+    keeper: Keeper | None = None,
 ) -> AbstractAsyncContextManager[Daemon]:
     """Serve page faults while the block runs.
 
@@ -72,8 +78,12 @@ def open_daemon(
     faults in C while trio sleeps; not in guest mode, where the host's loop sleeps.  The
     statistics are logged every `log_interval` seconds and at the end, if it is not None; failures
     are always logged.
+
+    With a `journal`, a successor can go on if this process is killed: see `Daemon.resume`.  A
+    `keeper` holds the descriptors meanwhile, and the journal, unless there is another one.  Both
+    concern userfaultfds of other processes: memory of this one goes with it.
     """
-    options = Options(hooks, on_fork, watchdog, rereads, fetch_limit)
+    options = Options(hooks, on_fork, watchdog, rereads, fetch_limit, journal, keeper)
     ending = _Ending(Shutdown(on_shutdown), shutdown_timeout)  # or the value of a Shutdown
     return _Protected(_opened(options, ending, native_sleep=native_sleep, interval=log_interval))
 
@@ -109,6 +119,13 @@ class _Protected(AbstractAsyncContextManager[Daemon]):
 async def _opened(
     options: Options, ending: _Ending, *, native_sleep: bool, interval: float | None
 ) -> AsyncGenerator[Daemon]:
+    if options.keeper is not None and options.journal is None:
+        with options.keeper.journal() as journal:
+            kept = options._replace(journal=journal)
+            inner = _opened(kept, ending, native_sleep=native_sleep, interval=interval)
+            async with inner as daemon:
+                yield daemon
+        return
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:

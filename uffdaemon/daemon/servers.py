@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 import structlog
 import trio
 
 from uffdaemon import errors
+from uffdaemon.daemon.handover import Handover
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.plan import ExternalOptions
 from uffdaemon.kernel.userfaultfd import Userfaultfd
@@ -23,9 +25,12 @@ from uffdaemon.ports.trio_sleep import Sleeper, in_guest_mode
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from uffdaemon.engine.state import Served
+    from uffdaemon.engine.state import Forked, Served
     from uffdaemon.external.owner import ExternalServer
     from uffdaemon.hooks import Hooks
+    from uffdaemon.journal.area import Area
+    from uffdaemon.journal.journal import Journal
+    from uffdaemon.keeper.keeper import Keeper
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Region
     from uffdaemon.model.region_table import RegionTable
@@ -49,6 +54,8 @@ class Options(NamedTuple):
     watchdog: Watchdog | None
     rereads: int
     fetch_limit: int
+    journal: Journal | None = None
+    keeper: Keeper | None = None
 
 
 class Servers:
@@ -62,6 +69,7 @@ class Servers:
         self._past = Counters()
         self._log_thread = LogThread()
         self.log: Log = Log(structlog.stdlib.get_logger("uffdaemon"), self._log_thread)
+        self.handover: Handover = Handover(options.journal, options.keeper, self.log)
         self.own: dict[Userfaultfd, Server] = {}
         """The userfaultfds that this process serves."""
         self.external: dict[Region, ExternalServer] = {}
@@ -98,7 +106,8 @@ class Servers:
         """The counters of all servers, including those that have ended."""
         total = Counters()
         total.add(self._past)
-        for server in self.own.values():
+        for server in list(self.own.values()):
+            server.catch_up()  # events that C has applied are counted here
             server.add_counters(total)
         for external in self.external.values():
             external.add_counters(total)
@@ -116,9 +125,14 @@ class Servers:
         regions: RegionTable | None = None,
         *,
         owns_fd: bool = False,
+        area: Area | None = None,
     ) -> Server:
-        """Start serving a userfaultfd.  Raises `AlreadyServed` and OSError."""
+        """Start serving a userfaultfd, with its area of the journal.
+
+        Raises `AlreadyServed` and OSError.
+        """
         options = self._options
+        self.handover.prepare(area)
         log = self.log.bind(userfaultfd=uffd.fileno())
         backends = Backends(self._sleeper, self._shared_resolver, options.watchdog, options.rereads)
         server = Server(
@@ -126,7 +140,7 @@ class Servers:
             options.hooks,
             log,
             regions,
-            Setup(backends, resolver, name, options.fetch_limit, owns_fd),
+            Setup(backends, resolver, name, options.fetch_limit, owns_fd, area),
             on_fork=self._forked,
             peers=self._served_of_this_process,
         )
@@ -134,16 +148,33 @@ class Servers:
         self._nursery.start_soon(self._run, server)
         return server
 
+    def serve_new(self, uffd: Userfaultfd, resolver: Resolver, name: str) -> Server:
+        """Start serving a userfaultfd that no predecessor has served, and keep it.
+
+        Raises `AlreadyServed`, `JournalError`, `KeeperError` and OSError.
+        """
+        area = self.handover.begin(uffd)
+        try:
+            return self.start(uffd, resolver, name, area=area)
+        except BaseException:
+            self.handover.end(area)
+            raise
+
     def start_external(
         self, uffd: Userfaultfd, region: Region, register: RegisterMode
     ) -> ExternalServer:
         """Start serving a region by a worker.  Raises what `ExternalServer.start` raises."""
         from uffdaemon.external.owner import ExternalServer  # noqa: PLC0415  # few need it
 
-        hooks, on_fork, watchdog, rereads, fetch_limit = self._options
-        options = ExternalOptions(rereads, fetch_limit, on_fork)
+        given = self._options
+        options = ExternalOptions(given.rereads, given.fetch_limit, given.on_fork)
         server = ExternalServer(
-            uffd, region, hooks=hooks, log=self.log, options=options, watchdog=watchdog
+            uffd,
+            region,
+            hooks=given.hooks,
+            log=self.log,
+            options=options,
+            watchdog=given.watchdog,
         )
         server.start(register)
         self.external[region] = server
@@ -169,15 +200,18 @@ class Servers:
         """Remove a server that has ended, and keep its counters."""
         if self.own.pop(server.uffd, None) is not None:
             server.add_counters(self._past)
+            self.handover.end(server.area)
 
-    def _forked(self, parent: Server, event: ForkEvent, regions: RegionTable) -> None:
+    def _forked(self, parent: Server, fork: Forked) -> None:
         """Adopt or close the userfaultfd of a forked child, which this process owns."""
-        decide = self._options.on_fork
+        decide, (event, regions, place) = self._options.on_fork, fork
         try:
             decision = decide if isinstance(decide, str) else decide(event)
         except Exception as error:  # noqa: BLE001  # serve the child all the same
             parent.served.hooks.raised(decide, error)
             decision = "adopt"
+        if decision == "close":
+            self.handover.refuse_child(parent.area, place)
         if decision == "close" or self.closing:
             os.close(event.fd)
             return
@@ -185,21 +219,25 @@ class Servers:
         # Its features are the parent's; to look them up would take a descriptor.
         child = Userfaultfd(event.fd, parent.uffd.features, same_process=False)
         try:
-            self._adopt(parent, child, regions)
+            area = self.handover.begin_child(parent.area, event.fd, place, regions)
+        except (OSError, errors.UffdaemonError) as error:
+            self.log.warning("child not in the journal", userfaultfd=event.fd, error=str(error))
+            area = None
+        adopt = partial(
+            self.start, child, parent.endpoint.resolver, "a child", regions, owns_fd=True, area=area
+        )
+        try:
+            adopt().rules.schedule_update()
         except OSError as error:
             self.log.warning("child waits to be served", userfaultfd=event.fd, error=str(error))
-            self._nursery.start_soon(self._adopt_later, parent, child, regions)
+            self._nursery.start_soon(self._adopt_later, child, adopt)
 
-    def _adopt(self, parent: Server, child: Userfaultfd, regions: RegionTable) -> None:
-        server = self.start(child, parent.endpoint.resolver, "a child", regions, owns_fd=True)
-        server.rules.schedule_update()
-
-    async def _adopt_later(self, parent: Server, child: Userfaultfd, regions: RegionTable) -> None:
+    async def _adopt_later(self, child: Userfaultfd, adopt: Callable[[], Server]) -> None:
         """Serve a child once there are descriptors and memory for that; its threads wait."""
         while not self.closing:
             await trio.sleep(_ADOPT_DELAY)
             with suppress(OSError):
-                self._adopt(parent, child, regions)
+                adopt().rules.schedule_update()
                 return
         self.log.warning("child left with missing pages", userfaultfd=child.fileno())
 
@@ -246,9 +284,13 @@ class Servers:
             self.log.warning("child left with missing pages", userfaultfd=orphan.fileno())
         return orphans
 
+    def watch(self, uffd: Userfaultfd, pidfd: int) -> None:
+        """End the server of `uffd` when the process of `pidfd` exits.  Owns the descriptor."""
+        self._nursery.start_soon(_end_with_process, self.serving(uffd), pidfd)
+
 
 @trio.lowlevel.enable_ki_protection
-async def end_with_process(server: Server, pidfd: int) -> None:
+async def _end_with_process(server: Server, pidfd: int) -> None:
     """End `server` when the process of `pidfd` exits; closes the descriptor."""
     try:
         async with trio.open_nursery() as nursery:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uffdaemon.actions import Zero
 from uffdaemon.engine.next_step import Ended
 from uffdaemon.engine.presence import mark_absent
+from uffdaemon.engine.state import Forked
 from uffdaemon.model.page_map import PageMap
 from uffdaemon.uapi.events import (
     Change,
@@ -51,15 +52,17 @@ class Applied(NamedTuple):
 
     event: Change
     snapshot: Snapshot | None
-    """Of a fork: the page books at that moment."""
+    """Of a fork: the page books at that moment; None: C had none."""
+    place: int = 0
+    """In the journal."""
 
 
 def apply_event(served: Served, event: Change | Applied) -> list[tuple[Fault, Next]]:
     """Apply an event to the regions and page books; returns what comes next for open faults."""
-    snapshot = None
+    snapshot, place = None, 0
     applied = isinstance(event, Applied)
     if isinstance(event, Applied):
-        event, snapshot = event
+        event, snapshot, place = event
     following: list[tuple[Fault, Next]] = []
     match event:
         case RemoveEvent(start, end):
@@ -72,7 +75,8 @@ def apply_event(served: Served, event: Change | Applied) -> list[tuple[Fault, Ne
             following = _gone(served, source, source + length)
         case ForkEvent():
             # Copied now, unless C did when it read the event: later changes are the parent's alone.
-            served.forks.append((event, served.regions.fork(_copier(snapshot))))
+            regions = served.regions.fork(_copier(snapshot))
+            served.forks.append(Forked(event, regions, place))
         case UnknownEvent(message):
             served.log.warning("unknown event", message=message.hex())
     return following
@@ -134,8 +138,8 @@ def events_of(records: list[Record]) -> list[Event | Applied]:
     events: list[Event | Applied] = []
     for record, event in zip(records, parse(b"".join(r.message for r in records)), strict=True):
         snapshot = record.snapshot()
-        if isinstance(event, PageFault) or not record.applied:
-            events.append(event)
+        if isinstance(event, ForkEvent) or (record.applied and not isinstance(event, PageFault)):
+            events.append(Applied(event, snapshot, record.error))
         else:
-            events.append(Applied(event, snapshot))
+            events.append(event)
     return events

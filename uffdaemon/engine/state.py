@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from uffdaemon.hooks import HookCalls
 from uffdaemon.model.ledger import Ledger
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.events import ForkEvent
     from uffdaemon.uapi.outcomes import Operation, Result
+
+
+class Forked(NamedTuple):
+    """A forked child that is not served yet."""
+
+    event: ForkEvent
+    regions: RegionTable
+    place: int
+    """Of the event in the journal; 0: there is none."""
 
 
 class Loop(Protocol):
@@ -67,8 +76,7 @@ class Served:
         self.counters: Counters = Counters()
         self.hooks: HookCalls = HookCalls(hooks, self.counters, log)
         self.refaults: Refaults = Refaults()
-        self.forks: list[tuple[ForkEvent, RegionTable]] = []
-        """Forked children that are not served yet, with their userfaultfds and regions."""
+        self.forks: list[Forked] = []
         self.stale: set[int] = set()
         """Which page maps (by id) have changed so that rules made from them no longer hold."""
         self.client_gone = False

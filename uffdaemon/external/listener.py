@@ -10,7 +10,6 @@ import trio
 from uffdaemon import errors
 from uffdaemon.external.protocol import (
     LIMIT,
-    Packet,
     encode,
     unpack_binary,
     unpack_counters,
@@ -19,6 +18,7 @@ from uffdaemon.external.protocol import (
     unpack_open_faults,
 )
 from uffdaemon.hooks import HookCalls, Resolved
+from uffdaemon.journal.packet import Packet
 from uffdaemon.model.statistics import Counters
 from uffdaemon.uapi.events import Event, ForkEvent, RemapEvent, RemoveEvent, UnmapEvent
 

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Final
 
 import uffdaemon.external.supervisor
 from uffdaemon import errors
-from uffdaemon.actions import Hold, Poison, Span
-from uffdaemon.model.region import Region, Retry
+from uffdaemon.actions import Hold, Poison
+from uffdaemon.journal.packed_region import pack_region
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from uffdaemon.actions import Extent
-    from uffdaemon.external.protocol import Json, Packet
     from uffdaemon.hooks import Hooks
-    from uffdaemon.model.region import Fault, Policy
+    from uffdaemon.journal.packet import Json
+    from uffdaemon.model.region import Fault, Region
 
 _BOOT: Final = (
     "import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); "
@@ -71,57 +70,6 @@ class PolicyPath:
                 "again; put the policy into a module"
             )
         return cls(module, attribute, called is not None)
-
-
-# -- the region --------------------------------------------------------------------------------
-
-
-def pack_region(region: Region) -> dict[str, Json]:
-    """A region without its policy.
-
-    Raises `PlacementRefused` if `on_failure` is a callable.
-    """
-    declared = region.on_failure
-    if isinstance(declared, Hold):
-        on_failure: list[Json] = ["hold", declared.reason]
-    elif isinstance(declared, Poison):
-        extent = declared.extent
-        on_failure = ["poison", list(extent) if isinstance(extent, Span) else extent]
-    else:
-        raise errors.PlacementRefused(
-            "on_failure of an external policy is Hold() or Poison(): the worker cannot call a "
-            "function of this process, since it must never wait for it"
-        )
-    retry = region.retry
-    return {
-        "range": [region.start, region.length, region.page_size],
-        "on_failure": on_failure,
-        "retry": [retry.attempts, retry.timeout, retry.first_delay, retry.max_delay],
-        "policy_timeout": region.policy_timeout,
-        "after_remove": region.after_remove,
-        "name": region.name,
-    }
-
-
-def unpack_region(packet: Packet, policy: Policy) -> Region:
-    """The region of `pack_region`, with its policy."""
-    start, length, page_size = packet.integers("range")
-    word, value = packet.items("on_failure")
-    extent: Extent = value if isinstance(value, int) else 1
-    if isinstance(value, list):
-        extent = Span(*(number for number in value if isinstance(number, int)))
-    attempts, *times = packet.reals("retry")
-    return Region(
-        start,
-        length,
-        policy,
-        page_size,
-        on_failure=Hold(str(value)) if word == "hold" else Poison(extent),
-        retry=Retry(int(attempts), *times),
-        policy_timeout=packet.real("policy_timeout"),
-        after_remove="policy" if packet.text("after_remove") == "policy" else "zero",
-        name=packet.text("name"),
-    )
 
 
 # -- the plan ----------------------------------------------------------------------------------
@@ -175,11 +123,12 @@ class ExternalOptions:
 DEFAULTS: Final = ExternalOptions()
 
 
-def plan_of(region: Region, policy: str, hooks: Sequence[Hooks], options: ExternalOptions) -> bytes:
-    """The plan for the workers of a region.
-
-    Raises `PlacementRefused` if it would need a callable of this process in the worker.
-    """
+def _refuse_callables(region: Region, hooks: Sequence[Hooks], options: ExternalOptions) -> None:
+    if not isinstance(region.on_failure, Hold | Poison):
+        raise errors.PlacementRefused(
+            "on_failure of an external policy is Hold() or Poison(): the worker cannot call a "
+            "function of this process, since it must never wait for it"
+        )
     if any(each.before is not None for each in hooks):
         raise errors.PlacementRefused(
             "an external policy has no before hooks: the worker cannot call a function of this "
@@ -191,6 +140,14 @@ def plan_of(region: Region, policy: str, hooks: Sequence[Hooks], options: Extern
             "on_fork of an external policy is 'adopt' or 'close': the worker cannot call a "
             "function of this process"
         )
+
+
+def plan_of(region: Region, policy: str, hooks: Sequence[Hooks], options: ExternalOptions) -> bytes:
+    """The plan for the workers of a region.
+
+    Raises `PlacementRefused` if it would need a callable of this process in the worker.
+    """
+    _refuse_callables(region, hooks, options)
     if not sys.executable:
         raise errors.PlacementRefused("no Python interpreter to start: sys.executable is empty")
     warnings = [f"-W{option}" for option in sys.warnoptions]

@@ -31,6 +31,7 @@ SOURCES = (
     "events.c",
     "affinity.c",
     "pace.c",
+    "journal.c",
     "serve.c",
     "execute.c",
     "epoll.c",
@@ -78,6 +79,13 @@ ffibuilder.cdef(
     int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                                size_t count, uint64_t events);
     void uffdaemon_port_withdraw(struct uffdaemon_port *port);
+    struct uffdaemon_journal { uint64_t *kept; ...; };
+    struct uffdaemon_journal *uffdaemon_journal_open(int fd, uint64_t offset, uint64_t number,
+                                                     int keeper, int *error);
+    void uffdaemon_journal_close(struct uffdaemon_journal *journal);
+    void uffdaemon_port_set_journal(struct uffdaemon_port *port,
+                                    struct uffdaemon_journal *journal);
+    void uffdaemon_port_saved(struct uffdaemon_port *port, uint64_t place);
     void uffdaemon_port_expect_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
     void uffdaemon_port_end_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
     void uffdaemon_port_end_batch(struct uffdaemon_port *port);
@@ -118,6 +126,11 @@ ffibuilder.cdef(
     };
     struct uffdaemon_pages *uffdaemon_pages_new(uint64_t count);
     struct uffdaemon_pages *uffdaemon_pages_map(int fd, uint64_t count, int *error);
+    struct uffdaemon_pages *uffdaemon_pages_map_part(int fd, uint64_t offset, uint64_t count,
+                                                     int *error);
+    uint64_t uffdaemon_pages_size(uint64_t count);
+    void uffdaemon_pages_copy_into(struct uffdaemon_pages *copy,
+                                   const struct uffdaemon_pages *pages);
     struct uffdaemon_pages *uffdaemon_pages_copy(const struct uffdaemon_pages *pages);
     void uffdaemon_pages_put(struct uffdaemon_pages *pages);
     void uffdaemon_pages_close_file(struct uffdaemon_pages *pages);

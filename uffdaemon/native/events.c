@@ -8,7 +8,11 @@
  */
 #include "events.h"
 
+#include "base.h"
+#include "journal.h"
 #include "pages.h"
+#include "queue.h"
+#include "record.h"
 #include "snapshot.h"
 #include "table.h"
 
@@ -141,9 +145,9 @@ static int valid(const struct uffd_msg *message)
     return message->arg.remove.start < message->arg.remove.end;
 }
 
-/* Applies the event of a record, and stores the outcome in it.  Under `change`, outside any
- * read-side section. */
-void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record *record)
+/* Applies the event of a record, and stores the outcome in it.  Returns whether the page books now
+ * tell all that it changed.  Under `change`, outside any read-side section. */
+int uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record *record)
 {
     const struct uffd_msg *message = &record->message;
     const struct uffdaemon_table *table = uffdaemon_table_load(&port->rules);
@@ -179,4 +183,49 @@ void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record 
     else if (!booked)
         port->unbooked = number;
     atomic_store_explicit(&port->events, number, memory_order_release);
+    return booked;
+}
+
+/* Applies the event of a message.  Returns whether the journal has to keep it. */
+static int apply(struct uffdaemon_port *port, struct uffdaemon_record *record, size_t index)
+{
+    uint64_t place;
+    int books_tell;
+
+    if (!port->journal) {
+        uffdaemon_apply_event(port, record);
+        return 0;
+    }
+    place = uffdaemon_journal_place(port->journal, index);
+    if (record->message.event == UFFD_EVENT_FORK)
+        uffdaemon_journal_keep_child(port->journal, place, (int)record->message.arg.fork.ufd);
+    books_tell = uffdaemon_apply_event(port, record);
+    if (record->message.event == UFFD_EVENT_FORK)
+        uffdaemon_journal_keep_books(port->journal, place, uffdaemon_record_snapshot(record));
+    record->error = books_tell ? 0 : place;
+    return !books_tell;
+}
+
+/* Applies and removes the events of a batch.  Returns how many faults are left. */
+UFFDAEMON_COLD size_t uffdaemon_handle_events(struct uffdaemon_port *port, size_t count,
+                                              uint64_t now)
+{
+    size_t faults = 0, keep = 0;
+
+    for (size_t index = 0; index < count; index++) {
+        struct uffdaemon_record record = port->batch[index];
+
+        if (record.message.event == UFFD_EVENT_PAGEFAULT) {
+            port->batch[faults++] = record;
+            continue;
+        }
+        if (apply(port, &record, index))
+            keep = index + 1;
+        if (!uffdaemon_queue_push(&port->queue, &record, now))
+            uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
+        uffdaemon_port_notify(port);
+    }
+    if (port->journal)
+        uffdaemon_journal_keep(port->journal, count, keep);
+    return faults;
 }

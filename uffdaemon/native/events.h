@@ -3,8 +3,12 @@
 #ifndef UFFDAEMON_EVENTS_H
 #define UFFDAEMON_EVENTS_H
 
+#include <stddef.h>
+#include <stdint.h>
+
 #include "port.h"
 
-void uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record *record);
+int uffdaemon_apply_event(struct uffdaemon_port *port, struct uffdaemon_record *record);
+size_t uffdaemon_handle_events(struct uffdaemon_port *port, size_t count, uint64_t now);
 
 #endif

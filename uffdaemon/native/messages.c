@@ -66,15 +66,18 @@ void uffdaemon_spare_open(void)
 }
 
 /* Whether a read failed for want of a descriptor or of memory, which may pass: its message stays
- * unread.
- * Then makes room for one descriptor, or waits for a moment. */
+ * unread.  Then makes room for one descriptor, or waits for a moment. */
 int uffdaemon_may_pass(long result)
 {
     struct timespec pause = {0, 2000000};
     int fd;
 
-    if (result != -EMFILE && result != -ENFILE && result != -ENOMEM)
+    if (result != -EMFILE && result != -ENFILE && result != -ENOMEM && result != -ENOBUFS)
         return 0;
+    if (result == -ENOBUFS) { /* the journal is full: Python has to save */
+        nanosleep(&pause, NULL);
+        return 1;
+    }
     fd = atomic_exchange(&spare, -1);
     if (fd >= 0)
         close(fd);

@@ -27,6 +27,7 @@
 #include "epoll.h"
 #include "events.h"
 #include "execute.h"
+#include "journal.h"
 #include "mapping.h"
 #include "messages.h"
 #include "moves.h"

@@ -19,10 +19,12 @@ class PageBook:
 
     `file` is the descriptor of a memory file that holds the states, so that other processes can map
     them.  It is empty, or has the states of as many pages, which are kept.  The descriptor is
-    duplicated.  With ``shared``, the book makes such a file.  Raises MemoryError and OSError.
+    duplicated.  With ``shared``, the book makes such a file.  With `offset`, the states are in a
+    part of `file`, which has `size_of` bytes for them there, and whose descriptor is not kept.
+    Raises MemoryError and OSError.
     """
 
-    __slots__ = ("_book", "buffer", "pages")
+    __slots__ = ("_book", "buffer", "offset", "pages")
 
     def __init__(
         self,
@@ -31,9 +33,12 @@ class PageBook:
         file: int | None = None,
         shared: bool = False,
         pointer: Any = None,  # noqa: ANN401  # cffi's: a book to be taken over, with a reference
+        offset: int = -1,
     ) -> None:
         if pointer is not None:
             book = pointer
+        elif file is not None and offset >= 0:
+            book = _map_part(file, offset, pages)
         elif file is not None:
             book = _map(file, pages)
         elif shared:
@@ -43,6 +48,8 @@ class PageBook:
         if book == ffi.NULL:
             raise MemoryError
         self.pages: int = pages
+        self.offset: int = offset
+        """Where the states are in a file that holds more; -1: not in one."""
         self._book: Any = ffi.gc(book, lib.uffdaemon_pages_put)
         states = ffi.cast("char *", book.storage) + _HEAD
         self.buffer: Any = ffi.buffer(states, (pages + 3) >> 2)
@@ -51,6 +58,10 @@ class PageBook:
     def copy(self) -> PageBook:
         """An independent copy, in storage of the same kind."""
         return PageBook(self.pages, pointer=lib.uffdaemon_pages_copy(self._book))
+
+    def copy_into(self, book: PageBook) -> None:
+        """Copy all states into a new book of as many pages."""
+        lib.uffdaemon_pages_copy_into(book.pointer, self._book)
 
     @property
     def address(self) -> int:
@@ -116,6 +127,19 @@ def _map(file: int, pages: int) -> Any:  # noqa: ANN401  # cffi's
     if made == ffi.NULL:
         raise OSError(int(number[0]), os.strerror(int(number[0])))
     return made
+
+
+def _map_part(file: int, offset: int, pages: int) -> Any:  # noqa: ANN401  # cffi's
+    number = ffi.new("int *")
+    made = lib.uffdaemon_pages_map_part(file, offset, pages, number)
+    if made == ffi.NULL:
+        raise OSError(int(number[0]), os.strerror(int(number[0])))
+    return made
+
+
+def size_of(pages: int) -> int:
+    """The bytes that the states of `pages` pages take in a file."""
+    return int(lib.uffdaemon_pages_size(pages))
 
 
 def _make_file(pages: int) -> Any:  # noqa: ANN401  # cffi's

@@ -39,10 +39,10 @@ static struct uffdaemon_pages *book_new(uint64_t count, size_t more)
     return pages;
 }
 
-static int book_map(struct uffdaemon_pages *pages, int fd)
+static int book_map(struct uffdaemon_pages *pages, int fd, uint64_t offset)
 {
     size_t size = size_of(pages->count);
-    void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
 
     if (mapped == MAP_FAILED)
         return errno;
@@ -79,7 +79,7 @@ struct uffdaemon_pages *uffdaemon_pages_map(int fd, uint64_t count, int *error)
     else if (file.st_size && (size_t)file.st_size != size_of(count))
         *error = EINVAL;
     else
-        *error = book_map(pages, fd);
+        *error = book_map(pages, fd, 0);
     if (!*error && file.st_size == 0)
         pages->storage->count = count;
     if (!*error && pages->storage->count != count)
@@ -88,6 +88,52 @@ struct uffdaemon_pages *uffdaemon_pages_map(int fd, uint64_t count, int *error)
         return pages;
     uffdaemon_pages_put(pages);
     return NULL;
+}
+
+/* In a part of a file, which is large enough (`uffdaemon_pages_size`).  It has zeros, or the book
+ * of as many pages.  NULL on failure, with an errno in *error. */
+struct uffdaemon_pages *uffdaemon_pages_map_part(int fd, uint64_t offset, uint64_t count,
+                                                 int *error)
+{
+    struct uffdaemon_pages *pages = book_new(count, 0);
+
+    *error = ENOMEM;
+    if (!pages)
+        return NULL;
+    pages->offset = offset;
+    *error = book_map(pages, fd, offset);
+    if (!*error && !pages->storage->count)
+        pages->storage->count = count;
+    if (!*error && pages->storage->count != count)
+        *error = EINVAL;
+    if (!*error)
+        return pages;
+    uffdaemon_pages_put(pages);
+    return NULL;
+}
+
+/* The bytes that a book takes in a file. */
+uint64_t uffdaemon_pages_size(uint64_t count)
+{
+    return size_of(count);
+}
+
+static void copy_states(struct uffdaemon_pages *copy, const struct uffdaemon_pages *pages)
+{
+    copy->storage->any_discarded = pages->storage->any_discarded;
+    for (size_t index = 0; index < words_of(pages->count); index++) {
+        uint64_t word = atomic_load_explicit(&pages->words[index], memory_order_relaxed);
+
+        if (word) /* writing zeros would allocate memory */
+            atomic_store_explicit(&copy->words[index], word, memory_order_relaxed);
+    }
+}
+
+/* Copies the states into a new book of as many pages, which nobody uses yet. */
+void uffdaemon_pages_copy_into(struct uffdaemon_pages *copy, const struct uffdaemon_pages *pages)
+{
+    if (copy->count == pages->count)
+        copy_states(copy, pages);
 }
 
 /* An independent copy, in storage of the same kind.  NULL: no memory, or no descriptor. */
@@ -106,13 +152,7 @@ struct uffdaemon_pages *uffdaemon_pages_copy(const struct uffdaemon_pages *pages
     }
     if (!copy)
         return NULL;
-    copy->storage->any_discarded = pages->storage->any_discarded;
-    for (size_t index = 0; index < words_of(pages->count); index++) {
-        uint64_t word = atomic_load_explicit(&pages->words[index], memory_order_relaxed);
-
-        if (word) /* writing zeros would allocate memory */
-            atomic_store_explicit(&copy->words[index], word, memory_order_relaxed);
-    }
+    copy_states(copy, pages);
     return copy;
 }
 

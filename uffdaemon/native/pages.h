@@ -45,12 +45,17 @@ struct uffdaemon_pages {
     uint64_t count;          /* pages */
     struct uffdaemon_pages_storage *storage;
     uint64_t mapped; /* bytes mapped for `storage`; 0: it follows this structure */
+    uint64_t offset; /* of the storage, in a file that has more */
     int32_t fd;      /* the memory file, or -1; used by one thread at a time */
     _Atomic uint32_t references;
 };
 
 struct uffdaemon_pages *uffdaemon_pages_new(uint64_t count);
 struct uffdaemon_pages *uffdaemon_pages_map(int fd, uint64_t count, int *error);
+struct uffdaemon_pages *uffdaemon_pages_map_part(int fd, uint64_t offset, uint64_t count,
+                                                 int *error);
+uint64_t uffdaemon_pages_size(uint64_t count);
+void uffdaemon_pages_copy_into(struct uffdaemon_pages *copy, const struct uffdaemon_pages *pages);
 struct uffdaemon_pages *uffdaemon_pages_copy(const struct uffdaemon_pages *pages);
 void uffdaemon_pages_get(struct uffdaemon_pages *pages);
 void uffdaemon_pages_put(struct uffdaemon_pages *pages);

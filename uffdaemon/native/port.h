@@ -25,6 +25,8 @@
     2 /* the source of the one copy that runs, and its target if it is undone */
 #define UFFDAEMON_PORT_ALIGNMENT 4096
 
+struct uffdaemon_journal;
+
 /*
  * Locks, in the order in which they are taken:
  *  `executing`  held while Python's operations are carried out, and from a read(2) until its batch
@@ -36,9 +38,10 @@
 struct uffdaemon_port {
     /* Constant after initialization. */
     int32_t fd;
-    int32_t notify;        /* an eventfd, written when there are records; or -1 */
-    int32_t process;       /* its process: a forked child does not serve it */
-    uint32_t reread_limit; /* upper bound of `rereads` */
+    int32_t notify;                    /* an eventfd, written when there are records; or -1 */
+    int32_t process;                   /* its process: a forked child does not serve it */
+    uint32_t reread_limit;             /* upper bound of `rereads` */
+    struct uffdaemon_journal *journal; /* or NULL */
 
     /* Switches and results that any thread may read. */
     _Atomic uint32_t record_all; /* whether resolved faults are recorded as well */

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from uffdaemon.native import OperationArray
+    from uffdaemon.native.message_journal import MessageJournal
 
 _RULE: Final = struct.Struct("=12Q")
 _RECORD: Final = struct.Struct("=32sIIQQQ")
@@ -75,7 +76,8 @@ class Record(NamedTuple):
     done: int
     """Bytes that the operation filled; 0 in all but the first record that it resolved."""
     error: int
-    """The errno with which a rule failed; 0: none."""
+    """The errno with which a rule failed; 0: none.  Of an event: its place in the journal; 0: there
+    is none, or the page books tell all about it."""
 
     @property
     def applied(self) -> bool:
@@ -104,7 +106,11 @@ class Port:
         self._port: Any = ffi.gc(made, lib.uffdaemon_port_free)
         self.events: int = 0
         """How many events C has applied that Python has applied, too."""
+        self.place: int = 0
+        """The place in the journal of the last event that Python has applied."""
         self._dequeued = 0
+        self._dequeued_place = 0
+        self._journal: MessageJournal | None = None
 
     def close(self) -> None:
         """Free the port.  Nothing may serve it any more."""
@@ -233,11 +239,23 @@ class Port:
                 found.append(record)
                 if record.present and record.message[0] != _PAGEFAULT:
                     self._dequeued += 1
+                    self._dequeued_place = record.error or self._dequeued_place
         return found
 
     def events_applied(self) -> None:
         """Python has applied all events that it has dequeued."""
         self.events = self._dequeued
+        self.place = self._dequeued_place
+
+    def read_through(self, journal: MessageJournal) -> None:
+        """Read all messages through a journal.  Called before anything serves the port."""
+        self._journal = journal
+        self.place = self._dequeued_place = journal.kept
+        lib.uffdaemon_port_set_journal(self._port, journal.pointer)
+
+    def saved(self, place: int) -> None:
+        """A checkpoint includes the events up to this place in the journal."""
+        lib.uffdaemon_port_saved(self._port, place)
 
     def end_batch(self) -> None:
         """Python has finished what it dequeued; until then it counts as outstanding."""

@@ -25,7 +25,8 @@ struct uffdaemon_record {
     uint64_t latency; /* when it was read, CLOCK_MONOTONIC ns; once resolved: ns that this took */
     uint64_t done;    /* bytes that the operation filled, in the first record that it resolves;
                          FORK: address of a struct uffdaemon_snapshot, owned by the receiver */
-    uint64_t error;   /* errno with which its rule failed, 0: none */
+    uint64_t error;   /* errno with which its rule failed, 0: none; event: its place in the journal,
+                         0: there is none */
 };
 _Static_assert(sizeof(struct uffdaemon_record) == 64, "uffdaemon_record");
 

@@ -15,13 +15,13 @@
 #include "base.h"
 #include "events.h"
 #include "grace.h"
+#include "journal.h"
 #include "messages.h"
 #include "pace.h"
 #include "postponed.h"
 #include "queue.h"
 #include "record.h"
 #include "rules.h"
-#include "snapshot.h"
 #include "table.h"
 
 #define TURN_NS 250000      /* then other userfaultfds, and the loop, get their turn */
@@ -94,26 +94,6 @@ static void make_records(struct uffdaemon_port *port, size_t count, uint64_t now
     }
 }
 
-/* Applies and removes the events of a batch.  Returns how many faults are left. */
-static UFFDAEMON_COLD size_t handle_events(struct uffdaemon_port *port, size_t count, uint64_t now)
-{
-    size_t faults = 0;
-
-    for (size_t index = 0; index < count; index++) {
-        struct uffdaemon_record record = port->batch[index];
-
-        if (record.message.event == UFFD_EVENT_PAGEFAULT) {
-            port->batch[faults++] = record;
-            continue;
-        }
-        uffdaemon_apply_event(port, &record);
-        if (!uffdaemon_queue_push(&port->queue, &record, now))
-            uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
-        uffdaemon_port_notify(port);
-    }
-    return faults;
-}
-
 static int has_events(const struct uffdaemon_port *port, size_t count)
 {
     for (size_t index = 0; index < count; index++)
@@ -130,7 +110,9 @@ static UFFDAEMON_HOT void handle(struct uffdaemon_port *port, size_t count, uint
 
     make_records(port, count, now);
     if (has_events(port, count))
-        faults = handle_events(port, count, now);
+        faults = uffdaemon_handle_events(port, count, now);
+    else if (port->journal)
+        uffdaemon_journal_keep(port->journal, count, 0);
     toggle_reading(port);
     if (faults && port->notify >= 0)
         uffdaemon_affinity_follow(
@@ -151,6 +133,15 @@ static int has_no_thread(const struct uffd_msg *message)
     return message->event == UFFD_EVENT_PAGEFAULT && !message->arg.pagefault.feat.ptid;
 }
 
+static UFFDAEMON_HOT long read_messages(struct uffdaemon_port *port, size_t count)
+{
+    size_t bytes = count * sizeof(port->messages[0]);
+
+    if (port->journal)
+        return uffdaemon_journal_read(port->journal, port->fd, port->messages, bytes);
+    return uffdaemon_read_pending(port->fd, port->messages, bytes);
+}
+
 /* Reads and resolves once.  Returns the bytes read, or -errno.  `change` is held from reading
  * events until they are applied.  `executing` is only tried for a while: its holder may wait for a
  * fault of this port. */
@@ -163,9 +154,7 @@ static long read_and_resolve(struct uffdaemon_port *port, unsigned tries)
     uffdaemon_lock(&port->change);
     begin_reading(port);
     /* Postponed faults are retried as soon as one event has been read. */
-    bytes = uffdaemon_read_pending(port->fd, port->messages,
-                                   port->postponed ? sizeof(port->messages[0])
-                                                   : sizeof(port->messages));
+    bytes = read_messages(port, port->postponed ? 1 : UFFDAEMON_MESSAGES);
     count(&port->reads);
     if (bytes <= 0)
         toggle_reading(port);

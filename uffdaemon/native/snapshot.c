@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The page states at the time a FORK event was read: a child starts with them. */
+#define _GNU_SOURCE
 #include "snapshot.h"
+
+#include <stdint.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "base.h"
 
 struct uffdaemon_snapshot {
@@ -52,6 +58,50 @@ struct uffdaemon_pages *uffdaemon_snapshot_take(struct uffdaemon_snapshot *snaps
     copy = found->copy;
     found->copy = NULL;
     return copy;
+}
+
+static uint64_t whole_pages(uint64_t bytes)
+{
+    uint64_t page = uffdaemon_page_size();
+
+    return (bytes + page - 1) / page * page;
+}
+
+/* Writes the books to a new memory file, for a process that has only that: a head of {books,
+ * {offset of the original in its file, pages, offset in this file}...}, and the states.  Returns
+ * its descriptor, or -1: there is no memory, or no descriptor. */
+int uffdaemon_snapshot_write(const struct uffdaemon_snapshot *snapshot)
+{
+    size_t words = 1 + 3 * snapshot->count;
+    uint64_t at = whole_pages(words * sizeof(uint64_t)), *head = uffdaemon_alloc(at);
+    int fd = memfd_create("uffdaemon fork", MFD_CLOEXEC), error, failed = fd < 0 || !head;
+
+    for (size_t index = 0; !failed && index < snapshot->count; index++) {
+        const struct uffdaemon_pages *copy = snapshot->pairs[index].copy;
+        uint64_t size = copy ? whole_pages(uffdaemon_pages_size(copy->count)) : 0;
+        struct uffdaemon_pages *part = NULL;
+
+        if (copy && ftruncate(fd, (off_t)(at + size)) == 0)
+            part = uffdaemon_pages_map_part(fd, at, copy->count, &error);
+        failed = !part;
+        if (failed)
+            break;
+        uffdaemon_pages_copy_into(part, copy);
+        uffdaemon_pages_put(part);
+        head[1 + 3 * index] = snapshot->pairs[index].original->offset;
+        head[2 + 3 * index] = copy->count;
+        head[3 + 3 * index] = at;
+        at += size;
+    }
+    if (!failed) {
+        head[0] = snapshot->count;
+        failed = pwrite(fd, head, words * sizeof(uint64_t), 0) !=
+                 (ssize_t)(words * sizeof(uint64_t));
+    }
+    uffdaemon_free(head);
+    if (failed && fd >= 0)
+        close(fd);
+    return failed ? -1 : fd;
 }
 
 void uffdaemon_snapshot_free(struct uffdaemon_snapshot *snapshot)

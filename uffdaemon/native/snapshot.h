@@ -11,6 +11,7 @@ struct uffdaemon_snapshot;
 struct uffdaemon_snapshot *uffdaemon_snapshot_new(const struct uffdaemon_table *table);
 struct uffdaemon_pages *uffdaemon_snapshot_take(struct uffdaemon_snapshot *snapshot,
                                                 struct uffdaemon_pages *original);
+int uffdaemon_snapshot_write(const struct uffdaemon_snapshot *snapshot);
 void uffdaemon_snapshot_free(struct uffdaemon_snapshot *snapshot);
 
 #endif

@@ -18,6 +18,7 @@ from uffdaemon.ports.watchdog import abandon, resume, watch
 
 if TYPE_CHECKING:
     from uffdaemon.kernel.userfaultfd import Userfaultfd
+    from uffdaemon.native.message_journal import MessageJournal
     from uffdaemon.native.ports import Watch
     from uffdaemon.placement import Then, Watchdog
     from uffdaemon.ports.resolver import SharedResolver
@@ -37,7 +38,11 @@ class Endpoint:
     """Serves one userfaultfd.  Raises `AlreadyServed` and OSError."""
 
     def __init__(
-        self, uffd: Userfaultfd, resolver: Resolver, backends: Backends, name: str
+        self,
+        uffd: Userfaultfd,
+        resolver: Resolver,
+        backends: Backends,
+        name: str,
     ) -> None:
         self.resolver = resolver
         self.native: bool = resolver is not Resolver.LOOP
@@ -51,8 +56,10 @@ class Endpoint:
         self._watchdog = backends.watchdog if uffd.same_process else None
         self._watch: Watch | None = None
 
-    def start(self) -> None:
-        """Start serving."""
+    def start(self, journal: MessageJournal | None = None) -> None:
+        """Start serving; what is read goes through the journal, if there is one."""
+        if journal is not None:
+            self.port.read_through(journal)
         resume(self._uffd)
         if self._sleeper is not None:
             self._sleeper.add(self._fd, self.port)

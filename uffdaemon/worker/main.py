@@ -24,8 +24,10 @@ import trio
 from uffdaemon import errors
 from uffdaemon.daemon.daemon import Daemon
 from uffdaemon.daemon.servers import Options
-from uffdaemon.external.plan import PolicyPath, unpack_region
-from uffdaemon.external.protocol import LIMIT, Packet
+from uffdaemon.external.plan import PolicyPath
+from uffdaemon.external.protocol import LIMIT
+from uffdaemon.journal.packed_region import unpack_region
+from uffdaemon.journal.packet import Packet
 from uffdaemon.kernel.userfaultfd import Userfaultfd
 from uffdaemon.model.page_map import PageMap
 from uffdaemon.placement import Shutdown
@@ -172,7 +174,7 @@ class _Worker:
 
     def _resume(self, daemon: Daemon, served: dict[Userfaultfd, RegionTable]) -> None:
         for uffd, table in served.items():
-            daemon.resume(uffd, table, owns_fd=uffd is not self._uffd)
+            daemon.take_over(uffd, table, owns_fd=uffd is not self._uffd)
 
     def _region(self, policy: Policy) -> Region:
         region = unpack_region(self._plan.packet("region"), policy)

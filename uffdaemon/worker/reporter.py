@@ -23,7 +23,6 @@ from uffdaemon.external.protocol import (
     MAX_EVENTS,
     MAX_OPEN,
     MAX_RESOLVED,
-    Json,
     encode,
     pack_events,
     pack_failure,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     from uffdaemon.daemon.daemon import Daemon
     from uffdaemon.hooks import Resolved
+    from uffdaemon.journal.packet import Json
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.events import Event
 

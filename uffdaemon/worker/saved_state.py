@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from uffdaemon.external.protocol import LIMIT, Packet
+from uffdaemon.external.protocol import LIMIT
 from uffdaemon.hooks import Hooks
+from uffdaemon.journal.packet import Packet
 from uffdaemon.kernel.userfaultfd import Userfaultfd
 from uffdaemon.log import Log, LogThread
 from uffdaemon.model.page_map import PageMap
