@@ -50,11 +50,13 @@ class Area:
     def __init__(self, file: JournalFile, offset: int) -> None:
         self._file = file
         self.offset: int = offset
-        self.number, self.parent, self.place = _OWNER.unpack(
-            file.read(offset + _OWNER_AT, _OWNER.size)
-        )
-        """Which userfaultfd this is; of a forked child, its parent's number, and where the FORK
-        event was in the parent's journal."""
+        owner: tuple[int, int, int] = _OWNER.unpack(file.read(offset + _OWNER_AT, _OWNER.size))
+        self.number: int = owner[0]
+        """Which userfaultfd this is."""
+        self.parent: int = owner[1]
+        """Of a forked child: its parent's number."""
+        self.place: int = owner[2]
+        """Of a forked child: where the FORK event was in the parent's journal."""
         (self._current,) = _CURRENT.unpack(file.read(offset + _CURRENT_AT, _CURRENT.size))
         self._checkpoints = [
             _Checkpoint(*_SLOT.unpack(file.read(self._slot(index), _SLOT.size))) for index in (1, 2)
