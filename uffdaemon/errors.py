@@ -74,7 +74,7 @@ class JournalError(UsageError):
     """The journal is not one, is damaged, or does not have what was asked for."""
 
 
-class KeeperError(UffdaemonError):
+class KeeperError(UsageError):
     """The keeper does not listen, has ended, or belongs to another user."""
 
 

@@ -52,6 +52,7 @@ Before: TypeAlias = "Callable[[Fault, Action], BeforeAnswer | Awaitable[BeforeAn
 After: TypeAlias = Callable[[Resolved], Awaitable[None] | None]
 Failed: TypeAlias = "Callable[[Fault, Exception], Awaitable[None] | None]"
 OnEvent: TypeAlias = "Callable[[Event], Awaitable[None] | None]"
+AwaitLater: TypeAlias = Callable[[Awaitable[None], object], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Hooks:
     It makes every fault go through Python, instead of being resolved by rules in C.
     ``after(resolved)`` is called when a fault has ended, ``failed(fault, error)`` when one fails,
     before the region's ``on_failure``.  ``fork``, ``remap``, ``remove`` and ``unmap`` are called
-    with the event of that name.
+    with the event of that name.  Raises TypeError for what cannot be called.
     """
 
     before: Before | None = None
@@ -72,6 +73,12 @@ class Hooks:
     remap: OnEvent | None = None
     remove: OnEvent | None = None
     unmap: OnEvent | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            hook = getattr(self, name)
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{name} is a hook, which is a callable, not {shown(hook, 100)}")
 
 
 class HookCalls:
@@ -84,13 +91,20 @@ class HookCalls:
         self.before: list[Before] = [each.before for each in hooks if each.before is not None]
         """The ``before`` hooks, in the order in which they are called."""
         self._after = [each.after for each in hooks if each.after is not None]
-        self.await_later: Callable[[Awaitable[None], object], None]
-        """Awaits what an async hook returned, in order, in a task."""
+        self._await_later: AwaitLater | None = None
+        self._early: list[tuple[Awaitable[None], object]] = []
+        """What async hooks returned before a task awaits it."""
 
     @property
     def see_endings(self) -> bool:
         """Whether there is an ``after`` hook."""
         return bool(self._after)
+
+    def await_by(self, await_later: AwaitLater) -> None:
+        """From now on, `await_later` awaits what async hooks return, in order, in a task."""
+        self._await_later = await_later
+        while self._early:
+            await_later(*self._early.pop(0))
 
     def after(self, resolved: Resolved) -> None:
         """A fault has ended."""
@@ -117,7 +131,10 @@ class HookCalls:
             self.raised(hook, error)
             return
         if is_awaitable(returned):
-            self.await_later(returned, hook)
+            if self._await_later is None:
+                self._early.append((returned, hook))
+            else:
+                self._await_later(returned, hook)
 
     def raised(self, hook: object, error: Exception) -> None:
         """Log the error of a hook."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from uffdaemon import actions
 from uffdaemon.actions import Action, Fallback, Fill, Source, Span
+from uffdaemon.arguments import check_policy, check_type
 from uffdaemon.errors import InvalidRange
 from uffdaemon.model.batch import cut, window
 from uffdaemon.model.region import Fault, Policy, policy_name
@@ -69,6 +70,7 @@ class CopyFrom:
         if not callable(getattr(self.source, "address", None)):
             kind = type(self.source).__name__
             raise TypeError(f"copying takes a source, such as BytesSource(data), not {kind}")
+        check_type("offset", self.offset, int)
         # One action serves all faults; `frozen` leaves no other way to set it.
         action = actions.Copy(self.source, self.offset, write_protect=self.write_protect)
         object.__setattr__(self, "_action", action)
@@ -256,6 +258,8 @@ class FirstOf(Combinator):
     return an action."""
 
     def __init__(self, *policies: Policy) -> None:
+        for policy in policies:
+            check_policy("policy", policy)
         self.policies = policies
         self.moves: bool = any(map(moves, policies))
 
@@ -288,6 +292,9 @@ class ByKind(Combinator):
             FaultKind.MINOR: minor,
             FaultKind.WP: write_protect,
         }
+        for kind, policy in self.policies.items():
+            if policy is not None:
+                check_policy(kind.value.replace("-", "_"), policy)
         self.moves: bool = any(
             moves(policy) for policy in self.policies.values() if policy is not None
         )
@@ -317,6 +324,9 @@ class ByRange(Combinator):
         self.ranges: list[tuple[int, int, Policy]] = sorted(ranges, key=lambda entry: entry[0])
         end = 0
         for offset, length, policy in self.ranges:
+            check_type("offset", offset, int)
+            check_type("length", length, int)
+            check_policy("policy", policy)
             if offset < end or length <= 0:
                 raise InvalidRange(
                     f"range {offset:#x}, {length} bytes, for {policy_name(policy)} is empty or "
@@ -360,6 +370,8 @@ class FaultAround(Combinator):
     """
 
     def __init__(self, policy: Policy, pages: int) -> None:
+        check_policy("policy", policy)
+        check_type("pages", pages, int)
         if pages < 1:
             raise InvalidRange(f"fault-around of {pages} pages: at least 1 is needed")
         self.policy = policy

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import trio
 
 from uffdaemon import native
+from uffdaemon.arguments import check_callable, check_count
 from uffdaemon.errors import SourceTooShort
 from uffdaemon.ranges import PAGE_SIZE
 
@@ -168,10 +169,12 @@ class AsyncSource:
 
     `size` is the source's length in bytes.  Faults on the same extent share one call.  If `fetch`
     raises, it is called again as the region's `Retry` says; then the faults fail with
-    `SourceFailed`.
+    `SourceFailed`.  Raises TypeError, and ValueError for a negative size.
     """
 
     def __init__(self, fetch: Fetch, size: int) -> None:
+        check_callable("fetch", fetch, "an offset and a length")
+        check_count("size", size)
         self._fetch = fetch
         self.size = size
 

@@ -328,6 +328,11 @@ async def test_a_keeper_holds_what_it_is_given() -> None:
             keeper.keep("two\nlines", reading)
 
 
+def _list_for_ever(keeper: Keeper) -> None:
+    while True:
+        keeper.kept()
+
+
 @kernel_test()
 async def test_a_keeper_that_has_ended() -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -337,7 +342,7 @@ async def test_a_keeper_that_has_ended() -> None:
         keeper, other = Keeper.open(path), Keeper.open(path)
         other.stop()
         with pytest.raises(errors.KeeperError, match="the keeper"):
-            keeper.kept()
+            _list_for_ever(keeper)
         with pytest.raises(errors.KeeperError, match="cannot be reached"):
             keeper.keep("name")
         keeper.close()

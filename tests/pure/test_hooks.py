@@ -43,7 +43,7 @@ class Bench:
         self.log = Lines()
         self.later: list[tuple[Awaitable[None], object]] = []
         self.calls = HookCalls(hooks, self.counters, cast("Log", self.log))
-        self.calls.await_later = lambda answer, hook: self.later.append((answer, hook))
+        self.calls.await_by(lambda answer, hook: self.later.append((answer, hook)))
 
     @property
     def all_went_well(self) -> bool:

@@ -9,15 +9,17 @@ import trio
 
 from uffdaemon import errors, native
 from uffdaemon.actions import Copy, Source
+from uffdaemon.arguments import check_count, check_type
 from uffdaemon.daemon.fill import Fill, copy_of
 from uffdaemon.daemon.inspection import Inspection
 from uffdaemon.daemon.removal import remove
-from uffdaemon.daemon.safety import check_moves, placed_policy, why_unsafe
+from uffdaemon.daemon.safety import check_memory, check_moves, placed_policy, why_unsafe
 from uffdaemon.daemon.servers import Options, Servers
 from uffdaemon.daemon.succession import Given, resume, resume_kept, take_over
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.guard.guarded_region import GuardedRegion
 from uffdaemon.guard.requirements import resolver_for, userfaultfd_for
+from uffdaemon.kernel.userfaultfd import Userfaultfd
 from uffdaemon.model.region import (
     HOLD,
     POLICY_TIMEOUT,
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from uffdaemon.external.owner import ExternalServer
     from uffdaemon.journal.journal import Journal
     from uffdaemon.kernel.memory import Memory
-    from uffdaemon.kernel.userfaultfd import Userfaultfd
     from uffdaemon.model.region import Policy
     from uffdaemon.model.region_table import RegionTable
     from uffdaemon.moves.options import MoveOptions
@@ -109,6 +110,8 @@ class Daemon(Inspection):
         """
         if self._servers.closing:
             raise errors.DaemonClosed("the daemon is shutting down")
+        check_type("uffd", uffd, Userfaultfd, "see uffdaemon.lowlevel.Userfaultfd.adopt")
+        check_type("region", region, Region)
         check_moves(uffd, region.policy)
         servers = self._servers
         server = servers.own.get(uffd) or servers.serve_new(uffd, Resolver(resolver), region.label)
@@ -228,8 +231,7 @@ class Daemon(Inspection):
         The last five arguments are those of `Region`.  Raises `PlacementRefused` if the placement
         cannot do it, and what `Userfaultfd.open` and `add_region` raise.
         """
-        if memory.start == 0:
-            raise errors.InvalidRange("this memory has been unmapped")
+        check_memory(memory)
         placement = Placement(placement)
         resolver = resolver_for(placement, Resolver(resolver))
         region = GuardedRegion(
@@ -291,8 +293,8 @@ class Daemon(Inspection):
             server.handler.client_exited()
         finally:
             server.save()
-            if not server.served.regions.segments(region):
-                self._forget(server.uffd)
+            if missing != "hold" and not server.served.regions.segments(region):
+                self._forget(server.uffd)  # held pages would stop the loop's thread for good
 
     def _forget(self, uffd: Userfaultfd) -> None:
         """Memory of this process is no longer served: its own accesses may be made."""
@@ -316,6 +318,7 @@ class Daemon(Inspection):
         bytes that were filled.  Raises `SourceError`, `OperationError`, and `DaemonClosed` if the
         client exits; what was filled stays.
         """
+        check_count("piece", piece, least=1)
         server = self._servers.of(region)
         copy = copy_of(region.policy) if source is None else Copy(source)
         return await Fill(server, region, copy, piece, progress).run()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict, Unpack
 
 import trio
 
+from uffdaemon.arguments import check_seconds
 from uffdaemon.daemon.daemon import Daemon
-from uffdaemon.daemon.servers import ForkDecision, Options
+from uffdaemon.daemon.servers import ForkDecision, Options, check_options
 from uffdaemon.placement import Shutdown, Watchdog
 from uffdaemon.uapi.features import RegisterMode
 
@@ -82,8 +83,14 @@ def open_daemon(
     With a `journal`, a successor can go on if this process is killed: see `Daemon.resume`.  A
     `keeper` holds the descriptors meanwhile, and the journal, unless there is another one.  Both
     concern userfaultfds of other processes: memory of this one goes with it.
+
+    Raises TypeError and ValueError for options that make no sense.
     """
     options = Options(hooks, on_fork, watchdog, rereads, fetch_limit, journal, keeper)
+    check_options(options)
+    check_seconds("shutdown_timeout", shutdown_timeout)
+    if log_interval is not None:
+        check_seconds("log_interval", log_interval, positive=True)
     ending = _Ending(Shutdown(on_shutdown), shutdown_timeout)  # or the value of a Shutdown
     return _Protected(_opened(options, ending, native_sleep=native_sleep, interval=log_interval))
 

@@ -6,8 +6,10 @@ import signal
 from typing import TYPE_CHECKING, Final
 
 from uffdaemon import errors
+from uffdaemon.arguments import check_type
 from uffdaemon.external.plan import ExternalPolicy
 from uffdaemon.guard.requirements import KINDS
+from uffdaemon.kernel.memory import Memory
 from uffdaemon.model.region import (
     Region,
     policy_name,
@@ -30,7 +32,8 @@ def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
     if not server.endpoint.native:
         return f"its faults are {_TRIO} (placement='in_process')"
     if server.ended.is_set():
-        return "the daemon that guarded it has ended"
+        ended = "the daemon that guarded it has ended"
+        return "" if not register & RegisterMode.WP and all_present(region) else ended
     if not server.served.regions.segments(region):
         return "it is no longer served"
     if server.endpoint.resolver is Resolver.IN_THREAD and signal.SIGBUS in signal.pthread_sigmask(
@@ -49,6 +52,18 @@ def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
                 f"that is guarded itself, so {kind.value} faults are {_TRIO}"
             )
     return ""
+
+
+def all_present(region: Region) -> bool:
+    """Whether no access to the region can fault for want of a page."""
+    return region.pages.present.next_absent(0, region.pages.pages) is None
+
+
+def check_memory(memory: object) -> None:
+    """Raise unless memory can be guarded: TypeError, or `InvalidRange` if it has been closed."""
+    check_type("memory", memory, Memory, "Memory.map makes one, which can be viewed as an array")
+    if isinstance(memory, Memory) and memory.start == 0:
+        raise errors.InvalidRange("this memory has been unmapped")
 
 
 def check_moves(uffd: Userfaultfd, policy: Policy) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, get_args
+from weakref import WeakSet
 
 import structlog
 import trio
 
 from uffdaemon import errors
+from uffdaemon.arguments import check_choice, check_count, check_type
 from uffdaemon.daemon.handover import Handover
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.plan import ExternalOptions
+from uffdaemon.hooks import Hooks
 from uffdaemon.kernel.userfaultfd import Userfaultfd
 from uffdaemon.log import Log, LogThread
 from uffdaemon.loop import Server, Setup
 from uffdaemon.model.statistics import Counters
+from uffdaemon.placement import Watchdog
 from uffdaemon.ports.endpoint import Backends
 from uffdaemon.ports.resolver import SharedResolver
 from uffdaemon.ports.trio_sleep import Sleeper, in_guest_mode
@@ -27,14 +31,13 @@ if TYPE_CHECKING:
 
     from uffdaemon.engine.state import Forked, Served
     from uffdaemon.external.owner import ExternalServer
-    from uffdaemon.hooks import Hooks
     from uffdaemon.journal.area import Area
     from uffdaemon.journal.journal import Journal
     from uffdaemon.keeper.keeper import Keeper
     from uffdaemon.model.ledger import OpenFault
     from uffdaemon.model.region import Region
     from uffdaemon.model.region_table import RegionTable
-    from uffdaemon.placement import Resolver, Shutdown, Watchdog
+    from uffdaemon.placement import Resolver, Shutdown
     from uffdaemon.uapi.events import ForkEvent
     from uffdaemon.uapi.features import RegisterMode
 
@@ -44,6 +47,10 @@ _ADOPT_DELAY: Final = 0.02
 ForkDecision: TypeAlias = Literal["adopt", "close"]
 """What to do with the userfaultfd of a forked child: "adopt" serves it with the parent's regions,
 "close" closes it, after which missing pages of the child read as zeros."""
+
+
+_served: Final[WeakSet[Userfaultfd]] = WeakSet()
+"""By all daemons of this process."""
 
 
 class Options(NamedTuple):
@@ -56,6 +63,20 @@ class Options(NamedTuple):
     fetch_limit: int
     journal: Journal | None = None
     keeper: Keeper | None = None
+
+
+def check_options(options: Options) -> None:
+    """Raise TypeError or ValueError for an option that makes no sense."""
+    if isinstance(options.hooks, Hooks):
+        raise TypeError("hooks is a sequence of Hooks: write hooks=[...]")
+    for each in options.hooks:
+        check_type("each of hooks", each, Hooks)
+    if not callable(options.on_fork):
+        check_choice("on_fork", options.on_fork, get_args(ForkDecision))
+    if options.watchdog is not None:
+        check_type("watchdog", options.watchdog, Watchdog)
+    check_count("rereads", options.rereads)
+    check_count("fetch_limit", options.fetch_limit, least=1)
 
 
 class Servers:
@@ -131,6 +152,8 @@ class Servers:
 
         Raises `AlreadyServed` and OSError.
         """
+        if uffd in _served:
+            raise errors.AlreadyServed(f"another daemon serves {uffd!r}")
         options = self._options
         self.handover.prepare(area)
         log = self.log.bind(userfaultfd=uffd.fileno())
@@ -144,6 +167,8 @@ class Servers:
             on_fork=self._forked,
             peers=self._served_of_this_process,
         )
+        _served.add(uffd)
+        server.on_end.append(lambda: _served.discard(uffd))
         self.own[uffd] = server
         self._nursery.start_soon(self._run, server)
         return server

@@ -23,7 +23,7 @@ class AsyncHooks:
             math.inf
         )
         self._done = trio.Event()
-        calls.await_later = self._await_later
+        calls.await_by(self._await_later)
 
     @classmethod
     @asynccontextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import trio
@@ -29,7 +30,7 @@ from uffdaemon.names import name_of, shown
 from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from uffdaemon.engine.next_step import Next
     from uffdaemon.engine.state import Served
@@ -46,14 +47,25 @@ class Tasks:
         self._resume = resume
         self._limiter = trio.CapacityLimiter(limit)
         self._fetches: list[PendingFetch] = []
-        self._nursery: trio.Nursery
+        self._nursery: trio.Nursery | None = None
+        self._early: list[Callable[[], Awaitable[None]]] = []
+        """Those of faults that were handled before `open`: a program may ask for statistics."""
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
         """Tasks run inside of this block; those that are left at its end are cancelled."""
-        async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while self._early:
+                nursery.start_soon(self._early.pop(0))
             yield
-            self._nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
+
+    def _spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is None:
+            self._early.append(task)
+        else:
+            self._nursery.start_soon(task)
 
     def start(self, fault: Fault, step: Fetch | Climb | AskHook | Perform) -> None:
         """Start the task that `step` needs, and note what the fault waits for."""
@@ -64,13 +76,13 @@ class Tasks:
                 self._fetch(fault, step)
             case Climb():
                 ledger.wait(fault, Waiting.WORK, f"moving its page from {step.src:#x}")
-                self._nursery.start_soon(self._climb, fault, step)
+                self._spawn(partial(self._climb, fault, step))
             case AskHook():
                 ledger.wait(fault, Waiting.HOOK, name_of(self._served.hooks.before[step.number]))
-                self._nursery.start_soon(self._ask_hook, fault, step)
+                self._spawn(partial(self._ask_hook, fault, step))
             case Perform():
                 ledger.wait(fault, Waiting.WORK, policy_name(fault.region.policy))
-                self._nursery.start_soon(self._perform, fault, step)
+                self._spawn(partial(self._perform, fault, step))
 
     # -- sources -------------------------------------------------------------------------------
 
@@ -81,7 +93,7 @@ class Tasks:
                 return
         pending = PendingFetch(fault.region, step.action, step.start, step.length, [fault])
         self._fetches.append(pending)
-        self._nursery.start_soon(self._run_fetch, pending)
+        self._spawn(partial(self._run_fetch, pending))
 
     @trio.lowlevel.enable_ki_protection
     async def _run_fetch(self, pending: PendingFetch) -> None:

@@ -70,6 +70,7 @@ def userfaultfd_for(
         )
     if memory.userfaultfd is None:
         memory.userfaultfd = _open(features, user_mode_only, resolver)
+        memory.userfaultfd.guards = memory
     opened = memory.userfaultfd.features
     if in_thread is not bool(opened & Features.SIGBUS):
         raise errors.PlacementRefused(

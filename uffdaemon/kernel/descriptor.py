@@ -9,9 +9,10 @@ import socket
 import struct
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeAlias, get_args
 
 from uffdaemon import errors, native
+from uffdaemon.arguments import check_choice
 from uffdaemon.uapi.features import Features
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def supported_features(*, user_mode_only: bool = True) -> Features:
 
 def open_descriptor(*, user_mode_only: bool, how: How) -> int:
     """Open a userfaultfd that the caller owns.  Raises `PermissionRefused` and `OpenRefused`."""
+    check_choice("how", how, get_args(How))
     number = -errno.EINVAL
     if how in ("auto", "syscall"):
         number = native.open_syscall(user_mode_only=user_mode_only)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from uffdaemon import errors, native
+from uffdaemon.arguments import check_type
 from uffdaemon.kernel.own_memory import disown, own
 from uffdaemon.ranges import HUGE_PAGE_SIZE, PAGE_SIZE
 
@@ -131,6 +132,8 @@ class Memory:
         hugetlb memory, by default 2 MiB where pages have 4 KiB.  Raises `InvalidRange` and
         `MemoryRefused` (ENOMEM for hugetlb: none are reserved).
         """
+        check_type("length", length, int)
+        check_type("kind", kind, MemoryType, "such as MemoryType.SHMEM")
         _close_left()
         page_size = huge_page_size if kind.huge else PAGE_SIZE
         if length <= 0 or length % page_size:
@@ -329,6 +332,7 @@ class Memory:
             for first, end in parts:
                 native.protect_memory(first, end - first)
             if self.userfaultfd is not None:
+                self.userfaultfd.guards = None
                 self.userfaultfd.close()
             for first, end in parts:
                 native.unmap_memory(first, end - first)

@@ -53,8 +53,7 @@ if TYPE_CHECKING:
 CarryOut: TypeAlias = "Callable[[native.OperationArray, int], None]"
 """Carries out the first operations of an array; the second argument is how many."""
 
-_MESSAGES = 256
-_OPERATIONS = 64
+_MESSAGES, _OPERATIONS = 256, 64
 
 
 class Userfaultfd:
@@ -68,16 +67,16 @@ class Userfaultfd:
         self.same_process = same_process
         """Whether the memory belongs to this process: only then can pages be moved."""
         self.user_mode_only: bool | None = None
-        """Whether system calls that touch a missing page fail with EFAULT.  None: opened elsewhere,
-        and the kernel does not tell."""
-        # Buffers that C uses without the GIL.  Each call takes one, so that threads can share this
-        # object.
+        """Whether system calls that touch a missing page fail with EFAULT; None: not known."""
+        # For C, which has no GIL: each call takes one, so that threads can share this object.
         self._messages: list[native.MessageArray] = []
         self._operations: list[native.OperationArray] = []
         self.files: list[int] = []
         """Received with it, and closed with it unless they are taken out of this list."""
         self.on_close: list[Callable[[], None]] = []
         """Called before the descriptor is closed, so that a daemon stops serving it."""
+        self.guards: object = None
+        """The memory that it guards, and that closes it."""
         self.copies: Copies = Copies()
         """Exact copies that are under way."""
 
@@ -100,8 +99,8 @@ class Userfaultfd:
     ) -> Self:
         """Open a userfaultfd for this process and negotiate `features`.
 
-        `how` is "syscall", "device" (/dev/userfaultfd), or "auto": the first of these that works.
-        With `user_mode_only`, system calls that touch a missing page fail with EFAULT.
+        `how` is "syscall", "device" (/dev/userfaultfd), or "auto": the first that works.  With
+        `user_mode_only`, system calls that touch a missing page fail with EFAULT.
 
         Raises `PermissionRefused` with the command that helps, `FeatureMissing` with the features
         that this kernel lacks, and `OpenRefused` for other errors.
@@ -183,12 +182,13 @@ class Userfaultfd:
         return self.in_use.closed
 
     def close(self) -> None:
-        """Close the descriptor, after calls that use it in other threads.  Closing it again does
-        nothing.
+        """Close the descriptor, once, after calls that use it in other threads.
 
         If this was the last descriptor in any process, the kernel resolves waiting and later faults
-        with zeros: unmap or fill the memory first.
+        with zeros: unmap or fill the memory first.  That of guarded memory raises BufferError.
         """
+        if self.guards is not None:
+            raise BufferError(f"{self!r} guards {self.guards!r}: close that, which closes this")
         while self.on_close:
             self.on_close.pop()()
         self.in_use.close()

@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 from uffdaemon.actions import Action, Hold, Poison
+from uffdaemon.arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_policy,
+    check_seconds,
+    check_type,
+)
 from uffdaemon.model.page_map import PageMap
-from uffdaemon.names import name_of, shown
+from uffdaemon.names import name_of
 from uffdaemon.ranges import PAGE_SIZE, check_page_size, check_range
 
 if TYPE_CHECKING:
@@ -60,7 +68,7 @@ well, the fault is held."""
 class Retry:
     """How often and how long a region tries its source.  Times are in seconds.
 
-    Raises ValueError for less than one attempt, or a timeout of 0 or less.
+    Raises TypeError, and ValueError for less than one attempt, or a timeout of 0 or less.
     """
 
     attempts: int = 3
@@ -72,8 +80,10 @@ class Retry:
     max_delay: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or not self.timeout > 0:
-            raise ValueError(f"{self!r}: at least one attempt, and a timeout above 0, are needed")
+        check_count("attempts", self.attempts, least=1)
+        check_seconds("timeout", self.timeout, positive=True)
+        check_seconds("first_delay", self.first_delay)
+        check_seconds("max_delay", self.max_delay)
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after `failures` (at least 1) failed attempts."""
@@ -112,11 +122,17 @@ class Region:
     """Which pages are present, absent or discarded, as far as known."""
 
     def __post_init__(self) -> None:
+        for name in ("start", "length", "page_size"):
+            check_type(name, getattr(self, name), int)
         check_page_size(self.page_size)
         check_range(self.start, self.length, self.page_size, "the region")
-        _check_callables(self.policy, self.on_failure)
-        if self.after_remove not in get_args(AfterRemove):
-            raise ValueError(f"after_remove is 'zero' or 'policy', not {self.after_remove!r}")
+        check_policy("policy", self.policy)
+        if not isinstance(self.on_failure, Hold | Poison):
+            check_callable("on_failure", self.on_failure, "a fault and an error")
+        check_type("retry", self.retry, Retry)
+        check_seconds("policy_timeout", self.policy_timeout, positive=True)
+        check_choice("after_remove", self.after_remove, get_args(AfterRemove))
+        check_type("name", self.name, str)
         shared = getattr(self.policy, "keeps_pages_in_file", False)
         self.pages = PageMap(self.length // self.page_size, shared=shared)
 
@@ -144,16 +160,6 @@ class Region:
 
     def __contains__(self, address: int) -> bool:
         return self.start <= address < self.end
-
-
-def _check_callables(policy: object, on_failure: object) -> None:
-    """Check the types at run time, so that a mistake shows here and not at the first fault."""
-    if isinstance(policy, type) or not callable(policy):
-        raise TypeError(f"a policy is a callable that takes a fault, not {shown(policy, 100)}")
-    if not isinstance(on_failure, Hold | Poison) and not callable(on_failure):
-        raise TypeError(
-            f"on_failure is Hold(), Poison() or a callable, not {shown(on_failure, 100)}"
-        )
 
 
 Missing: TypeAlias = Literal["hold", "poison", "release"]
