@@ -81,12 +81,13 @@ async def test_of_a_region() -> None:
     policy = CopyFrom(BytesSource(content(1)))
     with Memory.map(PAGE) as memory:
         async with open_daemon() as daemon:
-            for options in (
+            mistakes: list[dict[str, Any]] = [
                 {"retry": 3},
                 {"policy_timeout": "1"},
                 {"on_failure": actions.Poison},
                 {"name": 5},
-            ):
+            ]
+            for options in mistakes:
                 with pytest.raises(TypeError, match=next(iter(options))):
                     daemon.guard(memory, policy, **options)
             with pytest.raises(ValueError, match="policy_timeout"):
