@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from uffdaemon.uapi.moved import Cause, Moved, Run
 from uffdaemon.uapi.outcomes import Code, Outcome
@@ -17,6 +17,9 @@ from uffdaemon.uapi.outcomes import Code, Outcome
 if TYPE_CHECKING:
     from uffdaemon.uapi.features import Features
     from uffdaemon.uapi.outcomes import Result
+
+
+_NAMED: Final = 4  # runs of pages that a message names
 
 
 class UffdaemonError(Exception):
@@ -87,6 +90,28 @@ class ForeignMemory(UsageError):
 
 class RegionIncomplete(UsageError):
     """The region lacks pages, which would read as zeros if it were no longer served."""
+
+
+class PagesPresent(UsageError):
+    """Memory has pages before it is guarded, so that their faults never come.
+
+    ``runs`` are the offsets of these pages, (start, end) in bytes.  ``unmapped`` is the number of
+    bytes of hugetlb pages that only the memory file has: the kernel does not tell which they are.
+    """
+
+    def __init__(
+        self, region: str, runs: list[tuple[int, int]], unmapped: int, page_size: int
+    ) -> None:
+        self.runs = runs
+        self.unmapped = unmapped
+        count = (sum(end - start for start, end in runs) + unmapped) // page_size
+        named = [f"{start:#x}-{end:#x}" for start, end in runs[:_NAMED]]
+        named += ["..."] if len(runs) > _NAMED else []
+        where = f" (offsets {', '.join(named)})" if named else " in its memory file"
+        super().__init__(
+            f"{count} pages of {region} are present{where}, and would keep their contents: guard "
+            "memory before it is touched, or pass present='keep' or 'discard'"
+        )
 
 
 # -- the kernel's refusals ---------------------------------------------------------------------

@@ -148,7 +148,7 @@ async def test_plain_accesses_while_regions_come_and_go(
     async with open_daemon(watchdog=Watchdog(after=DEADLINE / 2, then="exit")) as daemon:
         for _ in range(150):
             with Memory.map(pages * PAGE) as memory:
-                guard = partial(daemon.guard, memory, policy, resolver=resolver)
+                guard = partial(daemon.guard, memory, policy, resolver=resolver, present="keep")
                 region = guard() if guarded_first else None
                 with memory.export() as buffer:
                     async with trio.open_nursery() as nursery:

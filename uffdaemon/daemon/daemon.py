@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, get_args
 import trio
 
 from uffdaemon import errors, native
-from uffdaemon.actions import Copy, Source
-from uffdaemon.arguments import check_count, check_type
-from uffdaemon.daemon.fill import Fill, copy_of
-from uffdaemon.daemon.inspection import Inspection
+from uffdaemon.arguments import check_type
+from uffdaemon.daemon.contents import Contents
 from uffdaemon.daemon.removal import remove
 from uffdaemon.daemon.safety import check_memory, check_moves, placed_policy, why_unsafe
 from uffdaemon.daemon.servers import Options, Servers
 from uffdaemon.daemon.succession import Given, resume, resume_kept, take_over
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.guard.guarded_region import GuardedRegion
+from uffdaemon.guard.present_pages import settle_present
 from uffdaemon.guard.requirements import resolver_for, userfaultfd_for
 from uffdaemon.kernel.userfaultfd import Userfaultfd
 from uffdaemon.model.region import (
@@ -30,25 +29,20 @@ from uffdaemon.model.region import (
     Region,
     Retry,
 )
-from uffdaemon.moves.calls import ladder_for
-from uffdaemon.moves.driver import climb_in_trio, finish
-from uffdaemon.moves.options import Chosen
 from uffdaemon.placement import Placement, PlacementName, Resolver, ResolverName
 from uffdaemon.uapi.features import Features, RegisterMode
 from uffdaemon.uapi.outcomes import Code, Operation, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Unpack
+    from collections.abc import Mapping
 
     from uffdaemon.external.owner import ExternalServer
+    from uffdaemon.guard.present_pages import Present
     from uffdaemon.journal.journal import Journal
     from uffdaemon.kernel.memory import Memory
     from uffdaemon.model.region import Policy
     from uffdaemon.model.region_table import RegionTable
-    from uffdaemon.moves.options import MoveOptions
     from uffdaemon.placement import Shutdown
-    from uffdaemon.uapi.moved import Moved
 
 _whole = trio.lowlevel.enable_ki_protection
 """Ctrl-C interrupts none of these halfway: it is raised where the caller goes on."""
@@ -56,7 +50,7 @@ _whole = trio.lowlevel.enable_ki_protection
 _ENDED = "the process that resolved its faults has ended"
 
 
-class Daemon(Inspection):
+class Daemon(Contents):
     """Serves any number of userfaultfds in one trio program; returned by `open_daemon`."""
 
     def __init__(
@@ -211,6 +205,7 @@ class Daemon(Inspection):
         retry: Retry = RETRY,
         policy_timeout: float = POLICY_TIMEOUT,
         after_remove: AfterRemove = "zero",
+        present: Present = "refuse",
         name: str = "",
     ) -> GuardedRegion:
         """Guard memory of this process: open a userfaultfd, register, serve.
@@ -228,8 +223,14 @@ class Daemon(Inspection):
 
         `features` that this kernel lacks are left out.  With `user_mode_only`, system calls that
         touch a missing page fail with EFAULT; by default only if this user may not do otherwise.
-        The last five arguments are those of `Region`.  Raises `PlacementRefused` if the placement
-        cannot do it, and what `Userfaultfd.open` and `add_region` raise.
+        `on_failure` to `after_remove` and `name` are those of `Region`.
+
+        Pages that are present cause no faults.  If the memory has any, "refuse" raises
+        `PagesPresent`, "keep" leaves them as they are, and "discard" clears them first.  Memory
+        whose daemon has ended keeps its pages.  Without RegisterMode.MISSING, nothing is checked.
+
+        Raises `PlacementRefused` if the placement cannot do it, and what `Userfaultfd.open` and
+        `add_region` raise.
         """
         check_memory(memory)
         placement = Placement(placement)
@@ -249,13 +250,16 @@ class Daemon(Inspection):
         )
         again = memory.userfaultfd is not None
         uffd = userfaultfd_for(memory, features, user_mode_only, register, resolver)
+        settle_present(region, register, present)
         if placement is Placement.EXTERNAL:
             worker = self._servers.start_external(uffd, region, register)
+            memory.resumable = True
             region.why_unsafe = lambda: _ENDED if worker.ended.is_set() else worker.refusal
             return region
         known = uffd in self._servers.own
         self.add_region(uffd, region, register=register, resolver=resolver)
         self._memories[uffd] = memory
+        memory.resumable = True
         if not known:
             self._servers.own[uffd].on_end.append(lambda: self._forget(uffd))
         if again:
@@ -301,56 +305,6 @@ class Daemon(Inspection):
         memory = self._memories.pop(uffd, None)
         if memory is not None:
             memory.allow_in_thread()
-
-    @_whole
-    async def fill(
-        self,
-        region: Region,
-        *,
-        source: Source | None = None,
-        piece: int = 256 * 1024,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> int:
-        """Fill the missing pages of a region, `piece` bytes at a time; faults go first.
-
-        `source` has the region's bytes from offset 0 on; by default it is that of the region's
-        `CopyFrom`.  `progress` is called with (bytes done, bytes in total).  Returns the number of
-        bytes that were filled.  Raises `SourceError`, `OperationError`, and `DaemonClosed` if the
-        client exits; what was filled stays.
-        """
-        check_count("piece", piece, least=1)
-        server = self._servers.of(region)
-        copy = copy_of(region.policy) if source is None else Copy(source)
-        return await Fill(server, region, copy, piece, progress).run()
-
-    @_whole
-    async def move(
-        self, uffd: Userfaultfd, dst: int, src: int, length: int, **options: Unpack[MoveOptions]
-    ) -> Moved:
-        """Move pages to a region that this daemon serves; see `uffdaemon.moves.move`.
-
-        The daemon records which pages arrived.  Raises what `move` raises, and `NotServed`.
-        """
-        server = self._servers.serving(uffd)
-        region = server.served.regions.find(dst)
-        if region is not None:
-            options.setdefault("page_size", region.page_size)
-        chosen = Chosen(**options)
-        ladder = ladder_for(uffd, dst, src, length, chosen)
-        try:
-            await climb_in_trio(uffd, chosen.source_uffd, ladder)
-        finally:
-            server.handler.record_moves(ladder.moved)
-        return finish(ladder.moved, verify=chosen.verify)
-
-    @_whole
-    def book(self, uffd: Userfaultfd, moved: Moved) -> None:
-        """Record pages that were moved without this daemon, for instance by `Staging.fill`.
-
-        They are then known to be there, and faults that were held there end.  Raises `NotServed`.
-        """
-        server = self._servers.serving(uffd)
-        server.handler.record_moves(moved)
 
     # -- clients -------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from uffdaemon import errors
 from uffdaemon.daemon.fill import poison_absent
-from uffdaemon.guard.requirements import refuse_if_exported
+from uffdaemon.guard.requirements import refuse_if_exported, unregistered
 
 if TYPE_CHECKING:
     from uffdaemon.loop import Server
@@ -38,6 +38,7 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
         # Before the rules go: without them, a thread that faults with the GIL held would hang.
         for segment in segments:
             served.uffd.unregister(segment.start, segment.end - segment.start)
+        unregistered(region, served.uffd)
     served.regions.remove(region)
     server.rules.remove(segments)
     for segment in segments:

@@ -25,7 +25,7 @@ from uffdaemon.engine.observers import AsyncHooks
 from uffdaemon.external.listener import Listener
 from uffdaemon.external.plan import DEFAULTS, EXIT_TIMEOUT, ExternalOptions, ExternalPolicy, plan_of
 from uffdaemon.guard.guarded_region import GuardedRegion
-from uffdaemon.guard.requirements import refuse_if_exported, unblock_forks
+from uffdaemon.guard.requirements import refuse_if_exported, unblock_forks, unregistered
 from uffdaemon.kernel.page_scan import PageCategory, scan_pages
 from uffdaemon.model.page_map import PageMap
 from uffdaemon.model.region_table import Segment
@@ -291,6 +291,7 @@ class ExternalServer:
                 self.uffd.poison(first, length, page_size=page_size)
         if not absent or missing != "hold":
             self.uffd.unregister(start, self.region.length)
+            unregistered(self.region, self.uffd)
         self._removed_region = True
         self.stop()
 

@@ -140,3 +140,9 @@ def refuse_if_exported(region: Region) -> None:
             f"buffers of {region.label} exist, and a thread that waits with the GIL held would "
             "wait forever: delete them first, or pass missing='poison' or 'release'"
         )
+
+
+def unregistered(region: Region, uffd: Userfaultfd) -> None:
+    """Its range was unregistered: what it has by the time it is guarded again may be anything."""
+    if isinstance(region, GuardedRegion) and region.memory.userfaultfd is uffd:
+        region.memory.resumable = False

@@ -60,6 +60,7 @@ class Advice(IntEnum):
     NOHUGEPAGE = 15
     POPULATE_READ = 22
     POPULATE_WRITE = 23
+    DONTNEED_LOCKED = 24
     COLLAPSE = 25
 
 
@@ -107,6 +108,8 @@ class Memory:
         self._exports = 0
         self.kept_from_children = False
         """Whether children do not inherit it (MADV_DONTFORK): nothing would serve it there."""
+        self.resumable = False
+        """Whether a daemon guarded it until that daemon ended: its pages are those of a policy."""
         self._thread = 0
         self._guarded: Pages | None = None
         self.userfaultfd: Userfaultfd | None = None
