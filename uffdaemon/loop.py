@@ -7,6 +7,7 @@ nothing is pending.  It is shielded from cancellation; `Server.stop` ends it.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -44,6 +45,8 @@ _TURN: Final = 0.001
 """Seconds of uninterrupted work after which trio's other tasks get their turn."""
 _COPY_PAUSE: Final = 0.001
 """Seconds between two checks whether the last exact copies have ended, or sent an event."""
+_MANY: Final = 128
+"""Records after which other tasks get their turn; without memory for more, there are as many."""
 _PATIENCE: Final = 1.0
 """Seconds that async hooks have for the last faults, when the client is gone."""
 
@@ -103,8 +106,8 @@ class Server:
         self._poisoning = False
         self._patience = _PATIENCE
         self._awake = True
-        self._drains = 0
-        """Nested calls of `drain`: a hook may call it."""
+        self._told_shortage = False
+        self._drains = 0  # nested calls: a hook may call it
         self._dequeued: tuple[list[Event | Applied], int] | None = None
         """Events that were dequeued and not yet handled, and when they were read."""
         self._scope: trio.CancelScope | None = None
@@ -179,9 +182,9 @@ class Server:
             if self.rules.outdated:
                 self.rules.update()
             more = self._port.serve()
-            worked = self.drain() or more
+            worked = self.drain(_MANY) or more
         else:
-            worked = self.drain()
+            worked = self.drain(_MANY)
             if self.rules.outdated:
                 self.rules.update()
         if self.served.ledger.next_retry() is not None:
@@ -191,13 +194,16 @@ class Server:
             self._read_failed(self._port.error)
         return worked
 
-    def drain(self) -> bool:
+    def drain(self, at_most: int = sys.maxsize) -> bool:
         """Dequeue what C has read, and handle what it has not resolved.  Returns whether there was
         anything."""
         self._handle_dequeued()  # if a hook calls this, what was dequeued before it comes first
-        records = [] if self._released else self._port.dequeue()
+        records = [] if self._released else self._port.dequeue(at_most=at_most)
         if not records:
             return False
+        if len(records) >= _MANY and self._port.shortages and not self._told_shortage:
+            self._told_shortage = True
+            self.served.log.warning("no memory for more records: reading waits")
         self._drains += 1
         try:
             self._handle_records(records)

@@ -258,12 +258,15 @@ async def test_neighbours_of_which_none_can_be_moved_each_fail_once() -> None:
 @pytest.mark.parametrize("left", [0, 1, 2])
 @kernel_test(features=Features.EVENT_FORK)
 async def test_a_fork_without_descriptors_ends_nothing(left: int) -> None:
-    """The child is served once there are some; the parent's memory all the time."""
+    """The child is served once there are some; the parent's memory all the time.  A fork has one
+    event for each userfaultfd."""
     data = content(4)
-    with Memory.map(len(data)) as memory:
+    size = len(data)
+    with Memory.map(size) as memory, Memory.map(size) as other:
         async with open_daemon() as daemon:
-            buffer = daemon.guard(memory, CopyFrom(BytesSource(data))).buffer()
-            assert buffer[0] == data[0]
+            source = BytesSource(data)
+            buffers = [daemon.guard(each, CopyFrom(source)).buffer() for each in (memory, other)]
+            assert [buffer[0] for buffer in buffers] == [data[0]] * 2
             reading, writing = os.pipe()
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
@@ -275,14 +278,16 @@ async def test_a_fork_without_descriptors_ends_nothing(left: int) -> None:
                 os.close(fd)
             pid = os.fork()
             if pid == 0:
-                os.write(writing, ctypes.string_at(memory.start, len(data)))
+                for each in (memory, other):
+                    os.write(writing, ctypes.string_at(each.start, size))
                 os._exit(0)
-            assert buffer[PAGE] == data[PAGE]
+            assert [buffer[PAGE] for buffer in buffers] == [data[PAGE]] * 2
             for fd in taken[left:]:
                 os.close(fd)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            seen = await trio.to_thread.run_sync(os.read, reading, len(data))
-            assert seen == data
+            for _ in buffers:
+                assert await trio.to_thread.run_sync(os.read, reading, size) == data
             await trio.to_thread.run_sync(os.waitpid, pid, 0)
-            assert bytes(buffer) == data
-            buffer.release()
+            for buffer in buffers:
+                assert bytes(buffer) == data
+                buffer.release()

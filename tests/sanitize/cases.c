@@ -553,6 +553,24 @@ static void told_once(void)
     expect(lines_of_a_second() == 48, "not 16 that Python is at, and 32 that it has not taken");
 }
 
+/* A port whose records nobody dequeues is left alone for a while, and served again after that. */
+static void paused_when_full(void)
+{
+    static struct uffdaemon_record taken[UFFDAEMON_FULL + 1];
+    struct uffdaemon_record record = {.message = {.event = UFFD_EVENT_REMOVE}};
+    struct uffdaemon_port *full = uffdaemon_port_new(-1, 0, eventfd(0, EFD_NONBLOCK));
+
+    for (size_t index = 0; index < UFFDAEMON_FULL; index++)
+        uffdaemon_queue_push(&full->queue, &record, 1);
+    expect(uffdaemon_serve(full) == UFFDAEMON_SERVE_FULL, "it is not full");
+    expect(uffdaemon_serve_slowly(full) == UFFDAEMON_SERVE_PAUSED, "it was not paused");
+    expect(full->reads == 1, "not one message at a time");
+    expect(uffdaemon_port_dequeue(full, taken, UFFDAEMON_FULL + 1) == UFFDAEMON_FULL, "lost");
+    expect(uffdaemon_serve(full) == UFFDAEMON_SERVE_DONE && full->reads == 2, "it stays paused");
+    close(full->notify);
+    uffdaemon_port_free(full);
+}
+
 int main(int count, char **arguments)
 {
     static const struct {
@@ -568,6 +586,7 @@ int main(int count, char **arguments)
         {"a-core-is-sought", a_core_is_sought},
         {"told-after-events", told_after_events},
         {"told-once", told_once},
+        {"paused-when-full", paused_when_full},
         {"poisoned-in-thread", poisoned_in_thread},
         {"removed-in-between", removed_in_between},
         {"never-ours", never_ours},

@@ -33,6 +33,7 @@ CASES = (
     "a-core-is-sought",
     "told-after-events",
     "told-once",
+    "paused-when-full",
     "withdrawn-in-thread",
     "poisoned-in-thread",
     "removed-in-between",

@@ -20,8 +20,8 @@ def open_descriptors() -> set[str]:
 
 
 async def open_kept_descriptors() -> None:
-    """Have the library open what a process keeps from its first daemon on: a spare descriptor for
-    forks, and the pipe to which threads write their stacks."""
+    """Have the library open what a process keeps from its first daemon on: the pipe to which
+    threads write their stacks."""
     with Memory.map(PAGE_SIZE) as memory:
         async with open_daemon() as daemon:
             daemon.guard(memory, ZeroPage())

@@ -33,6 +33,7 @@ SOURCES = (
     "pace.c",
     "journal.c",
     "serve.c",
+    "back_pressure.c",
     "execute.c",
     "epoll.c",
     "resolver.c",
@@ -55,7 +56,8 @@ ffibuilder.cdef(
         uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
     };
     struct uffdaemon_queue {
-        uint64_t count, forwarded, since, outstanding_since;
+        uint64_t count, limit, forwarded, since, outstanding_since;
+        uint32_t shortages;
         ...;
     };
     struct uffdaemon_port {
@@ -78,6 +80,7 @@ ffibuilder.cdef(
                              size_t capacity);
     int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                                size_t count, uint64_t events);
+    void uffdaemon_port_close_spare(struct uffdaemon_port *port);
     void uffdaemon_port_withdraw(struct uffdaemon_port *port);
     struct uffdaemon_journal { uint64_t *kept; ...; };
     struct uffdaemon_journal *uffdaemon_journal_open(int fd, uint64_t offset, uint64_t number,

@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "back_pressure.h"
 #include "base.h"
 #include "messages.h"
 #include "queue.h"
@@ -44,16 +45,34 @@ static int failed(const struct uffdaemon_port *port)
     return atomic_load_explicit(&port->error, memory_order_relaxed) != 0;
 }
 
+static void keep(struct uffdaemon_port *port, struct uffdaemon_port **hot)
+{
+    port->is_hot = 1;
+    port->next_hot = *hot;
+    *hot = port;
+}
+
+/* Waits for the port's userfaultfd again, or no longer. */
+static void wait_for(int epoll, struct uffdaemon_port *port, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.u64 = (uint64_t)(uintptr_t)port};
+
+    epoll_ctl(epoll, EPOLL_CTL_MOD, port->fd, &event);
+}
+
 /* Serves one port; it is `hot` if its turn ended while it was busy.  Returns whether Python has to
  * handle it before anything else; never for a port with an eventfd. */
 static int serve(int epoll, struct uffdaemon_port *port, struct uffdaemon_port **hot)
 {
-    int notified = port->notify >= 0;
+    int notified = port->notify >= 0, next = failed(port) ? 0 : uffdaemon_serve(port);
 
-    if (!failed(port) && uffdaemon_serve(port)) {
-        port->is_hot = 1;
-        port->next_hot = *hot;
-        *hot = port;
+    if (next == UFFDAEMON_SERVE_FULL)
+        next = uffdaemon_serve_slowly(port);
+    if (next) {
+        port->paused = next == UFFDAEMON_SERVE_PAUSED;
+        if (port->paused)
+            wait_for(epoll, port, 0);
+        keep(port, hot);
     }
     if (!notified)
         return failed(port) || uffdaemon_queue_count(&port->queue);
@@ -62,6 +81,34 @@ static int serve(int epoll, struct uffdaemon_port *port, struct uffdaemon_port *
     if (uffdaemon_queue_count(&port->queue) && !port->is_hot)
         uffdaemon_port_notify(port);
     return 0;
+}
+
+/* Serves a port that was paused, if its time has come. */
+static UFFDAEMON_COLD int resume(int epoll, struct uffdaemon_port *port,
+                                 struct uffdaemon_port **hot)
+{
+    int python;
+
+    if (atomic_load_explicit(&port->closing, memory_order_relaxed))
+        return 0;
+    if (uffdaemon_now() < port->resume) {
+        keep(port, hot);
+        return 0;
+    }
+    port->paused = 0;
+    python = serve(epoll, port, hot);
+    if (!port->paused && !failed(port))
+        wait_for(epoll, port, EPOLLIN);
+    return python;
+}
+
+/* For how many milliseconds to sleep at most, where not all ports are waited for. */
+static int until_resumed(const struct uffdaemon_port *hot)
+{
+    for (; hot; hot = hot->next_hot)
+        if (!hot->paused)
+            return 0;
+    return 1;
 }
 
 /* Whether faults wait for another try, which the next wait would not know of. */
@@ -97,8 +144,11 @@ int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kep
         struct uffdaemon_port *again = *hot, *each;
         uint64_t now = uffdaemon_now();
         /* Rounded up, as the event loop does: never wake before a timer has expired. */
-        uint64_t rest = now < end && !*hot ? (end - now + 999999) / 1000000 : 0;
-        int count = epoll_wait(epoll, events, 32, rest > 3600000 ? 3600000 : (int)rest);
+        uint64_t rest = now < end ? (end - now + 999999) / 1000000 : 0;
+        int count = epoll_wait(epoll, events, 32,
+                               *hot             ? until_resumed(*hot)
+                               : rest > 3600000 ? 3600000
+                                                : (int)rest);
         int loop = 0, python = 0;
 
         if (count < 0)
@@ -107,7 +157,7 @@ int uffdaemon_epoll_wait(int epoll, int64_t timeout, struct uffdaemon_port **kep
         while ((each = again)) {
             again = each->next_hot;
             each->is_hot = 0;
-            python |= serve(epoll, each, hot);
+            python |= each->paused ? resume(epoll, each, hot) : serve(epoll, each, hot);
         }
         for (int index = 0; index < count; index++) {
             struct uffdaemon_port *port = (void *)(uintptr_t)events[index].data.u64;

@@ -221,8 +221,7 @@ UFFDAEMON_COLD size_t uffdaemon_handle_events(struct uffdaemon_port *port, size_
         }
         if (apply(port, &record, index))
             keep = index + 1;
-        if (!uffdaemon_queue_push(&port->queue, &record, now))
-            uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
+        uffdaemon_queue_push(&port->queue, &record, now);
         uffdaemon_port_notify(port);
     }
     if (port->journal)

@@ -10,6 +10,7 @@
 #include <errno.h>
 
 #include "base.h"
+#include "queue.h"
 #include "serve.h"
 #include "waitqueue.h"
 
@@ -90,8 +91,8 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
                 break;
             /* Whoever waits until its event is read cannot run on before.  A resolver's thread
              * reads by itself. */
-            if (port->notify < 0)
-                uffdaemon_serve_once(port);
+            if (port->notify < 0 && uffdaemon_queue_has_room(&port->queue))
+                uffdaemon_serve_once(port, UFFDAEMON_MESSAGES);
             uffdaemon_nap(&naps, 1);
         }
     if (begun)

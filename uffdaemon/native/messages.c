@@ -7,7 +7,6 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Sets O_NONBLOCK again if a client has cleared it: otherwise poll(2) and epoll always report an
@@ -50,38 +49,30 @@ long uffdaemon_read(int fd, void *messages, size_t bytes, unsigned rereads)
     }
 }
 
-static _Atomic int spare = -1; /* a descriptor to close for that of a FORK event */
-
-/* Opens the spare descriptor, unless it is open.  ENOMEM, EMFILE and the like may pass: it is tried
- * again. */
-void uffdaemon_spare_open(void)
+/* Opens a port's spare descriptor, unless it is open.  ENOMEM, EMFILE and the like may pass: it is
+ * tried again. */
+void uffdaemon_spare_open(_Atomic int32_t *spare)
 {
     int none = -1, opened;
 
-    if (atomic_load_explicit(&spare, memory_order_relaxed) >= 0)
+    if (atomic_load_explicit(spare, memory_order_relaxed) >= 0)
         return;
     opened = eventfd(0, EFD_CLOEXEC);
-    if (opened >= 0 && !atomic_compare_exchange_strong(&spare, &none, opened))
+    if (opened >= 0 && !atomic_compare_exchange_strong(spare, &none, opened))
         close(opened);
 }
 
+/* Returns whether it was open. */
+int uffdaemon_spare_close(_Atomic int32_t *spare)
+{
+    int fd = atomic_exchange(spare, -1);
+
+    return fd >= 0 && close(fd) == 0;
+}
+
 /* Whether a read failed for want of a descriptor or of memory, which may pass: its message stays
- * unread.  Then makes room for one descriptor, or waits for a moment. */
+ * unread.  ENOBUFS: the journal is full, and Python has to save. */
 int uffdaemon_may_pass(long result)
 {
-    struct timespec pause = {0, 2000000};
-    int fd;
-
-    if (result != -EMFILE && result != -ENFILE && result != -ENOMEM && result != -ENOBUFS)
-        return 0;
-    if (result == -ENOBUFS) { /* the journal is full: Python has to save */
-        nanosleep(&pause, NULL);
-        return 1;
-    }
-    fd = atomic_exchange(&spare, -1);
-    if (fd >= 0)
-        close(fd);
-    else
-        nanosleep(&pause, NULL);
-    return 1;
+    return result == -EMFILE || result == -ENFILE || result == -ENOMEM || result == -ENOBUFS;
 }

@@ -9,7 +9,9 @@
 #define UFFDAEMON_MESSAGES_H
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -33,7 +35,10 @@ static inline long uffdaemon_read_pending(int fd, void *messages, size_t bytes)
         return uffdaemon_read_checked(fd, messages, bytes);
     return count;
 }
-void uffdaemon_spare_open(void);
+
+/* To be closed for the descriptor that a FORK event brings. */
+void uffdaemon_spare_open(_Atomic int32_t *spare);
+int uffdaemon_spare_close(_Atomic int32_t *spare);
 int uffdaemon_may_pass(long result);
 
 #endif

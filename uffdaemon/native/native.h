@@ -22,6 +22,7 @@
 #define UFFDAEMON_NATIVE_H
 
 #include "affinity.h"
+#include "back_pressure.h"
 #include "base.h"
 #include "descriptor.h"
 #include "epoll.h"

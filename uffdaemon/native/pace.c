@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How often an empty userfaultfd is reread: adapted to the load. */
+#define _GNU_SOURCE
 #include "pace.h"
+
+#include <time.h>
 
 #include "affinity.h"
 #include "base.h"
@@ -9,6 +12,7 @@
 #define MAX_PENALTY 63     /* quick faults before rereading is tried again, at most */
 #define BACKOFF_NS 4000000 /* first pause of rereading on a contended core */
 #define MAX_BACKOFF_NS 1280000000
+#define PAUSE_NS 1000000 /* where what is read finds no room */
 
 static void set(struct uffdaemon_port *port, uint32_t number)
 {
@@ -41,6 +45,17 @@ UFFDAEMON_COLD void uffdaemon_pace_idle(struct uffdaemon_port *port)
     port->quick = port->misses = 0;
     if (port->penalty < MAX_PENALTY)
         port->penalty = 2 * port->penalty + 1;
+}
+
+/* Without room, memory or a descriptor.  A resolver serves others meanwhile. */
+int uffdaemon_pause(struct uffdaemon_port *port)
+{
+    if (port->notify < 0) {
+        nanosleep(&(struct timespec){0, PAUSE_NS}, NULL);
+        return port->postponed ? UFFDAEMON_SERVE_MORE : UFFDAEMON_SERVE_DONE;
+    }
+    port->resume = uffdaemon_now() + PAUSE_NS;
+    return UFFDAEMON_SERVE_PAUSED;
 }
 
 /* A yield at `now` gave another thread the core for a whole time slice, milliseconds.  A sleeper

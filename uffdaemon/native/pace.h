@@ -19,4 +19,7 @@ void uffdaemon_pace_busy(struct uffdaemon_port *port, uint64_t gap, unsigned tri
 void uffdaemon_pace_idle(struct uffdaemon_port *port);
 void uffdaemon_pace_back_off(struct uffdaemon_port *port, uint64_t now);
 
+/* Has the port be left alone for a moment. */
+UFFDAEMON_COLD int uffdaemon_pause(struct uffdaemon_port *port);
+
 #endif

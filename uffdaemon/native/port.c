@@ -19,13 +19,33 @@ struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int not
 
     if (!port)
         return NULL;
-    uffdaemon_spare_open();
     memset(port, 0, sizeof(*port));
+    port->queue.full = notify < 0 ? UFFDAEMON_ENOUGH : UFFDAEMON_FULL;
+    if (!uffdaemon_queue_reserve(&port->queue)) {
+        free(port);
+        return NULL;
+    }
+    port->spare = -1;
+    uffdaemon_spare_open(&port->spare);
     port->fd = fd;
     port->reread_limit = reread_limit;
     port->notify = notify;
     port->process = getpid();
     return port;
+}
+
+/* In a forked child, locks may be held, and rules read, by threads that exist only in the
+ * parent. */
+static int inherited(const struct uffdaemon_port *port)
+{
+    return port->process != getpid();
+}
+
+/* Nothing serves the port any more. */
+void uffdaemon_port_close_spare(struct uffdaemon_port *port)
+{
+    if (!inherited(port))
+        uffdaemon_spare_close(&port->spare);
 }
 
 /* No other thread may use the port. */
@@ -36,22 +56,16 @@ void uffdaemon_port_free(struct uffdaemon_port *port)
     while (uffdaemon_queue_dequeue(&port->queue, &record, 1))
         uffdaemon_snapshot_free(uffdaemon_record_snapshot(&record));
     uffdaemon_queue_free(&port->queue);
+    uffdaemon_port_close_spare(port);
     uffdaemon_table_free(uffdaemon_table_load(&port->rules));
     free(port);
-}
-
-/* In a forked child, locks may be held, and rules read, by threads that exist only in the
- * parent. */
-static int inherited(const struct uffdaemon_port *port)
-{
-    return port->process != getpid();
 }
 
 /* Dequeues at most `capacity` records, the oldest first; returns how many. */
 long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record *records,
                             size_t capacity)
 {
-    uffdaemon_spare_open();
+    uffdaemon_spare_open(&port->spare);
     atomic_store(&port->notified, 0);
     return uffdaemon_queue_dequeue(&port->queue, records, capacity);
 }

@@ -23,7 +23,17 @@
 #define UFFDAEMON_WANTED 16
 #define UFFDAEMON_RELEASES \
     2 /* the source of the one copy that runs, and its target if it is undone */
+#define UFFDAEMON_ENOUGH 384 /* records after which Python gets its turn, if it serves the port */
+#define UFFDAEMON_FULL 2048  /* records beyond which a resolver reads slowly */
 #define UFFDAEMON_PORT_ALIGNMENT 4096
+
+/* What is next for a port that has been served. */
+enum uffdaemon_turn {
+    UFFDAEMON_SERVE_DONE = 0,
+    UFFDAEMON_SERVE_MORE = 1,   /* more is to be done at once */
+    UFFDAEMON_SERVE_PAUSED = 2, /* nothing until `resume` */
+    UFFDAEMON_SERVE_FULL = 3,   /* messages have to be read slowly */
+};
 
 struct uffdaemon_journal;
 
@@ -70,7 +80,10 @@ struct uffdaemon_port {
     uint64_t faults;               /* read so far (affinity.c) */
 
     uint32_t is_hot; /* in the list of those that are not to be slept over: epoll.c */
+    uint32_t paused; /* not waited for until `resume`, CLOCK_MONOTONIC ns */
     struct uffdaemon_port *next_hot;
+    uint64_t resume;
+    _Atomic int32_t spare; /* a descriptor to close for that of a FORK event; -1: none */
 
     /* In-thread: those who wait for Python in their handler. */
     struct uffdaemon_port *_Atomic next; /* in the list of sigbus.c, under its lock */
@@ -120,6 +133,7 @@ _Static_assert(offsetof(struct uffdaemon_port, batch) + sizeof(struct uffdaemon_
                "all that a fault needs is on one page");
 
 struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify);
+void uffdaemon_port_close_spare(struct uffdaemon_port *port);
 void uffdaemon_port_free(struct uffdaemon_port *port);
 long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record *records,
                             size_t capacity);

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -113,7 +114,8 @@ class Port:
         self._journal: MessageJournal | None = None
 
     def close(self) -> None:
-        """Free the port.  Nothing may serve it any more."""
+        """Close its descriptors.  Nothing may serve it any more."""
+        lib.uffdaemon_port_close_spare(self._port)
         if self.notify >= 0:
             fd, self.notify = self.notify, -1
             os.close(fd)
@@ -137,6 +139,16 @@ class Port:
     def has_records(self) -> bool:
         """Whether `dequeue` would return anything."""
         return bool(self._port.queue.count)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many records are queued that messages are read slowly."""
+        return bool(self._port.queue.count >= self._port.queue.limit)
+
+    @property
+    def shortages(self) -> int:
+        """How often there was no memory for what reading brings, so that nothing was read."""
+        return int(self._port.queue.shortages)
 
     @property
     def rereads(self) -> int:
@@ -224,15 +236,15 @@ class Port:
         """Wake threads that wait in the signal handler for a page of the range."""
         lib.uffdaemon_port_wake(self._port, start, length)
 
-    def dequeue(self) -> list[Record]:
-        """Dequeue the records."""
+    def dequeue(self, *, at_most: int = sys.maxsize) -> list[Record]:
+        """Dequeue the records, the oldest first."""
         if self.notify >= 0:
             with suppress(BlockingIOError):
                 os.eventfd_read(self.notify)
         found: list[Record] = []
-        count = _CAPACITY
-        while count == _CAPACITY:
-            count = int(lib.uffdaemon_port_dequeue(self._port, self._pinned_records, _CAPACITY))
+        capacity = count = min(_CAPACITY, at_most)
+        while count == capacity and len(found) < at_most:
+            count = int(lib.uffdaemon_port_dequeue(self._port, self._pinned_records, capacity))
             size = _RECORD.size
             for index in range(count):
                 record = Record(*_RECORD.unpack_from(self._records, index * size))

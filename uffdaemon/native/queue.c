@@ -2,9 +2,10 @@
 /*
  * Records on their way to Python.
  *
- * Python may be slow, or even wait for the very page that the next message is about.  So a reader
- * of messages never waits for room: the queue grows by whole mapped chunks, and shrinks again.
- * Signal handlers push, too: no malloc here.
+ * Python may be slow, or even wait for the very page that the next message is about.  So the queue
+ * grows by whole mapped chunks, and shrinks again.  A message that has been read is never lost: room
+ * for its record is reserved before.  Beyond a limit, messages are read slowly: who causes events
+ * waits until they are read.  Signal handlers push, too: no malloc here.
  */
 #define _GNU_SOURCE
 #include "queue.h"
@@ -39,13 +40,11 @@ static struct uffdaemon_chunk *chunk_map(void)
     return mapped == MAP_FAILED ? NULL : mapped;
 }
 
-/* Appends the spare chunk; returns whether there was one.  Under `lock`. */
-static int append_spare(struct uffdaemon_queue *queue)
+/* Appends the spare chunk.  Under `lock`. */
+static void append_spare(struct uffdaemon_queue *queue)
 {
     struct uffdaemon_chunk *chunk = queue->spare;
 
-    if (!chunk)
-        return 0;
     queue->spare = NULL;
     chunk->next = NULL;
     chunk->filled = chunk->taken = 0;
@@ -54,64 +53,110 @@ static int append_spare(struct uffdaemon_queue *queue)
     else
         queue->head = chunk;
     queue->tail = chunk;
-    return 1;
 }
 
-/* Locks, and returns whether the last chunk has room.  Memory is mapped without the lock: another
- * thread may have appended a chunk meanwhile, or left a spare one. */
+/* How many records there is room for.  Under `lock`. */
+static size_t room(struct uffdaemon_queue *queue)
+{
+    struct uffdaemon_chunk *tail = queue->tail;
+
+    /* Empty: reuse it from the start, so that no more of its pages are touched. */
+    if (tail && tail->taken == tail->filled)
+        tail->taken = tail->filled = 0;
+    return (tail ? PER_CHUNK - tail->filled : 0) + (queue->spare ? PER_CHUNK : 0);
+}
+
+/* Locks, with room for UFFDAEMON_RESERVED records; returns whether there is.  Memory is mapped
+ * without the lock: another thread may have left a spare chunk meanwhile. */
 static int lock_with_room(struct uffdaemon_queue *queue)
 {
-    struct uffdaemon_chunk *mapped = NULL, *unused = NULL;
-    int room;
+    struct uffdaemon_chunk *mapped = NULL;
+    int enough, tried = 0;
 
-    for (;;) {
+    for (;; tried = 1) {
         uffdaemon_spin_lock(&queue->lock);
-        if (mapped && queue->spare)
-            unused = mapped;
-        else if (mapped)
+        if (mapped && !queue->spare) {
             queue->spare = mapped;
-        room = (queue->tail && queue->tail->filled < PER_CHUNK) || append_spare(queue);
-        if (!unused && (room || mapped))
-            return room;
-        uffdaemon_spin_unlock(&queue->lock);
-        if (unused) {
-            munmap(unused, CHUNK);
-            unused = mapped = NULL;
-        } else {
-            mapped = chunk_map();
-            if (!mapped) {
-                uffdaemon_spin_lock(&queue->lock);
-                return 0;
-            }
+            mapped = NULL;
         }
+        enough = room(queue) >= UFFDAEMON_RESERVED;
+        atomic_store_explicit(&queue->limit, enough ? queue->full : 0, memory_order_relaxed);
+        if (!mapped && (enough || tried))
+            return enough;
+        uffdaemon_spin_unlock(&queue->lock);
+        if (mapped)
+            munmap(mapped, CHUNK);
+        mapped = mapped ? NULL : chunk_map();
     }
 }
 
-/* From any thread, and from signal handlers.  Without memory, counts the record as lost and
- * returns 0: the thread that waits for it faults again, or is reported by the watchdog. */
-int uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
-                         uint64_t now)
+/* Reserves the room that a reader needs: for the records of one read, and for those of the faults
+ * that it has postponed.  Returns whether there is memory for it.  Without, nothing may be read:
+ * who waits for a fault or an event waits on, and neither is lost. */
+int uffdaemon_queue_reserve(struct uffdaemon_queue *queue)
 {
-    int alarm = 0;
+    int enough = lock_with_room(queue);
 
-    if (!lock_with_room(queue)) {
-        queue->lost++;
-        uffdaemon_spin_unlock(&queue->lock);
-        return 0;
-    }
+    if (!enough)
+        queue->shortages++;
+    uffdaemon_spin_unlock(&queue->lock);
+    return enough;
+}
+
+/* Whether there is memory for what reading brings. */
+int uffdaemon_queue_has_room(struct uffdaemon_queue *queue)
+{
+    return atomic_load_explicit(&queue->limit, memory_order_relaxed) ||
+           uffdaemon_queue_reserve(queue);
+}
+
+/* Returns whether the watchdog has to know.  Under `lock`, with room. */
+static int append(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
+                  uint64_t now)
+{
+    int first = 0;
+
+    if (!queue->tail || queue->tail->filled == PER_CHUNK)
+        append_spare(queue);
     queue->tail->records[queue->tail->filled++] = *record;
     add(&queue->count, 1);
     if (!record->code) {
         if (!atomic_load_explicit(&queue->forwarded, memory_order_relaxed)) {
             atomic_store(&queue->since, now);
-            alarm = 1;
+            first = 1;
         }
         add(&queue->forwarded, 1);
     }
+    return first;
+}
+
+/* By readers, into the room that they have reserved, which is reserved anew. */
+void uffdaemon_queue_push(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
+                          uint64_t now)
+{
+    int alarm, scarce;
+
+    uffdaemon_spin_lock(&queue->lock);
+    alarm = append(queue, record, now);
+    scarce = room(queue) < UFFDAEMON_RESERVED;
     uffdaemon_spin_unlock(&queue->lock);
     if (alarm)
         uffdaemon_alarm_raise();
-    return 1;
+    if (scarce)
+        uffdaemon_queue_reserve(queue);
+}
+
+/* By anyone else, and from signal handlers.  Returns 0 where there is no memory for the record, and
+ * what is reserved for readers. */
+int uffdaemon_queue_offer(struct uffdaemon_queue *queue, const struct uffdaemon_record *record,
+                          uint64_t now)
+{
+    int enough = lock_with_room(queue), alarm = enough && append(queue, record, now);
+
+    uffdaemon_spin_unlock(&queue->lock);
+    if (alarm)
+        uffdaemon_alarm_raise();
+    return enough;
 }
 
 /* Whether a thread waits for Python to handle it.  A thread that discarded memory, say, does
@@ -159,8 +204,6 @@ long uffdaemon_queue_dequeue(struct uffdaemon_queue *queue, struct uffdaemon_rec
                 queue->spare = chunk;
             }
         } else {
-            /* Empty: reuse it from the start, so that no more of its pages are touched. */
-            chunk->taken = chunk->filled = 0;
             break;
         }
     }
@@ -168,6 +211,8 @@ long uffdaemon_queue_dequeue(struct uffdaemon_queue *queue, struct uffdaemon_rec
     add(&queue->forwarded, -forwarded);
     if (!atomic_load_explicit(&queue->forwarded, memory_order_relaxed))
         atomic_store(&queue->since, 0);
+    if (room(queue) >= UFFDAEMON_RESERVED)
+        atomic_store_explicit(&queue->limit, queue->full, memory_order_relaxed);
     uffdaemon_spin_unlock(&queue->lock);
     while (unused) {
         struct uffdaemon_chunk *next = unused->next;

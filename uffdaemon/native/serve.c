@@ -26,7 +26,6 @@
 
 #define TURN_NS 250000      /* then other userfaultfds, and the loop, get their turn */
 #define CONTENDED_NS 300000 /* a yield that takes longer: another thread wants the core */
-#define ENOUGH 384          /* records after which Python gets its turn */
 #define ENTER 1000          /* yields between two reads while faulting threads wait to resolve */
 #define LONG_POSTPONED_NS 200000000 /* after this, Python lists the fault as well */
 
@@ -121,7 +120,7 @@ static UFFDAEMON_HOT void handle(struct uffdaemon_port *port, size_t count, uint
 }
 
 /* A counter that only the serving thread writes. */
-static void count(_Atomic uint64_t *counter)
+static void count_one(_Atomic uint64_t *counter)
 {
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
                           memory_order_relaxed);
@@ -142,10 +141,11 @@ static UFFDAEMON_HOT long read_messages(struct uffdaemon_port *port, size_t coun
     return uffdaemon_read_pending(port->fd, port->messages, bytes);
 }
 
-/* Reads and resolves once.  Returns the bytes read, or -errno.  `change` is held from reading
+/* Reads at most `count` messages, and resolves them.  Returns the bytes read, or -errno.  `change`
+ * is held from reading
  * events until they are applied.  `executing` is only tried for a while: its holder may wait for a
  * fault of this port. */
-static long read_and_resolve(struct uffdaemon_port *port, unsigned tries)
+static long read_and_resolve(struct uffdaemon_port *port, size_t count, unsigned tries)
 {
     ssize_t bytes;
     uint64_t now;
@@ -153,9 +153,8 @@ static long read_and_resolve(struct uffdaemon_port *port, unsigned tries)
 
     uffdaemon_lock(&port->change);
     begin_reading(port);
-    /* Postponed faults are retried as soon as one event has been read. */
-    bytes = read_messages(port, port->postponed ? 1 : UFFDAEMON_MESSAGES);
-    count(&port->reads);
+    bytes = read_messages(port, count);
+    count_one(&port->reads);
     if (bytes <= 0)
         toggle_reading(port);
     if (bytes > 0) {
@@ -211,7 +210,7 @@ static UFFDAEMON_COLD void take_wanted(struct uffdaemon_port *port)
 }
 
 /* Reads, and retries postponed faults, in turn. */
-static UFFDAEMON_COLD void serve_postponed(struct uffdaemon_port *port)
+UFFDAEMON_COLD void uffdaemon_serve_postponed(struct uffdaemon_port *port)
 {
     struct uffdaemon_naps naps;
     uint64_t begun = uffdaemon_now(), spin, now;
@@ -225,16 +224,16 @@ static UFFDAEMON_COLD void serve_postponed(struct uffdaemon_port *port)
         do
             retry_postponed(port);
         while (port->postponed && uffdaemon_now() - now < spin);
-        if (port->postponed)
-            bytes = read_and_resolve(port, 1);
+        if (port->postponed && uffdaemon_queue_has_room(&port->queue))
+            bytes = read_and_resolve(port, 1, 1);
     } while (port->postponed && now - begun < TURN_NS);
     port->nap = port->postponed && bytes < 0 ? naps.limit : 0;
     uffdaemon_naps_end(&naps);
 }
 
 /* Reads and resolves until the rereads find nothing, enough records wait for Python, or the turn is
- * over.  Sleeps for at most two milliseconds, if an event is pending.  Returns whether only the
- * turn has ended, and more is to be done at once. */
+ * over.  Sleeps for at most two milliseconds, if an event is pending.  Returns an
+ * enum uffdaemon_turn. */
 UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
 {
     uint64_t now = uffdaemon_now(), begun = now, before;
@@ -243,11 +242,17 @@ UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
     while (!atomic_load_explicit(&port->closing, memory_order_relaxed)) {
         long bytes;
 
-        if (port->notify < 0 && uffdaemon_queue_count(&port->queue) >= ENOUGH)
-            return 0;
-        bytes = read_and_resolve(port, tries);
-        if (uffdaemon_may_pass(bytes))
-            return port->postponed > 0;
+        if (uffdaemon_queue_count(&port->queue) >=
+            atomic_load_explicit(&port->queue.limit, memory_order_relaxed))
+            return port->notify < 0 ? UFFDAEMON_SERVE_DONE : UFFDAEMON_SERVE_FULL;
+        /* Postponed faults are retried as soon as one event has been read. */
+        bytes = read_and_resolve(port, port->postponed ? 1 : UFFDAEMON_MESSAGES, tries);
+        if (uffdaemon_may_pass(bytes)) {
+            /* For an event that brings a descriptor, there is one to spare. */
+            if (bytes != -ENOBUFS && uffdaemon_spare_close(&port->spare))
+                continue;
+            return uffdaemon_pause(port);
+        }
         if (bytes < 0 && bytes != -EAGAIN && bytes != -EINTR) {
             atomic_store_explicit(&port->error, (int32_t)-bytes, memory_order_relaxed);
             uffdaemon_port_notify(port);
@@ -256,11 +261,11 @@ UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
         if (atomic_load_explicit(&port->in_thread, memory_order_relaxed))
             take_wanted(port);
         if (port->postponed) {
-            serve_postponed(port);
+            uffdaemon_serve_postponed(port);
             return port->postponed > 0;
         }
         if (bytes < 0) {
-            count(&port->empty_reads);
+            count_one(&port->empty_reads);
             if (tries++ >= uffdaemon_rereads(port)) {
                 uffdaemon_pace_idle(port);
                 return 0;
@@ -280,8 +285,11 @@ UFFDAEMON_HOT int uffdaemon_serve(struct uffdaemon_port *port)
     return 0;
 }
 
-/* For another thread than the serving one, while that does not serve the port. */
-void uffdaemon_serve_once(struct uffdaemon_port *port)
+/* Reads once, at most `count` messages.  By the serving thread, or while none serves the port. */
+void uffdaemon_serve_once(struct uffdaemon_port *port, size_t count)
 {
-    read_and_resolve(port, 1);
+    if (uffdaemon_may_pass(read_and_resolve(port, port->postponed ? 1 : count, 1)))
+        uffdaemon_spare_close(&port->spare);
+    if (atomic_load_explicit(&port->in_thread, memory_order_relaxed))
+        take_wanted(port);
 }

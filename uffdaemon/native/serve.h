@@ -6,6 +6,7 @@
 #include "port.h"
 
 int uffdaemon_serve(struct uffdaemon_port *port);
-void uffdaemon_serve_once(struct uffdaemon_port *port);
+void uffdaemon_serve_once(struct uffdaemon_port *port, size_t count);
+void uffdaemon_serve_postponed(struct uffdaemon_port *port);
 
 #endif

@@ -31,6 +31,7 @@
 
 #define ENDED 64
 #define TRIES 100              /* while an event is pending, before the access is retried, */
+#define NO_MEMORY_NS 1000000   /* before the access is retried, without memory for its record */
 #define PAUSE_NS 100000        /* and the time between them */
 #define MADV_POPULATE_READ_ 22 /* MADV_POPULATE_READ, Linux 5.14: before POISON */
 
@@ -153,7 +154,8 @@ static int resolve_or_wait(struct uffdaemon_port *port, uint64_t address, const 
         return 1;
     record.message.arg.pagefault.feat.ptid = (uint32_t)syscall(SYS_gettid);
     if (!python) {
-        uffdaemon_queue_push(&port->queue, &record, uffdaemon_now());
+        /* Resolved and counted; without memory, the `after` hooks are not told. */
+        uffdaemon_queue_offer(&port->queue, &record, uffdaemon_now());
         uffdaemon_port_notify(port);
         return 1;
     }
@@ -162,7 +164,11 @@ static int resolve_or_wait(struct uffdaemon_port *port, uint64_t address, const 
     waiter.page = uffdaemon_page_of(address);
     /* Before Python can see the fault, so that no wake-up is missed. */
     uffdaemon_wait_queue_add(&port->waiting, &waiter);
-    uffdaemon_queue_push(&port->queue, &record, record.latency);
+    if (!uffdaemon_queue_offer(&port->queue, &record, record.latency)) {
+        uffdaemon_wait_queue_remove(&port->waiting, &waiter);
+        nanosleep(&(struct timespec){0, NO_MEMORY_NS}, NULL);
+        return 1; /* it faults again, and there may be memory then */
+    }
     uffdaemon_port_notify(port);
     /* A waiting thread delays only the removal of its own port. */
     atomic_fetch_add(&port->inside, 1);

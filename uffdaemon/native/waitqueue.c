@@ -55,6 +55,14 @@ static void list_remove(struct uffdaemon_wait_queue *queue, struct uffdaemon_wai
         }
 }
 
+void uffdaemon_wait_queue_remove(struct uffdaemon_wait_queue *queue,
+                                 struct uffdaemon_waiter *waiter)
+{
+    uffdaemon_spin_lock(&queue->lock);
+    list_remove(queue, waiter);
+    uffdaemon_spin_unlock(&queue->lock);
+}
+
 /* Waits until woken, until the page is present by other means, or until `closing` is set; then
  * leaves the queue. */
 void uffdaemon_wait_queue_wait(struct uffdaemon_wait_queue *queue, struct uffdaemon_waiter *waiter,
@@ -68,9 +76,7 @@ void uffdaemon_wait_queue_wait(struct uffdaemon_wait_queue *queue, struct uffdae
         if (in_memory(waiter->page))
             break;
     }
-    uffdaemon_spin_lock(&queue->lock);
-    list_remove(queue, waiter);
-    uffdaemon_spin_unlock(&queue->lock);
+    uffdaemon_wait_queue_remove(queue, waiter);
 }
 
 /* Wakes the threads that wait for a page in the range.  A thread may have left before its futex is

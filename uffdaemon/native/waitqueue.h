@@ -19,6 +19,8 @@ struct uffdaemon_wait_queue {
 };
 
 void uffdaemon_wait_queue_add(struct uffdaemon_wait_queue *queue, struct uffdaemon_waiter *waiter);
+void uffdaemon_wait_queue_remove(struct uffdaemon_wait_queue *queue,
+                                 struct uffdaemon_waiter *waiter);
 void uffdaemon_wait_queue_wait(struct uffdaemon_wait_queue *queue, struct uffdaemon_waiter *waiter,
                                const _Atomic uint32_t *closing);
 void uffdaemon_wait_queue_wake(struct uffdaemon_wait_queue *queue, uint64_t start, uint64_t length);

@@ -82,7 +82,9 @@ static void check_descriptor(struct uffdaemon_watch *watch, uint64_t now)
         return;
     if (watch->port && uffdaemon_timedlock(&watch->port->change))
         return;
-    bytes = uffdaemon_read_pending(watch->fd, messages, sizeof(messages));
+    bytes = watch->port && !uffdaemon_queue_reserve(&watch->port->queue)
+                ? 0
+                : uffdaemon_read_pending(watch->fd, messages, sizeof(messages));
     for (size_t index = 0; watch->port && bytes > 0 && index < (size_t)bytes / sizeof(messages[0]);
          index++) {
         struct uffdaemon_record record = {.message = messages[index], .latency = now};
