@@ -74,6 +74,13 @@ def transparent_huge_pages() -> Iterator[None]:
 
 
 @pytest.fixture
+def shmem_huge_pages() -> Iterator[None]:
+    """Shared memory has transparent huge pages."""
+    with system.shmem_huge_pages():
+        yield
+
+
+@pytest.fixture
 def ksm() -> Iterator[None]:
     """KSM merges at once what is MADV_MERGEABLE."""
     with system.ksm():

@@ -43,7 +43,6 @@ from uffdaemon.hooks import Resolved, abandon
 from uffdaemon.model.batch import Step, merge, narrow
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import Fault
-from uffdaemon.model.region_table import nowhere
 from uffdaemon.names import shown
 from uffdaemon.uapi.events import PageFault
 from uffdaemon.uapi.outcomes import Code, Outcome, Result, Status
@@ -118,7 +117,7 @@ class Handler:
 
     def _enter(self, event: PageFault, read_at: int) -> Fault | None:
         """The fault of a message, if it is to be decided about now."""
-        region = self.served.regions.find(event.address) or nowhere(event)
+        region = self.served.regions.find(event.address) or self.served.outside(event)
         address = event.address - (event.address - region.start) % region.page_size
         fault = Fault(
             address, event.kind, event.write, event.thread, event.address, region, read_at

@@ -116,6 +116,24 @@ async def test_contents_behind_memory_with_minor_faults() -> None:
             assert await trio.to_thread.run_sync(_first_bytes, memory) == b"xoxxxx"
 
 
+@kernel_test(features=Features.MINOR_SHMEM)
+async def test_the_neighbours_of_a_page_behind_memory_that_may_have_huge_pages(
+    shmem_huge_pages: None,
+) -> None:
+    """A huge page would put zeros in the page cache for 511 pages that nobody wrote."""
+    with Memory.map(HUGE_PAGE_SIZE, MemoryType.SHMEM) as memory, memory.alias() as behind:
+        async with open_daemon() as daemon:
+            daemon.guard(
+                memory,
+                ByKind(missing=_policy(memory), minor=Continue()),
+                features=Features.MINOR_SHMEM,
+                register=RegisterMode.MISSING | RegisterMode.MINOR,
+            )
+            behind.write(PAGE, b"o")
+            found = await trio.to_thread.run_sync(_first_bytes, memory)
+            assert found == b"xo" + b"x" * (HUGE_PAGE_SIZE // PAGE - 2)
+
+
 @kernel_test()
 async def test_locked_memory() -> None:
     libc = ctypes.CDLL(None, use_errno=True)

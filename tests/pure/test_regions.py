@@ -9,13 +9,12 @@ import pytest
 from tests.pure.fakes import PAGE, START, a_region
 from uffdaemon.actions import Wake
 from uffdaemon.errors import InvalidRange
-from uffdaemon.model.region import Fault
+from uffdaemon.model.region import Fault, Region
 from uffdaemon.model.region_table import RegionTable, Segment, nowhere, outside_every_region
 from uffdaemon.uapi.events import FaultKind, PageFault
 
 if TYPE_CHECKING:
     from uffdaemon.model.page_map import PageMap
-    from uffdaemon.model.region import Region
 
 
 def table_of(*regions: Region) -> RegionTable:
@@ -191,3 +190,20 @@ def test_who_faults_outside_of_every_region_is_to_look_again() -> None:
     fault = Fault(found.start, event.kind, event.write, event.thread, event.address, found, 0)
     assert found.policy is outside_every_region
     assert found.policy(fault) == Wake()
+
+
+def test_a_default_decides_about_pages_of_the_memory_below() -> None:
+    table = RegionTable()
+    assert table.page_size_below(START) == PAGE
+    huge = 512 * PAGE
+    table.add(Region(huge, huge, outside_every_region, page_size=huge))
+    assert table.page_size_below(0) == table.page_size_below(2 * huge) == huge
+    event = PageFault(2 * huge + 5, FaultKind.MISSING, write=False, thread=7)
+
+    def default(fault: Fault) -> Wake:
+        del fault
+        return Wake()
+
+    found = nowhere(event, default, "userfaultfd 3", huge)
+    assert (found.start, found.length, found.policy) == (2 * huge, huge, default)
+    assert found.label == "outside of every region of userfaultfd 3"

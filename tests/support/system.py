@@ -23,6 +23,7 @@ HUGE_PAGES = 48
 
 _POOL = Path(f"/sys/kernel/mm/hugepages/hugepages-{HUGE_PAGE_SIZE >> 10}kB")
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_SHMEM_THP = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _KSM = Path("/sys/kernel/mm/ksm")
 _DISK = "/var/tmp"  # noqa: S108  # a disk, where /tmp may be memory; the file's name is random
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
@@ -62,6 +63,16 @@ def transparent_huge_pages() -> Iterator[None]:
     with ExitStack() as stack:
         if "[never]" in _THP.read_text():
             stack.enter_context(_set(_THP, "madvise", "never"))
+        yield
+
+
+@contextmanager
+def shmem_huge_pages() -> Iterator[None]:
+    """Let shared memory have transparent huge pages wherever they fit."""
+    if not _SHMEM_THP.exists():
+        pytest.skip("this kernel has no transparent huge pages")
+    before = _SHMEM_THP.read_text().partition("[")[2].partition("]")[0]
+    with _locked("shmem_thp"), _set(_SHMEM_THP, "always", before):
         yield
 
 

@@ -8,14 +8,14 @@ import trio
 
 from uffdaemon.actions import Copy, Source
 from uffdaemon.arguments import check_count
-from uffdaemon.daemon.fill import Fill, copy_of
+from uffdaemon.daemon.fill import Fill, copy_of, runs_of
 from uffdaemon.daemon.inspection import Inspection
 from uffdaemon.moves.calls import ladder_for
 from uffdaemon.moves.driver import climb_in_trio, finish
 from uffdaemon.moves.options import Chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Unpack
 
     from uffdaemon.kernel.userfaultfd import Userfaultfd
@@ -49,6 +49,31 @@ class Contents(Inspection):
         server = self._servers.of(region)
         copy = copy_of(region.policy) if source is None else Copy(source)
         return await Fill(server, region, copy, piece, progress).run()
+
+    @_whole
+    async def prefetch(
+        self,
+        region: Region,
+        pages: Iterable[int],
+        *,
+        source: Source | None = None,
+        piece: int = 256 * 1024,
+    ) -> int:
+        """Fill those of `pages` that are missing, in this order; faults go first.
+
+        `pages` are page numbers from the region's start, such as a working set: the ``fault.page``
+        of an earlier run, which an ``after`` hook gets.  Pages that are present, and pages that
+        their owner has discarded, are left alone.  `source` and `piece` are those of `fill`.
+        Returns the number of bytes that were filled.  Raises what `fill` raises, and `InvalidRange`
+        for a page outside the region, before any is filled.
+        """
+        check_count("piece", piece, least=1)
+        server = self._servers.of(region)
+        copy = copy_of(region.policy) if source is None else Copy(source)
+        done = 0
+        for run in runs_of(pages, region.pages.pages):
+            done += await Fill(server, region, copy, piece, limits=run).run()
+        return done
 
     @_whole
     async def move(

@@ -12,7 +12,7 @@ from uffdaemon.arguments import check_type
 from uffdaemon.daemon.contents import Contents
 from uffdaemon.daemon.removal import remove
 from uffdaemon.daemon.safety import check_memory, check_moves, placed_policy, why_unsafe
-from uffdaemon.daemon.servers import Options, Servers
+from uffdaemon.daemon.servers import Options, Servers, check_default
 from uffdaemon.daemon.succession import Given, resume, resume_kept, take_over
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.guard.guarded_region import GuardedRegion
@@ -91,13 +91,15 @@ class Daemon(Contents):
         *,
         register: RegisterMode | None = RegisterMode.MISSING,
         resolver: Resolver | ResolverName = Resolver.LOOP,
+        default: Policy | None = None,
     ) -> Region:
         """Serve a region of the process that `uffd` belongs to, from now on.
 
         The range is registered in mode `register`; None: its owner has registered it.  The caller
         keeps the userfaultfd, and closes it after the daemon has ended or the region was removed.
         With ``resolver="thread"``, a thread of its own carries out rules, even while trio is busy;
-        the first region of a userfaultfd decides for all.
+        the first region of a userfaultfd decides for all.  `default` takes the place of that of
+        `open_daemon` for this userfaultfd, and for children that are forked later.
 
         Raises `InvalidRange` if the region overlaps another one, `PlacementRefused` if the policy
         moves pages of another process, `DaemonClosed`, and what `Userfaultfd.register` raises.
@@ -107,8 +109,10 @@ class Daemon(Contents):
         check_type("uffd", uffd, Userfaultfd, "see uffdaemon.lowlevel.Userfaultfd.adopt")
         check_type("region", region, Region)
         check_moves(uffd, region.policy)
+        check_default(default)
         servers = self._servers
         server = servers.own.get(uffd) or servers.serve_new(uffd, Resolver(resolver), region.label)
+        server.served.default = default or server.served.default
         server.catch_up()  # an UNMAP event that frees this range may be pending
         served = server.served
         if server.area is not None:
@@ -318,6 +322,7 @@ class Daemon(Contents):
         pidfd = native.pidfd_open(pid)
         if pidfd < 0:
             raise errors.OpenRefused(-pidfd, "pidfd_open", reason=f"process {pid}")
+        server.served.process = f"process {pid}"
         self._servers.watch(uffd, pidfd)
         self._servers.handover.client(server.area, pidfd)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uffdaemon.journal.journal import Journal
     from uffdaemon.keeper.keeper import Keeper
     from uffdaemon.kernel.userfaultfd import Userfaultfd
-    from uffdaemon.model.region import Region
+    from uffdaemon.model.region import Policy, Region
     from uffdaemon.uapi.events import ForkEvent
 
 REREADS: Final = 100
@@ -45,6 +45,7 @@ class DaemonOptions(TypedDict, total=False):
     log_interval: float | None
     journal: Journal | None
     keeper: Keeper | None
+    default: Policy | None
 
 
 def open_daemon(
@@ -60,6 +61,7 @@ def open_daemon(
     log_interval: float | None = None,
     journal: Journal | None = None,
     keeper: Keeper | None = None,
+    default: Policy | None = None,
 ) -> AbstractAsyncContextManager[Daemon]:
     """Serve page faults while the block runs.
 
@@ -84,9 +86,15 @@ def open_daemon(
     `keeper` holds the descriptors meanwhile, and the journal, unless there is another one.  Both
     concern userfaultfds of other processes: memory of this one goes with it.
 
+    `default` is the policy for faults outside every region, such as those in memory that has grown
+    in place, which no event reports: its fault has a region of one page at offset 0, whose name has
+    the userfaultfd and the process.  ``ZeroPage()`` gives such memory what it has without a
+    userfaultfd, ``Poison()`` gives SIGBUS.  By default the fault fails with `NotServed` and waits
+    until a region is added there.  External policies have no default.
+
     Raises TypeError and ValueError for options that make no sense.
     """
-    options = Options(hooks, on_fork, watchdog, rereads, fetch_limit, journal, keeper)
+    options = Options(hooks, on_fork, watchdog, rereads, fetch_limit, journal, keeper, default)
     check_options(options)
     check_seconds("shutdown_timeout", shutdown_timeout)
     if log_interval is not None:

@@ -7,6 +7,7 @@ pages that their owner has discarded, are left alone.
 from __future__ import annotations
 
 import errno
+from operator import index
 from typing import TYPE_CHECKING
 
 import trio
@@ -22,7 +23,7 @@ from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.outcomes import Code, Operation, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from uffdaemon.handlers import Handler
     from uffdaemon.loop import Server
@@ -62,13 +63,17 @@ class Fill:
         region: Region,
         copy: Copy,
         piece: int,
-        progress: Callable[[int, int], None] | None,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        limits: tuple[int, int] | None = None,
     ) -> None:
+        """`limits` are the first page to fill, and the one after the last; None: all."""
         self._server = server
         self._region = region
         self._copy = copy
         self._pages = max(piece // region.page_size, 1)
         self._progress = progress
+        self._limits = limits or (0, region.pages.pages)
 
     async def run(self) -> int:
         """Fill until no page is missing.  Returns the number of bytes that this fill has copied.
@@ -77,7 +82,7 @@ class Fill:
         daemon ends.
         """
         done = 0
-        at = 0
+        at = self._limits[0]
         self._report()
         while (part := self._next(at)) is not None:
             at = part[0]
@@ -94,7 +99,8 @@ class Fill:
         """
         pages = self._region.pages
         parts = sorted(map(_pages_of, self._server.served.regions.segments(self._region)))
-        for first, end in parts:
+        for first, last in parts:
+            end = min(last, self._limits[1])
             found = pages.next_fillable(max(first, page), end)
             if found is not None:
                 return found, min(found + self._pages, end)
@@ -161,6 +167,20 @@ class Fill:
             # A mapping ends in the middle, such as one that mprotect(2) has cut.
             return self._issue(copy, first, (first + end) // 2)
         raise error_of(result)
+
+
+def runs_of(pages: Iterable[int], count: int) -> list[tuple[int, int]]:
+    """Page numbers as runs, (first, end), in their order.  Raises `InvalidRange` for one that is
+    not below `count`, and TypeError for what is no number."""
+    runs: list[tuple[int, int]] = []
+    for page in map(index, pages):
+        if not 0 <= page < count:
+            raise errors.InvalidRange(f"page {page} of a region of {count} pages")
+        if runs and runs[-1][1] == page:
+            runs[-1] = runs[-1][0], page + 1
+        else:
+            runs.append((page, page + 1))
+    return runs
 
 
 def _pages_of(segment: Segment) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from uffdaemon.model.region import (
 )
 from uffdaemon.placement import Placement, Resolver
 from uffdaemon.policy import moves
-from uffdaemon.uapi.features import RegisterMode
+from uffdaemon.uapi.features import Features, RegisterMode
 
 if TYPE_CHECKING:
     from uffdaemon.kernel.userfaultfd import Userfaultfd
@@ -31,9 +31,11 @@ def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
     """Why a thread that holds the GIL must not touch the region; "" if it may."""
     if not server.endpoint.native:
         return f"its faults are {_TRIO} (placement='in_process')"
+    # With WP_ASYNC, the kernel resolves faults of write-protected pages.
+    protects = register & RegisterMode.WP and not server.uffd.features & Features.WP_ASYNC
     if server.ended.is_set():
         ended = "the daemon that guarded it has ended"
-        return "" if not register & RegisterMode.WP and all_present(region) else ended
+        return "" if not protects and all_present(region) else ended
     if not server.served.regions.segments(region):
         return "it is no longer served"
     if server.endpoint.resolver is Resolver.IN_THREAD and signal.SIGBUS in signal.pthread_sigmask(
@@ -42,7 +44,7 @@ def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
         return "this thread has SIGBUS blocked, and would be ended with the process"
     if server.served.hooks.before:
         return f"a `before` hook is called for every fault, so all faults are {_TRIO}"
-    if register & RegisterMode.WP:
+    if protects:
         return f"faults of write-protected pages (RegisterMode.WP) are {_TRIO}"
     for mode, kind in KINDS.items():
         gap = server.rules.gap(region, kind) if register & mode else None

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from uffdaemon import errors
-from uffdaemon.arguments import check_choice, check_count, check_type
+from uffdaemon.arguments import check_choice, check_count, check_policy, check_type
 from uffdaemon.daemon.handover import Handover
 from uffdaemon.engine.shutdown import is_alive
 from uffdaemon.external.plan import ExternalOptions
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from uffdaemon.journal.journal import Journal
     from uffdaemon.keeper.keeper import Keeper
     from uffdaemon.model.ledger import OpenFault
-    from uffdaemon.model.region import Region
+    from uffdaemon.model.region import Policy, Region
     from uffdaemon.model.region_table import RegionTable
     from uffdaemon.placement import Resolver, Shutdown
     from uffdaemon.uapi.events import ForkEvent
@@ -63,6 +63,7 @@ class Options(NamedTuple):
     fetch_limit: int
     journal: Journal | None = None
     keeper: Keeper | None = None
+    default: Policy | None = None
 
 
 def check_options(options: Options) -> None:
@@ -77,6 +78,13 @@ def check_options(options: Options) -> None:
         check_type("watchdog", options.watchdog, Watchdog)
     check_count("rereads", options.rereads)
     check_count("fetch_limit", options.fetch_limit, least=1)
+    check_default(options.default)
+
+
+def check_default(default: Policy | None) -> None:
+    """Raise TypeError for a default that can be no policy."""
+    if default is not None:
+        check_policy("default", default)
 
 
 class Servers:
@@ -167,6 +175,8 @@ class Servers:
             on_fork=self._forked,
             peers=self._served_of_this_process,
         )
+        if options.default is not None:
+            server.served.default = options.default
         _served.add(uffd)
         server.on_end.append(lambda: _served.discard(uffd))
         self.own[uffd] = server
@@ -252,17 +262,17 @@ class Servers:
             self.start, child, parent.endpoint.resolver, "a child", regions, owns_fd=True, area=area
         )
         try:
-            adopt().rules.schedule_update()
+            _inherit(parent, adopt())
         except OSError as error:
             self.log.warning("child waits to be served", userfaultfd=event.fd, error=str(error))
-            self._nursery.start_soon(self._adopt_later, child, adopt)
+            self._nursery.start_soon(self._adopt_later, child, lambda: _inherit(parent, adopt()))
 
-    async def _adopt_later(self, child: Userfaultfd, adopt: Callable[[], Server]) -> None:
+    async def _adopt_later(self, child: Userfaultfd, adopt: Callable[[], None]) -> None:
         """Serve a child once there are descriptors and memory for that; its threads wait."""
         while not self.closing:
             await trio.sleep(_ADOPT_DELAY)
             with suppress(OSError):
-                adopt().rules.schedule_update()
+                adopt()
                 return
         self.log.warning("child left with missing pages", userfaultfd=child.fileno())
 
@@ -312,6 +322,14 @@ class Servers:
     def watch(self, uffd: Userfaultfd, pidfd: int) -> None:
         """End the server of `uffd` when the process of `pidfd` exits.  Owns the descriptor."""
         self._nursery.start_soon(_end_with_process, self.serving(uffd), pidfd)
+
+
+def _inherit(parent: Server, child: Server) -> None:
+    """A forked child has been adopted: it gets what is not in its regions."""
+    child.served.default = parent.served.default
+    if parent.served.process:
+        child.served.process = f"a child of {parent.served.process}"
+    child.rules.schedule_update()
 
 
 @trio.lowlevel.enable_ki_protection

@@ -66,7 +66,8 @@ def comes_back(served: Served, fault: Fault, limit: int) -> Failed | None:
     if not count:
         return None
     if fault.region.policy is outside_every_region:
-        return Failed(errors.NotServed("no region that is served holds this address"))
+        where = f"{fault.exact_address:#x} is {fault.region.label}"
+        return Failed(errors.NotServed(f"{where}, and there is no `default` for such faults"))
     name = policy_name(fault.region.policy)
     what = f"says that the page is there; {count} times in a row the thread found it is not"
     return Failed(errors.PolicyAnswerInvalid(name, what))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from uffdaemon.hooks import HookCalls
 from uffdaemon.model.ledger import Ledger
 from uffdaemon.model.refaults import Refaults
-from uffdaemon.model.region_table import RegionTable
+from uffdaemon.model.region_table import RegionTable, nowhere, outside_every_region
 from uffdaemon.model.statistics import Counters
 from uffdaemon.uapi.events import FaultKind
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from uffdaemon.hooks import Hooks
     from uffdaemon.kernel.userfaultfd import CarryOut, Userfaultfd
     from uffdaemon.log import Log
-    from uffdaemon.model.region import Fault
-    from uffdaemon.uapi.events import ForkEvent
+    from uffdaemon.model.region import Fault, Policy, Region
+    from uffdaemon.uapi.events import ForkEvent, PageFault
     from uffdaemon.uapi.outcomes import Operation, Result
 
 
@@ -69,6 +69,7 @@ class Served:
         regions: RegionTable | None = None,
     ) -> None:
         self.uffd = uffd
+        self.number: int = uffd.fileno()
         self.log = log
         self.loop = loop
         self.regions: RegionTable = RegionTable() if regions is None else regions
@@ -80,6 +81,16 @@ class Served:
         self.stale: set[int] = set()
         """Which page maps (by id) have changed so that rules made from them no longer hold."""
         self.client_gone = False
+        self.default: Policy = outside_every_region
+        """Decides about faults outside every region."""
+        self.process = "this process" if uffd.same_process else ""
+        """Whose memory it is, for people; "": not known."""
+
+    def outside(self, event: PageFault) -> Region:
+        """The placeholder for a fault outside every region, which names the userfaultfd."""
+        owner = f"{self.number} ({self.process})" if self.process else str(self.number)
+        size = self.regions.page_size_below(event.address)
+        return nowhere(event, self.default, f"userfaultfd {owner}", size)
 
     def execute(self, operations: Sequence[Operation]) -> list[Result]:
         """Carry operations out as the loop has it done."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import suppress
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -175,6 +176,7 @@ class Memory:
     def alias(self) -> Memory:
         """Map the same memory file once more: a way to fill the page cache of guarded memory.
 
+        It makes no transparent huge page, whose other 511 pages would be zeros; pwrite(2) may.
         Raises `InvalidRange` for memory that is not shared, `MemoryRefused`, and OSError.
         """
         if not self.type.shared:
@@ -185,7 +187,10 @@ class Memory:
         except BaseException:
             os.close(fd)
             raise
-        return Memory(start, self.length, self.type, self.page_size, fd)
+        made = Memory(start, self.length, self.type, self.page_size, fd)
+        with suppress(errors.MemoryRefused):  # EINVAL: this kernel has no huge pages
+            made.advise(Advice.NOHUGEPAGE)
+        return made
 
     @property
     def end(self) -> int:

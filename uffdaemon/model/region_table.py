@@ -20,7 +20,7 @@ from uffdaemon.ranges import PAGE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from uffdaemon.model.region import Fault
+    from uffdaemon.model.region import Fault, Policy
     from uffdaemon.uapi.events import PageFault
 
 
@@ -79,6 +79,11 @@ class RegionTable:
         """The region that holds `address`."""
         segment = self._segment_of(address)
         return None if segment is None else segment.region
+
+    def page_size_below(self, address: int) -> int:
+        """The page size of the last segment below an address: that of memory which grew there."""
+        at = bisect_right(self._starts, address) - 1
+        return self._segments[max(at, 0)].region.page_size if self._segments else PAGE_SIZE
 
     def around(self, address: int, start: int, length: int) -> tuple[int, int]:
         """The part of a range (start, length in bytes) around `address` that belongs to the same
@@ -171,7 +176,13 @@ def outside_every_region(fault: Fault) -> Action:
     return Wake()
 
 
-def nowhere(event: PageFault) -> Region:
-    """A placeholder region for a fault outside every region."""
-    page = event.address - event.address % PAGE_SIZE
-    return Region(page, PAGE_SIZE, outside_every_region, name="outside of every region")
+def nowhere(
+    event: PageFault,
+    policy: Policy = outside_every_region,
+    of: str = "",
+    page_size: int = PAGE_SIZE,
+) -> Region:
+    """A placeholder region for a fault outside every region `of` a userfaultfd: one page."""
+    page = event.address - event.address % page_size
+    name = f"outside of every region of {of}" if of else "outside of every region"
+    return Region(page, page_size, policy, name=name)
