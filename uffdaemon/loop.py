@@ -147,7 +147,7 @@ class Server:
     async def _loop(self) -> None:
         begun = trio.current_time()
         while not self._over():
-            if self.turn():
+            if self.turn() or self._awake:
                 if trio.current_time() - begun > _TURN:
                     await trio.lowlevel.checkpoint()
                     begun = trio.current_time()
@@ -267,8 +267,6 @@ class Server:
         """Wait for a message, the next retry, or `wake`."""
         due = self.served.ledger.next_retry()
         wait = math.inf if due is None else max(due - _clock(), 0) / 1e9
-        if self._awake:
-            return
         with trio.CancelScope(deadline=trio.current_time() + wait) as self._scope:
             if self.endpoint.served_in_sleep:
                 await trio.sleep_forever()

@@ -180,8 +180,8 @@ async def test_a_wide_operation_that_fails_is_tried_page_by_page(
 
 async def test_one_of_a_burst_that_fails_fails_alone(uffd: FakeUserfaultfd) -> None:
     # Together, as far as the second; then each by itself; then that one as a move of its own.
-    uffd.script.append(failing(errno.ENOMEM, after=PAGE))
-    full = failing(errno.ENOMEM)
+    uffd.script.append(failing(errno.EIO, after=PAGE))
+    full = failing(errno.EIO)
     uffd.otherwise = lambda step: full(step) if step.dst == START + PAGE else done(step)
     recorder = Recorder()
     async with open_daemon(hooks=[recorder.hooks]) as daemon:
@@ -193,11 +193,11 @@ async def test_one_of_a_burst_that_fails_fails_alone(uffd: FakeUserfaultfd) -> N
     assert [pages(step) for step in uffd.issued] == [(0, 3), (1, 2), (2, 3), (1, 2)]
     assert sorted(each.fault.page for each in found) == [0, 2]
     assert entry.fault.page == 1
-    assert "ENOMEM" in entry.reason
+    assert "EIO" in entry.reason
 
 
 async def test_neighbours_that_all_fail_fail_once_each(uffd: FakeUserfaultfd) -> None:
-    uffd.otherwise = failing(errno.ENOMEM)
+    uffd.otherwise = failing(errno.EIO)
     recorder = Recorder()
     async with open_daemon(hooks=[recorder.hooks]) as daemon:
         daemon.add_region(uffd, region(FaultAround(StrictMove(PAGE, foreign=True), 2)))
@@ -211,7 +211,7 @@ async def test_neighbours_that_all_fail_fail_once_each(uffd: FakeUserfaultfd) ->
     assert sorted(pages(step) for step in uffd.issued[1:]) == sorted(alone * 2)
 
 
-@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINVAL, errno.ENOENT, errno.EFAULT])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.ENOENT, errno.EFAULT])
 async def test_a_refusal_is_never_swallowed(number: int, uffd: FakeUserfaultfd) -> None:
     uffd.otherwise = failing(number)
     recorder = Recorder()

@@ -352,7 +352,7 @@ async def test_a_hook_that_hangs_does_not_keep_the_daemon_from_ending(
 
 
 async def test_the_failure_hook_is_called_before_the_declared_action(uffd: FakeUserfaultfd) -> None:
-    uffd.script.append(failing(errno.ENOMEM))
+    uffd.script.append(failing(errno.EINVAL))
     seen: list[list[Code]] = []
 
     def failed(fault: Fault, error: Exception) -> None:

@@ -191,3 +191,14 @@ def test_a_held_fault_that_leaves_is_not_counted_as_held(ledger: Ledger) -> None
     assert ledger.held == 1
     ledger.leave(fault)
     assert ledger.held == 0
+
+
+def test_shortages_are_counted_from_the_first_one_on(ledger: Ledger) -> None:
+    fault = a_fault(REGION)
+    assert ledger.count_shortage(fault, 5) == (1, 5)  # it is not open
+    ledger.enter(fault)
+    assert ledger.count_shortage(fault, 5) == (1, 5)
+    assert ledger.count_shortage(fault, 9) == (2, 5)
+    entry = ledger.open_fault(fault, 0)
+    assert entry.attempts == 2
+    assert str(entry).endswith("; attempts: 2")

@@ -180,6 +180,7 @@ def test_a_snapshot_as_plain_values() -> None:
                 "age_seconds": 1.5,
                 "waits_for": "nobody",
                 "reason": "held",
+                "attempts": 0,
             }
         ],
         "latency_seconds": {

@@ -16,6 +16,7 @@ from uffdaemon import errors
 from uffdaemon.actions import Action, Unprotect
 from uffdaemon.engine.failures import is_action, not_an_action, untrusted
 from uffdaemon.engine.next_step import AskHook, Failed
+from uffdaemon.engine.shortages import is_shortage, try_later
 from uffdaemon.engine.write_protect import AFTER_COPY, waits_for_copy
 from uffdaemon.hooks import Veto, is_awaitable
 from uffdaemon.model.region import policy_name
@@ -49,6 +50,8 @@ def decide(served: Served, fault: Fault) -> Next:
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the policy's
         raised = errors.PolicyRaised(policy_name(policy), f"raised {shown(error)}")
         raised.__cause__ = error
+        if is_shortage(error):
+            return try_later(served, fault, None, raised)
         return Failed(raised)
     took = (_clock() - begun) / 1e9
     if took > region.policy_timeout:

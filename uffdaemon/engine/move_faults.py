@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from uffdaemon.actions import Move, Wake
 from uffdaemon.engine.next_step import EVENT_IN_FLIGHT, ClientGone, Climb, Ended, Failed, Later
 from uffdaemon.engine.presence import mark_absent
+from uffdaemon.engine.shortages import is_shortage, try_later
 from uffdaemon.errors import SourceNotEmpty
 from uffdaemon.kernel.page_probe import look
 from uffdaemon.moves.driver import check_empty
@@ -66,7 +67,8 @@ def climbed(served: Served, fault: Fault, action: Move, moved: Moved) -> Next:
         return Later(action, EVENT_IN_FLIGHT)
     if _is_there(fault, run.error):
         return Wake()
-    return Failed(refusal(moved, run))
+    error = refusal(moved, run)
+    return try_later(served, fault, action, error) if is_shortage(error) else Failed(error)
 
 
 def verify(served: Served, step: Step, result: Result) -> None:

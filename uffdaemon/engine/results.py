@@ -11,6 +11,7 @@ from uffdaemon.actions import Copy, Fill, Move, Wake, Zero
 from uffdaemon.engine.failures import comes_back
 from uffdaemon.engine.move_faults import refused
 from uffdaemon.engine.next_step import ClientGone, Ended, Failed, Later
+from uffdaemon.engine.shortages import is_shortage, no_huge_page, try_later
 from uffdaemon.engine.step_plan import wake_operation
 from uffdaemon.errors import error_of
 from uffdaemon.model.refaults import MAX_CLAIMS, MAX_REPEATS
@@ -35,7 +36,8 @@ def reached(served: Served, fault: Fault, action: Fill | Wake, result: Result, d
     if outcome not in (Outcome.ALREADY_PRESENT, Outcome.WOKEN):
         served.refaults.placed(fault)
     elif failed := comes_back(served, fault, MAX_REPEATS):
-        return failed
+        lacking = no_huge_page(served, fault, result)
+        return failed if lacking is None else try_later(served, fault, action, lacking)
     return Ended(outcome, done)
 
 
@@ -45,6 +47,8 @@ def stopped(served: Served, fault: Fault, action: Fill | Wake, result: Result) -
     if isinstance(action, Move) and code is Code.MOVE:
         return refused(served, fault, action, result)
     error = error_of(result)
+    if is_shortage(error):
+        return try_later(served, fault, action, error)
     if code is Code.COPY and result.error == errno.EFAULT and isinstance(action, Copy):
         # The source is mapped but cannot be read: its file shrank, or its disk failed.
         return source_failed(served, fault, action, errors.SourceFailed(str(error)))

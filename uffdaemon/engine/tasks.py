@@ -21,6 +21,7 @@ from uffdaemon.engine.failures import unless_discarded, untrusted
 from uffdaemon.engine.fetches import FetchedSource, PendingFetch, fetch_with_retry
 from uffdaemon.engine.move_faults import climbed
 from uffdaemon.engine.next_step import AskHook, Claimed, Climb, Failed, Fetch
+from uffdaemon.engine.shortages import is_shortage, try_later
 from uffdaemon.model.ledger import Waiting
 from uffdaemon.model.region import policy_name
 from uffdaemon.moves.driver import climb_in_trio
@@ -130,7 +131,11 @@ class Tasks:
         except Exception as raised:  # noqa: BLE001  # whatever it is, it is the policy's
             error = errors.PolicyRaised(name, f"raised {shown(raised)}")
             error.__cause__ = raised
-            step = Failed(error)
+            step = (
+                try_later(self._served, fault, None, error)
+                if is_shortage(raised)
+                else Failed(error)
+            )
         else:
             if scope.cancelled_caught:
                 step = Failed(errors.PolicyTooSlow(name, f"was not done after {limit} s"))
@@ -171,7 +176,9 @@ class Tasks:
             )
         except (errors.UffdaemonError, OSError) as error:
             served.loop.drain()
-            following = Failed(error)
+            following = (
+                try_later(served, fault, action, error) if is_shortage(error) else Failed(error)
+            )
         else:
             served.loop.drain()
             if served.ledger.is_open(fault):

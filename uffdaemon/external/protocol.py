@@ -192,6 +192,7 @@ def pack_statistics(statistics: Statistics, most: int = MAX_OPEN) -> dict[str, J
                 "threads": entry.threads[:8],
                 "waiting": entry.waiting.value,
                 "reason": shorten(entry.reason, 400),
+                "attempts": entry.attempts,
             }
             for entry in statistics.open_faults[:most]
         ],
@@ -223,6 +224,7 @@ def unpack_open_faults(packet: Packet, region: Region, now: int) -> list[OpenFau
     for entry in packet.packets("open"):
         fault = unpack_fault(entry, region)
         threads = tuple(entry.integers("threads"))
-        waiting = Waiting(entry.text("waiting"))
-        found.append(OpenFault(fault, threads, now - fault.read_at, waiting, entry.text("reason")))
+        waiting, reason = Waiting(entry.text("waiting")), entry.text("reason")
+        age, attempts = now - fault.read_at, entry.integer("attempts")
+        found.append(OpenFault(fault, threads, age, waiting, reason, attempts))
     return found

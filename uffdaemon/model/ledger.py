@@ -58,6 +58,8 @@ class OpenFault(NamedTuple):
     """Nanoseconds since it was read."""
     waiting: Waiting
     reason: str
+    attempts: int = 0
+    """How often it was tried in vain: a source that failed, no memory, an event in flight."""
 
     def __str__(self) -> str:
         fault = self.fault
@@ -67,6 +69,7 @@ class OpenFault(NamedTuple):
             f"{who}: {fault.kind.value} {what} at {fault.exact_address:#x} in "
             f"{fault.region.label}, {self.age / 1e9:.6f} s, waits for {self.waiting.value}"
             + (f": {self.reason}" if self.reason else "")
+            + (f"; attempts: {self.attempts}" if self.attempts else "")
         )
 
 
@@ -91,6 +94,10 @@ class Record:
     """Whether its region's ``on_failure`` has been used already."""
     attempts: int = 0
     """Attempts at its source that have failed."""
+    shortages: int = 0
+    """How often there was no memory for it."""
+    short_since: int = 0
+    """When there was none for the first time."""
     deferrals: int = 0
     """How often an event in flight has deferred it."""
     action: Action | None = None
@@ -186,6 +193,15 @@ class Ledger:
         record.attempts += 1
         return record.attempts
 
+    def count_shortage(self, fault: Fault, now: int) -> tuple[int, int]:
+        """There was no memory for an open fault.  Returns how often that was so, and since when."""
+        record = self.find(fault)
+        if record is None:
+            return 1, now
+        record.short_since = record.short_since or now
+        record.shortages += 1
+        return record.shortages, record.short_since
+
     # -- timers --------------------------------------------------------------------------------
 
     def defer(self, fault: Fault, action: Action | None, now: int, reason: str) -> int:
@@ -253,4 +269,6 @@ class Ledger:
 def _snapshot(record: Record, now: int) -> OpenFault:
     fault = record.fault
     threads = (fault.thread, *record.joined)
-    return OpenFault(fault, threads, now - fault.read_at, record.state, record.reason)
+    attempts = record.attempts + record.shortages + record.deferrals
+    age = now - fault.read_at
+    return OpenFault(fault, threads, age, record.state, record.reason, attempts)

@@ -74,7 +74,8 @@ class Retry:
     attempts: int = 3
     """How often the source is asked for the same bytes in total."""
     timeout: float = 30.0
-    """The limit of one attempt."""
+    """The limit of one attempt; and for how long a fault is tried again where there is no memory
+    (ENOMEM) or no descriptor (EMFILE, ENFILE), however often that is."""
     first_delay: float = 0.01
     """The pause before the second attempt; it doubles with each further one, up to `max_delay`."""
     max_delay: float = 1.0

@@ -79,6 +79,8 @@ class OpenFaultDict(TypedDict):
     """Since it was read."""
     waits_for: str
     reason: str
+    attempts: int
+    """How often it was tried in vain."""
 
 
 class StatisticsDict(TypedDict):
@@ -175,6 +177,7 @@ class Statistics:
                     "age_seconds": entry.age / 1e9,
                     "waits_for": entry.waiting.value,
                     "reason": entry.reason,
+                    "attempts": entry.attempts,
                 }
                 for entry in self.open_faults
             ],

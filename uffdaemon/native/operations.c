@@ -125,7 +125,9 @@ static UFFDAEMON_COLD int skip_present(int fd, struct uffdaemon_operation *opera
 {
     uint64_t dst = operation->dst + operation->done + operation->present;
 
-    if (error != EEXIST || !operation->page_size) {
+    /* COPY returns EEXIST as well if it has no huge page to fill: Python looks. */
+    if (error != EEXIST || !operation->page_size ||
+        (count && operation->page_size != uffdaemon_page_size())) {
         /* Neither progress nor an error: do not spin. */
         operation->error = (uint32_t)(error ? error : EAGAIN);
         return 0;

@@ -200,7 +200,8 @@ static UFFDAEMON_COLD void refuse(struct uffdaemon_port *port, const struct uffd
     uffdaemon_carry_out(port->fd, &operation, record, 1);
     if (operation.error) {
         error = operation.error;
-        if (error == EAGAIN || error == ESRCH) {
+        /* Of these, the contents are available: it is tried again. */
+        if (error == EAGAIN || error == ESRCH || error == ENOMEM || error == EEXIST) {
             record->error = error;
             return;
         }
