@@ -383,8 +383,8 @@ class Server:
         if self._left:
             return
         self._left = True
-        self.rules.close()
         self.endpoint.stop()
+        self.rules.close()
         if not self._released:
             now, records = _clock(), self._port.dequeue()
             for record in records:

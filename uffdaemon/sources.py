@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -58,6 +59,9 @@ class BytesSource:
         raise NotImplementedError
 
 
+_users_lock = threading.Lock()
+
+
 @lru_cache
 def zeros(page_size: int) -> BytesSource:
     """One page of zeros (`page_size` bytes), for memory that has no zero page: hugetlb."""
@@ -95,6 +99,8 @@ class FileSource:
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         self._map: mmap.mmap | None = None
         self._pinned: native.PinnedBuffer | None = None
+        self._users = 0
+        """Daemons that have its address in a rule, and reads that are under way."""
         try:
             in_file = os.fstat(self._fd).st_size - offset
             used = in_file if length is None else length
@@ -118,16 +124,37 @@ class FileSource:
 
     def address(self, offset: int, length: int) -> int | None:
         """The address of the mapped bytes; None with ``how="read"``.  Raises `SourceTooShort`."""
+        if self._fd < 0:
+            raise ValueError(f"{self!r} has been closed")
         if offset < 0 or offset + length > self.size:
             _check(repr(self), offset, length, self.size)
         # The bytes after the end in a mapping's last page are zeros: mmap(2).
         return None if self._pinned is None else self._pinned.address + offset
 
+    def acquire(self) -> None:
+        """Somebody uses its address, or its descriptor; it cannot be closed."""
+        with _users_lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """Undo `acquire`."""
+        with _users_lock:
+            self._users -= 1
+
     async def fetch(self, offset: int, length: int) -> Buffer:
         """Read in a worker thread.  Raises `SourceTooShort` and OSError."""
+        if self._fd < 0:
+            raise ValueError(f"{self!r} has been closed")
+        self.acquire()
         return await trio.to_thread.run_sync(self._read, offset, length, abandon_on_cancel=True)
 
     def _read(self, offset: int, length: int) -> Buffer:
+        try:
+            return self._read_all(offset, length)
+        finally:
+            self.release()
+
+    def _read_all(self, offset: int, length: int) -> Buffer:
         data = bytearray(length)
         wanted = min(length, self._data_size - offset)
         at = 0
@@ -141,7 +168,13 @@ class FileSource:
         return data
 
     def close(self) -> None:
-        """Unmap and close the file.  No daemon may use the source any more."""
+        """Unmap and close the file.
+
+        Raises BufferError while a daemon serves a region from it, which would then be filled with
+        whatever is mapped there next: remove the region, or end the daemon, first.
+        """
+        if self._users:
+            raise BufferError(f"{self!r} cannot be closed: a daemon serves a region from it")
         if self._pinned is not None:
             self._pinned.release()
             self._pinned = None
@@ -161,7 +194,10 @@ class FileSource:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is not None and self._users:
+            error.add_note(f"{self!r} stays open: a daemon serves a region from it")
+        else:
+            self.close()
 
 
 class AsyncSource:

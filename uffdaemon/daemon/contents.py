@@ -10,6 +10,7 @@ from uffdaemon.actions import Copy, Source
 from uffdaemon.arguments import check_count
 from uffdaemon.daemon.fill import Fill, copy_of, runs_of
 from uffdaemon.daemon.inspection import Inspection
+from uffdaemon.guard.kernel_view import forget_dropped
 from uffdaemon.moves.calls import ladder_for
 from uffdaemon.moves.driver import climb_in_trio, finish
 from uffdaemon.moves.options import Chosen
@@ -47,6 +48,7 @@ class Contents(Inspection):
         """
         check_count("piece", piece, least=1)
         server = self._servers.of(region)
+        forget_dropped(region, server.served.regions.segments(region))
         copy = copy_of(region.policy) if source is None else Copy(source)
         return await Fill(server, region, copy, piece, progress).run()
 

@@ -126,8 +126,8 @@ class Daemon(Contents):
             if register is not None:
                 uffd.register(region.start, region.length, register)
         except BaseException:
-            server.rules.drop(served.regions.remove(region))
-            server.rules.schedule_update()
+            served.regions.remove(region)
+            server.rules.remove()
             server.save()
             raise
         if not server.endpoint.native:

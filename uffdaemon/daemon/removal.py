@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from uffdaemon import errors
 from uffdaemon.daemon.fill import poison_absent
+from uffdaemon.guard.kernel_view import forget_dropped
 from uffdaemon.guard.requirements import refuse_if_exported, unregistered
 
 if TYPE_CHECKING:
@@ -16,12 +17,19 @@ _COUNTED: Final = 1 << 18
 """Pages up to which those that are missing are counted for the message: 1 GiB."""
 
 
+def complete(server: Server, region: Region) -> bool:
+    """Whether no page is missing, as the kernel sees it."""
+    if region.pages.complete:
+        forget_dropped(region, server.served.regions.segments(region))
+    return region.pages.complete
+
+
 def remove(server: Server, region: Region, missing: Missing | None) -> None:
     """Stop serving the region: see `Daemon.remove_region`."""
     pages = region.pages
     if missing == "hold":
         refuse_if_exported(region)
-    absent = not pages.complete
+    absent = not complete(server, region)
     if absent and missing is None:
         counted = pages.pages <= _COUNTED  # it takes time in proportion
         lacking = f"{pages.pages - pages.filled()} of {pages.pages}" if counted else "some"
@@ -40,7 +48,7 @@ def remove(server: Server, region: Region, missing: Missing | None) -> None:
             served.uffd.unregister(segment.start, segment.end - segment.start)
         unregistered(region, served.uffd)
     served.regions.remove(region)
-    server.rules.remove(segments)
+    server.rules.remove()
     for segment in segments:
         if not stays_registered:
             server.woken(segment.start, segment.end)

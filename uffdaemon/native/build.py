@@ -74,6 +74,7 @@ ffibuilder.cdef(
     struct uffdaemon_record { ...; };
     struct uffdaemon_rule { ...; };
     struct uffdaemon_resolver;
+    struct uffdaemon_pages;
     struct uffdaemon_port *uffdaemon_port_new(int fd, unsigned reread_limit, int notify);
     void uffdaemon_port_free(struct uffdaemon_port *port);
     long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record *records,
@@ -82,6 +83,9 @@ ffibuilder.cdef(
                                size_t count, uint64_t events);
     void uffdaemon_port_close_spare(struct uffdaemon_port *port);
     void uffdaemon_port_withdraw(struct uffdaemon_port *port);
+    void uffdaemon_port_withdraw_pages(struct uffdaemon_port *port,
+                                       const struct uffdaemon_pages *pages);
+    void uffdaemon_port_withdraw_source(struct uffdaemon_port *port, uint64_t start, uint64_t end);
     struct uffdaemon_journal { uint64_t *kept; ...; };
     struct uffdaemon_journal *uffdaemon_journal_open(int fd, uint64_t offset, uint64_t number,
                                                      int keeper, int *error);

@@ -5,9 +5,15 @@
  * Python decides on them knowing the events that it has taken in.  Later ones void what they touch,
  * and nothing else: where somebody discards memory all the time, there is always a later one.
  */
+#define _GNU_SOURCE
 #include "execute.h"
 
 #include <errno.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* Linux 5.14 */
+#endif
 
 #include "base.h"
 #include "queue.h"
@@ -51,6 +57,18 @@ static unsigned kind_of(const struct uffdaemon_operation *operation)
                                                    : 0;
 }
 
+/* Brings in what a copy reads, which may take long: a mapped file on a slow disk, memory that others
+ * serve.  The copy itself then takes no time in which an event could be read, and its pages
+ * discarded, without anybody noticing.  What fails here fails in the copy. */
+static void bring_source(const struct uffdaemon_operation *operation)
+{
+    uint64_t page = uffdaemon_page_size(), start = operation->src & ~(page - 1);
+
+    if (operation->code == _UFFDIO_COPY)
+        madvise((void *)(uintptr_t)start, operation->src + operation->length - start,
+                MADV_POPULATE_READ);
+}
+
 /* Once.  Returns whether it is worth trying again: an event is in flight. */
 static int attempt(struct uffdaemon_port *port, struct uffdaemon_operation *operation,
                    uint64_t events)
@@ -79,6 +97,8 @@ void uffdaemon_port_execute(struct uffdaemon_port *port, struct uffdaemon_operat
     struct uffdaemon_naps naps;
     uint64_t begun = 0;
 
+    for (size_t index = 0; port->notify >= 0 && index < count; index++)
+        bring_source(&operations[index]);
     for (size_t index = 0; index < count; index++)
         while (attempt(port, &operations[index], events)) {
             if (!begun) {

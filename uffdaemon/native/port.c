@@ -103,9 +103,25 @@ int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_r
     return 0;
 }
 
-/* Disables all rules until new ones are published; none is in use when this returns.  Their ranges
- * stay: events still update the page states, and faulting threads still know to wait. */
-void uffdaemon_port_withdraw(struct uffdaemon_port *port)
+/* What is to be disabled: with neither pages nor a source, all. */
+struct condemned {
+    const struct uffdaemon_pages *pages; /* the rules of this book */
+    uint64_t start, end;                 /* the rules that move from this range */
+};
+
+static int is_condemned(const struct uffdaemon_rule *rule, const struct condemned *condemned)
+{
+    if (condemned->pages)
+        return uffdaemon_rule_pages(rule) == condemned->pages;
+    if (condemned->end)
+        return rule->code == _UFFDIO_MOVE && rule->src < condemned->end &&
+               condemned->start < rule->src + (rule->end - rule->start);
+    return 1;
+}
+
+/* Disables rules until new ones are published; none of them is in use when this returns.  Their
+ * ranges stay: events still update the page states, and faulting threads still know to wait. */
+static void disable(struct uffdaemon_port *port, const struct condemned *condemned)
 {
     struct uffdaemon_table *table = NULL;
     const struct uffdaemon_table *old;
@@ -119,11 +135,30 @@ void uffdaemon_port_withdraw(struct uffdaemon_port *port)
     for (size_t index = 0; table && index < old->count; index++) {
         struct uffdaemon_rule rule = old->rules[index];
 
-        rule.code = 0;
+        if (is_condemned(&rule, condemned))
+            rule.code = 0;
         uffdaemon_table_add(table, &rule);
     }
     uffdaemon_table_replace(&port->rules, table);
     uffdaemon_unlock(&port->change);
+}
+
+/* All rules. */
+void uffdaemon_port_withdraw(struct uffdaemon_port *port)
+{
+    disable(port, &(struct condemned){0});
+}
+
+/* Those of one page book, wherever events have moved them. */
+void uffdaemon_port_withdraw_pages(struct uffdaemon_port *port, const struct uffdaemon_pages *pages)
+{
+    disable(port, &(struct condemned){.pages = pages});
+}
+
+/* Those that move from a range, which is not empty. */
+void uffdaemon_port_withdraw_source(struct uffdaemon_port *port, uint64_t start, uint64_t end)
+{
+    disable(port, &(struct condemned){.start = start, .end = end});
 }
 
 /* REMOVE events inside of this range are those of a release: the pages are empty, not discarded. */

@@ -140,6 +140,9 @@ long uffdaemon_port_dequeue(struct uffdaemon_port *port, struct uffdaemon_record
 int uffdaemon_port_publish(struct uffdaemon_port *port, const struct uffdaemon_rule *rules,
                            size_t count, uint64_t events);
 void uffdaemon_port_withdraw(struct uffdaemon_port *port);
+void uffdaemon_port_withdraw_pages(struct uffdaemon_port *port,
+                                   const struct uffdaemon_pages *pages);
+void uffdaemon_port_withdraw_source(struct uffdaemon_port *port, uint64_t start, uint64_t end);
 void uffdaemon_port_expect_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
 void uffdaemon_port_end_release(struct uffdaemon_port *port, uint64_t start, uint64_t end);
 void uffdaemon_port_end_batch(struct uffdaemon_port *port);

@@ -194,6 +194,14 @@ class Port:
         """Withdraw all rules until new ones are published.  Any thread may call it."""
         lib.uffdaemon_port_withdraw(self._port)
 
+    def withdraw_book(self, book: PageBook) -> None:
+        """Withdraw the rules of one region, wherever its memory is.  Any thread may call it."""
+        lib.uffdaemon_port_withdraw_pages(self._port, book.pointer)
+
+    def withdraw_source(self, start: int, end: int) -> None:
+        """Withdraw the rules that move from a range.  Any thread may call it."""
+        lib.uffdaemon_port_withdraw_source(self._port, start, end)
+
     def settle(self) -> None:
         """Wait until events that are being read have been applied and can be taken."""
         lib.uffdaemon_port_settle(self._port)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from uffdaemon.engine.state import Served
     from uffdaemon.model.region import Region
-    from uffdaemon.model.region_table import Segment
     from uffdaemon.ports.endpoint import Endpoint
     from uffdaemon.uapi.events import FaultKind
 
@@ -81,22 +80,17 @@ class Publisher:
         """The first offset at which no rule covers faults of `kind`; None if there is none."""
         return 0 if not self._native else self._rulebook.gap(region, kind)
 
-    def remove(self, segments: list[Segment]) -> None:
-        """Segments are no longer served: none of their rules is in force when this returns.
+    def remove(self) -> None:
+        """Regions are no longer served: none of their rules is in force when this returns.
 
         Where the event loop serves, all rules are withdrawn and written anew once, for any number
         of regions; Python resolves faults meanwhile.
         """
-        self._rulebook.drop(segments)
         if self._native:
             self.update()
         else:
             self._rulebook.withdraw()
             self.schedule_update()
-
-    def drop(self, segments: list[Segment]) -> None:
-        """Drop the rules of segments that are no longer served."""
-        self._rulebook.drop(segments)
 
     def _schedule_from_any_thread(self) -> None:
         with suppress(trio.RunFinishedError):

@@ -12,6 +12,7 @@ from uffdaemon.actions import Poison
 from uffdaemon.kernel.own_memory import before_unmapping, check_own
 from uffdaemon.native.ports import ZEROPAGE, NativeRule, Port
 from uffdaemon.ranges import PAGE_SIZE
+from uffdaemon.rules.lasting import Lasting, lasting_sources
 from uffdaemon.rules.lowering import Rule, gap, rules_of
 from uffdaemon.sources import zeros
 from uffdaemon.uapi.events import FaultKind
@@ -33,6 +34,13 @@ class _Lowered(NamedTuple):
     """None if they must be made again."""
     pages: PageMap
     zeros: int
+    sources: list[Lasting]
+    """They cannot be closed while C has their addresses, or a fetch their descriptors."""
+
+    def release(self) -> None:
+        """Nothing of this is in force any more."""
+        for source in self.sources:
+            source.release()
 
 
 class Rulebook:
@@ -65,9 +73,11 @@ class Rulebook:
         before_unmapping.append(self._unmapping)
 
     def close(self) -> None:
-        """Stop observing unmappings: the port is no longer served."""
+        """The port is no longer served: nothing is in force."""
         if self._unmapping in before_unmapping:
             before_unmapping.remove(self._unmapping)
+        while self._known:
+            self._known.popitem()[1].release()
 
     @property
     def moves(self) -> bool:
@@ -98,8 +108,7 @@ class Rulebook:
         return gap(region, rules, kind)
 
     def _write(self) -> bool:
-        served = {id(segment.region.pages) for segment in self._served.regions}
-        self._known = {key: known for key, known in self._known.items() if key in served}
+        gone = self._pop_gone()
         # The address of a source may have changed: make rules that move again.
         for key, known in self._known.items():
             if any(map(_is_move, known.rules or ())):
@@ -113,28 +122,38 @@ class Rulebook:
             for rule in rules
             if rule.code == Code.MOVE
         ]
-        return self._port.publish(rules)
+        published = self._port.publish(rules)
+        if not published:
+            for known in gone:
+                self._port.withdraw_book(known.pages.book)
+        for known in gone:
+            known.release()
+        return published
 
     def withdraw(self) -> None:
         """Put all rules out of force."""
         self._port.withdraw()
+        for known in self._pop_gone():
+            known.release()
 
-    def drop(self, segments: list[Segment]) -> None:
-        """Drop the rules of segments that are no longer served."""
-        for segment in segments:
-            self._known.pop(id(segment.region.pages), None)
+    def _pop_gone(self) -> list[_Lowered]:
+        """What is known of regions that are no longer served."""
+        served = {id(segment.region.pages) for segment in self._served.regions}
+        return [self._known.pop(key) for key in self._known.keys() - served]
 
     def _unmapping(self, start: int, end: int) -> None:
         """Withdraw rules that move from this range: other memory may be mapped there next."""
         self._unmappings += 1
         if any(low < end and start < high for low, high in list(self._sources)):
-            self._port.withdraw()
+            self._port.withdraw_source(start, end)
             self._outdated()
 
     def _lower(self, region: Region) -> _Lowered:
         known = self._known.get(id(region.pages))
         if known is None:
-            known = _Lowered(None, region.pages, _zeros_of(region))
+            known = _Lowered(None, region.pages, _zeros_of(region), lasting_sources(region.policy))
+            for source in known.sources:
+                source.acquire()
         if known.rules is None:
             known = known._replace(rules=rules_of(region) if self._lowered else [])
         self._known[id(region.pages)] = known
