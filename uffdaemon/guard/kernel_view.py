@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from uffdaemon import errors
 from uffdaemon.guard.guarded_region import GuardedRegion
+from uffdaemon.kernel.memory import MemoryType
 from uffdaemon.kernel.page_scan import PageCategory, scan_pages
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def forget_dropped(region: Region, segments: list[Segment]) -> None:
     For private memory of this process; pages of shared memory are in a file, whatever is mapped.
     Without PAGEMAP_SCAN (before Linux 6.7) nothing is done.
     """
-    if not isinstance(region, GuardedRegion) or region.memory.type.in_file:
+    if not isinstance(region, GuardedRegion) or region.memory.type is not MemoryType.ANONYMOUS:
         return
     for segment in segments:
         with suppress(errors.MemoryRefused):

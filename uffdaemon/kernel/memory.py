@@ -43,11 +43,6 @@ class MemoryType(Enum):
         return self in (MemoryType.HUGETLB, MemoryType.HUGETLB_PRIVATE)
 
     @property
-    def in_file(self) -> bool:
-        """Whether its pages are those of a memory file, or huge ones."""
-        return self is not MemoryType.ANONYMOUS
-
-    @property
     def shared(self) -> bool:
         """Whether a second mapping shows the same pages."""
         return self in (MemoryType.SHMEM, MemoryType.HUGETLB)
