@@ -27,7 +27,9 @@ from uffdaemon import (
 )
 from uffdaemon.journal.journal import number_of
 from uffdaemon.lowlevel import Features, Userfaultfd
+from uffdaemon.model.page_map import PageMap
 from uffdaemon.native.message_journal import SLOTS
+from uffdaemon.native.page_book import PageBook
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -255,6 +257,22 @@ async def test_what_cannot_be_resumed() -> None:
             [resumed] = daemon.resume(uffd, journal, policy, on_failure=give_up)
             assert resumed.on_failure is give_up
             assert await client.run(Inside.read_all) == DATA
+
+
+def test_a_book_at_the_same_offset_of_another_file_is_not_this_one() -> None:
+    with Journal() as journal:
+        area = journal.begin(1)
+        home = area.home(PageMap(PAGES))
+        assert area.home(home) is home
+        with tempfile.TemporaryFile() as file:
+            file.truncate(home.book.offset + (1 << 16))
+            book = PageBook(PAGES, file=file.fileno(), offset=home.book.offset)
+            foreign = PageMap(PAGES, book=book)
+            foreign.present.add(3)
+            moved = area.home(foreign)
+        assert moved.book.offset != home.book.offset
+        assert moved.present.runs() == [(3, 4)]
+        assert home.present.runs() == []
 
 
 @kernel_test()

@@ -61,8 +61,8 @@ class Area:
         self._checkpoints = [
             _Checkpoint(*_SLOT.unpack(file.read(self._slot(index), _SLOT.size))) for index in (1, 2)
         ]
-        self._books: dict[int, int] = {}
-        """The sizes of the page books, by their offsets."""
+        self._books: dict[int, PageBook] = {}
+        """The page books in the file, by their offsets."""
         self.messages: MessageJournal | None = None
 
     @classmethod
@@ -84,13 +84,12 @@ class Area:
 
     def home(self, pages: PageMap) -> PageMap:
         """A page map whose states are in the journal, with those of `pages`."""
-        if pages.book.offset in self._books:
-            return pages
-        size = size_of(pages.pages)
-        offset = self._file.allocate(size)
+        if self._books.get(pages.book.offset) is pages.book:
+            return pages  # not only at the same offset: it could be one of another file
+        offset = self._file.allocate(size_of(pages.pages))
         book = PageBook(pages.pages, file=self._file.fileno(), offset=offset)
         pages.book.copy_into(book)
-        self._books[offset] = size
+        self._books[offset] = book
         return PageMap(pages.pages, book=book)
 
     def is_due(self, place: int) -> bool:
@@ -123,7 +122,7 @@ class Area:
             self._file.free(old.offset, old.capacity)
         used = {segment.region.pages.book.offset for segment in table}
         for offset in self._books.keys() - used:
-            self._file.free(offset, self._books.pop(offset))
+            self._free_book(offset)
 
     def remove(self) -> None:
         """The userfaultfd is not served any more: free everything."""
@@ -132,9 +131,11 @@ class Area:
         for checkpoint in self._checkpoints:
             if checkpoint.capacity:
                 self._file.free(checkpoint.offset, checkpoint.capacity)
-        for offset, size in self._books.items():
-            self._file.free(offset, size)
-        self._books = {}
+        for offset in list(self._books):
+            self._free_book(offset)
+
+    def _free_book(self, offset: int) -> None:
+        self._file.free(offset, size_of(self._books.pop(offset).pages))
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -149,8 +150,8 @@ class Area:
             raise errors.JournalError(f"the journal is damaged: {error}") from error
 
     def _map(self, offset: int, pages: int) -> PageMap:
-        self._books[offset] = size_of(pages)
         book = PageBook(pages, file=self._file.fileno(), offset=offset)
+        self._books[offset] = book
         return PageMap(pages, book=book)
 
     def events(self) -> list[tuple[int, Event]]:
