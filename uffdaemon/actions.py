@@ -83,9 +83,11 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Zero:
-    """UFFDIO_ZEROPAGE, or a copy of zeros if the memory has no zero page (hugetlb)."""
+    """UFFDIO_ZEROPAGE; for hugetlb, which has no zero page, and with `write_protect`, a copy of
+    zeros, one page at a time."""
 
     extent: Extent = 1
+    write_protect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

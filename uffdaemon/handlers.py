@@ -20,7 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from uffdaemon import errors
-from uffdaemon.actions import FILLS, Fill, Hold, Wake
+from uffdaemon.actions import FILLS, Continue, Copy, Fill, Hold, Wake, Zero
 from uffdaemon.engine.apply_events import apply_event, tell_event
 from uffdaemon.engine.decide import decide
 from uffdaemon.engine.failures import arrived, fail, hold, resolved_by_rule
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 _clock = time.perf_counter_ns
 
+_PROTECTING = (Copy, Continue, Zero)
 _BATCHED = (*FILLS, Wake)
 """The actions that are carried out in the batch."""
 
@@ -195,6 +196,8 @@ class Handler:
         if isinstance(action, Wake):
             self._batch.append(wake_step(fault))
             return None
+        if isinstance(action, _PROTECTING) and action.write_protect:
+            self._ledger.protect(fault)
         try:
             planned = plan_step(self.served, fault, action)
         except (errors.UsageError, errors.SourceError) as error:

@@ -191,6 +191,25 @@ def test_fillable_stops_at_the_next_page_that_needs_nothing() -> None:
     assert pages.fillable(10, 0, 32) == (10, 11)
 
 
+def test_refillable_has_what_may_have_gone_with_the_page() -> None:
+    pages = PageMap(32)
+    pages.present.add_range(8, 16)
+    pages.remove(12, 14)
+    # A page that is absent: the same as `fillable`, and pages removed if contents are due there.
+    assert pages.refillable(4, 0, 32, discarded=False) == pages.fillable(4, 0, 32) == (0, 8)
+    assert pages.refillable(20, 0, 32, discarded=False) == (16, 32)
+    # One that was present: its neighbours, too.
+    assert pages.refillable(9, 0, 32, discarded=False) == (0, 12)
+    assert pages.refillable(9, 6, 11, discarded=False) == (6, 11)
+    assert pages.refillable(9, 0, 32, discarded=True) == (0, 32)
+    # One that was removed: alone, or with all that is not present.
+    assert pages.refillable(12, 0, 32, discarded=False) == (12, 13)
+    assert pages.refillable(12, 0, 32, discarded=True) == (12, 14)
+    pages.present.add(12)  # filled again, and gone again
+    assert pages.refillable(12, 0, 32, discarded=False) == (12, 13)
+    assert pages.refillable(12, 0, 32, discarded=True) == (0, 32)
+
+
 def test_next_fillable_steps_over_both() -> None:
     pages = PageMap(STRIDE * 3)
     pages.present.add_range(0, STRIDE)

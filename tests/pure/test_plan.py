@@ -96,8 +96,14 @@ def test_a_target_is_the_most_that_may_be_filled(
         aligned = page - page % extent
         wanted = range(aligned, min(aligned + extent, PAGES))
     allowed = set(wanted)
-    if not isinstance(action, Unprotect):
-        allowed -= (present - removed) | removed
+    there = present - removed
+    if isinstance(action, Move | Poison):
+        allowed -= there | removed
+    elif not isinstance(action, Unprotect):
+        # A page that was present may have gone with its neighbours; zeros come alone.
+        allowed -= (set() if page in there else there) | removed
+        if page in removed:
+            allowed.clear()
     if isinstance(action, Copy):
         allowed &= held_by(action, page_size)
         if page not in held_by(action, page_size):

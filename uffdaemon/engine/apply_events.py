@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from uffdaemon.actions import Zero
 from uffdaemon.engine.next_step import Ended
 from uffdaemon.engine.presence import mark_absent
 from uffdaemon.engine.state import Forked
@@ -119,7 +118,7 @@ def _removed(served: Served, start: int, end: int, *, applied: bool) -> list[tup
     served.refaults.removed(start, end)
     # Whatever they were waiting for, those pages are zeros now.
     return [
-        (fault, Zero())
+        (fault, served.zeros_for(fault))
         for fault in served.ledger.inside(start, end)
         if fault.kind is FaultKind.MISSING and fault.region.after_remove == "zero"
     ]

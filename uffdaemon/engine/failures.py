@@ -11,7 +11,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, TypeGuard
 
 from uffdaemon import errors
-from uffdaemon.actions import ACTIONS, Action, Hold, Zero
+from uffdaemon.actions import ACTIONS, Action, Hold
 from uffdaemon.engine.next_step import Failed
 from uffdaemon.hooks import abandon
 from uffdaemon.model.ledger import Waiting
@@ -48,7 +48,9 @@ def fail(served: Served, fault: Fault, error: Exception) -> Action:
 def unless_discarded(served: Served, fault: Fault, step: Next) -> Next:
     """What comes next after work for a fault; zeros, if it is in vain and its page was discarded
     meanwhile: then nothing was needed."""
-    return Zero() if isinstance(step, Failed | Hold) and served.discarded(fault) else step
+    if isinstance(step, Failed | Hold) and served.discarded(fault):
+        return served.zeros_for(fault)
+    return step
 
 
 def refused_in_c(served: Served, fault: Fault, number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from uffdaemon.actions import Zero
 from uffdaemon.hooks import HookCalls
 from uffdaemon.model.ledger import Ledger
 from uffdaemon.model.refaults import Refaults
@@ -95,6 +96,11 @@ class Served:
     def execute(self, operations: Sequence[Operation]) -> list[Result]:
         """Carry operations out as the loop has it done."""
         return self.uffd.execute(operations, self.loop.carry_out)
+
+    def zeros_for(self, fault: Fault) -> Zero:
+        """The action for a discarded page: write-protected if its contents were to be."""
+        record = self.ledger.find(fault)
+        return Zero(write_protect=record is not None and record.protects)
 
     def discarded(self, fault: Fault) -> bool:
         """Whether the page's owner discarded it, so that its contents are zeros."""

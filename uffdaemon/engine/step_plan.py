@@ -27,11 +27,12 @@ def plan_step(served: Served, fault: Fault, action: Fill) -> Step | Fetch | Clim
     """
     region = fault.region
     if served.discarded(fault) and not isinstance(action, Poison | Zero):
-        action = Zero()
+        action = served.zeros_for(fault)
     filled: Fill = action
-    if isinstance(action, Zero) and region.page_size != PAGE_SIZE:
-        # Hugetlb has no zero page; a copy of zeros is the same.
-        filled = Copy(zeros(region.page_size), -fault.offset)
+    if isinstance(action, Zero) and (region.page_size != PAGE_SIZE or action.write_protect):
+        # Hugetlb has no zero page, and ZEROPAGE cannot protect; a copy of zeros is the same.
+        protect = action.write_protect
+        filled = Copy(zeros(region.page_size), -fault.offset, write_protect=protect)
     start, length = served.regions.around(fault.address, *target(fault, filled))
     src = 0
     if isinstance(filled, Copy):

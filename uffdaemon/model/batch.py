@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 from uffdaemon.actions import Continue, Copy, Fill, Move, Poison, Span, Unprotect, Wake, Zero
 from uffdaemon.errors import InvalidRange
 from uffdaemon.names import shown
+from uffdaemon.uapi.events import FaultKind
 from uffdaemon.uapi.outcomes import CONTINUE_WRITE_PROTECT, COPY_WRITE_PROTECT, Code, Operation
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Step(NamedTuple):
 def target(fault: Fault, action: Fill) -> tuple[int, int]:
     """The range that `action` fills for `fault`: (address, length) in bytes.
 
-    The extent is cut to pages that can be filled: present and discarded pages are left alone.
+    The extent is cut to pages that can be filled: present and discarded pages are left alone,
+    unless the page of the fault is one of those, and its contents are the policy's again.
     Raises `InvalidRange` for a span that is unaligned, leaves the region, or does not hold the
     fault, and for an extent that is not positive.
     """
@@ -66,8 +68,12 @@ def target(fault: Fault, action: Fill) -> tuple[int, int]:
         high = min(high, action.length // page_size)
         if fault.page >= high:
             return fault.address, page_size
-    if not isinstance(action, Unprotect):
+    if isinstance(action, Move | Poison):
         low, high = region.pages.fillable(fault.page, low, high)
+    elif not isinstance(action, Unprotect):
+        # Without an event, the kernel may have dropped the window again.
+        due = region.after_remove == "policy" and fault.kind is FaultKind.MISSING
+        low, high = region.pages.refillable(fault.page, low, high, discarded=due)
     return region.start + low * page_size, (high - low) * page_size
 
 

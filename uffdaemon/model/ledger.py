@@ -92,6 +92,8 @@ class Record:
     """Further threads that reported the same page and kind."""
     failed: bool = False
     """Whether its region's ``on_failure`` has been used already."""
+    protects: bool = False
+    """Whether its page is to be write-protected."""
     attempts: int = 0
     """Attempts at its source that have failed."""
     shortages: int = 0
@@ -203,6 +205,12 @@ class Ledger:
         return record.shortages, record.short_since
 
     # -- timers --------------------------------------------------------------------------------
+
+    def protect(self, fault: Fault) -> None:
+        """The page of an open fault is to be write-protected, also if it is discarded meanwhile."""
+        record = self.find(fault)
+        if record is not None:
+            record.protects = True
 
     def defer(self, fault: Fault, action: Action | None, now: int, reason: str) -> int:
         """Have `action` tried again after a delay; returns the delay in nanoseconds.  A fault that

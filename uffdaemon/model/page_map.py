@@ -33,6 +33,16 @@ def _states(book: PageBook, first: int, end: int) -> int:
     return states >> (first & 3) * 2 & ((1 << (end - first) * 2) - 1)
 
 
+def _free_run(taken: int, page: int, low: int, high: int) -> tuple[int, int]:
+    """The longest run of pages around `page`, within `low` to `high`, whose two bits in `taken` are
+    0; `page` itself is always in it."""
+    at = (page - low) * 2
+    first = ((taken & ((1 << at) - 1)).bit_length() + 1) // 2
+    above = taken >> at >> 2
+    end = page - low + ((above & -above).bit_length() + 1) // 2 if above else high - low
+    return low + first, low + end
+
+
 class PageSet:
     """The numbers of the pages that have one of the two bits set."""
 
@@ -153,12 +163,21 @@ class PageMap:
     def fillable(self, page: int, low: int, high: int) -> tuple[int, int]:
         """The longest run of pages around `page`, within `low` to `high`, that can be filled in
         one piece: neither present nor removed.  `page` itself is always in it."""
-        taken = _states(self.book, low, high)
-        at = (page - low) * 2
-        first = ((taken & ((1 << at) - 1)).bit_length() + 1) // 2
-        above = taken >> at >> 2
-        end = page - low + ((above & -above).bit_length() + 1) // 2 if above else high - low
-        return low + first, low + end
+        return _free_run(_states(self.book, low, high), page, low, high)
+
+    def refillable(self, page: int, low: int, high: int, *, discarded: bool) -> tuple[int, int]:
+        """The same for a page that is missing whatever the map says.  If it was present, the run
+        has pages that are present, which may be missing as well; with `discarded`, also pages that
+        were removed.  Without, a page that was removed is alone."""
+        states = _states(self.book, low, high)
+        own = states >> (page - low) * 2
+        ones = _ones(high - low)
+        taken = 0 if own & 1 else states & ones
+        if not discarded:
+            if own & 2:
+                return page, page + 1
+            taken |= states >> 1 & ones
+        return _free_run(taken, page, low, high)
 
     def next_fillable(self, page: int, end: int) -> int | None:
         """The first page at or after `page`, below `end`, that is neither present nor removed."""

@@ -13,6 +13,7 @@
 #include "operations.h"
 #include "pages.h"
 #include "table.h"
+#include "window.h"
 
 #define MAX_MERGED (2ULL << 20)
 
@@ -39,76 +40,11 @@ static const struct uffdaemon_rule *rule_of(const struct uffdaemon_table *table,
     return rule && rule->code ? rule : NULL;
 }
 
-/* The index of the page at an address.  Page sizes are powers of two, and a division would take
- * longer than all else here. */
-static uint64_t page_at(const struct uffdaemon_rule *rule, uint64_t address)
-{
-    return (address - rule->origin) >> __builtin_ctzll(rule->page_size);
-}
-
 static void mark_present(const struct uffdaemon_rule *rule, uint64_t start, uint64_t length)
 {
     if (rule->pages)
         uffdaemon_pages_fill(uffdaemon_rule_pages(rule), page_at(rule, start),
                              page_at(rule, start + length));
-}
-
-static enum uffdaemon_page_state state_of(const struct uffdaemon_rule *rule, uint64_t page)
-{
-    if (!rule->pages)
-        return UFFDAEMON_PAGE_ABSENT;
-    return uffdaemon_pages_state(uffdaemon_rule_pages(rule), page);
-}
-
-/* Whether the page's owner ever discarded it. */
-static inline int ever_discarded(const struct uffdaemon_rule *rule, uint64_t page)
-{
-    return state_of(rule, page) & UFFDAEMON_PAGE_DISCARDED;
-}
-
-/* Whether the page gets zeros, since it was discarded. */
-static inline int needs_zeros(const struct uffdaemon_rule *rule, uint64_t address)
-{
-    return rule->zeros && rule->kind == 0 && rule->code != _UFFDIO_POISON &&
-           ever_discarded(rule, page_at(rule, address));
-}
-
-/* Whether a page may be filled along with a neighbour: it is absent and was never discarded. */
-static int fillable(const struct uffdaemon_rule *rule, uint64_t address)
-{
-    return state_of(rule, page_at(rule, address)) == UFFDAEMON_PAGE_ABSENT;
-}
-
-/* Widens a page to the aligned window around it, clamped to the rule and to the run of absent
- * pages. */
-static __attribute__((noinline)) void widen(const struct uffdaemon_rule *rule, uint64_t *from,
-                                            uint64_t *to)
-{
-    uint64_t size = rule->page_size;
-    uint64_t offset = *from - rule->origin;
-    uint64_t low = rule->origin + offset - offset % rule->window;
-    uint64_t high = low + rule->window;
-
-    if (low < rule->start)
-        low = rule->start;
-    if (high > rule->end)
-        high = rule->end;
-    if (ever_discarded(rule, page_at(rule, *from)))
-        return; /* filled alone */
-    while (*from > low && fillable(rule, *from - size))
-        *from -= size;
-    while (*to < high && fillable(rule, *to))
-        *to += size;
-}
-
-/* The range to fill for one fault, in bytes. */
-static inline void window(const struct uffdaemon_rule *rule, uint64_t address, uint64_t *from,
-                          uint64_t *to)
-{
-    *from = address & ~(rule->page_size - 1);
-    *to = *from + rule->page_size;
-    if (rule->window > rule->page_size)
-        widen(rule, from, to);
 }
 
 static void sort(struct uffdaemon_record *records, size_t count)
@@ -173,7 +109,7 @@ static inline void plan(const struct uffdaemon_rule *rule, uint64_t from, uint64
     operation->dst = from;
     operation->length = to - from;
     operation->page_size = rule->page_size;
-    operation->mode = 0;
+    operation->mode = rule->mode; /* zeros are protected as other contents are */
     if (zeros) {
         operation->code = rule->zeros == 1 ? _UFFDIO_ZEROPAGE : _UFFDIO_COPY;
         operation->src = rule->zeros == 1 ? 0 : rule->zeros;
@@ -181,10 +117,48 @@ static inline void plan(const struct uffdaemon_rule *rule, uint64_t from, uint64
     }
     operation->code = (uint32_t)rule->code;
     operation->src = rule->src ? rule->src + (from - rule->start) : 0;
-    operation->mode = rule->mode;
     /* EEXIST of a MOVE may be due to a marker, where waking does not help: forwarded to Python. */
     if (rule->code == _UFFDIO_MOVE)
         operation->page_size = 0;
+}
+
+/* Fills a part of a window for which no fault was read. */
+static void fill_along(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
+                       uint64_t from, uint64_t to)
+{
+    struct uffdaemon_operation operation;
+
+    if (from == to)
+        return;
+    plan(rule, from, to, 0, &operation);
+    uffdaemon_carry_out(port->fd, &operation, NULL, 0);
+    finish(port, rule, &operation, NULL, 0);
+}
+
+/* Resolves the fault of a page that the book has as present.  If it is there, the fault was read
+ * after a neighbour's window had been filled, and the thread is woken.  If not, the kernel has
+ * dropped it without an event, and perhaps its neighbours: the window is filled again. */
+static UFFDAEMON_COLD void refill(struct uffdaemon_port *port, const struct uffdaemon_rule *rule,
+                                  struct uffdaemon_record *record)
+{
+    struct uffdaemon_operation operation;
+    uint64_t page = address_of(record) & ~(rule->page_size - 1);
+    uint64_t from = page, end = page + rule->page_size, to = end;
+
+    plan(rule, page, end, 0, &operation);
+    operation.mode |= UFFDIO_COPY_MODE_DONTWAKE; /* the same bit for each operation */
+    uffdaemon_carry_out(port->fd, &operation, record, 1);
+    finish(port, rule, &operation, record, 1);
+    if (operation.error)
+        return;
+    if (operation.done) {
+        widen(rule, 1, &from, &to);
+        fill_along(port, rule, from, page);
+        fill_along(port, rule, end, to);
+    }
+    plan(rule, page, end, 0, &operation);
+    operation.code = _UFFDIO_WAKE;
+    uffdaemon_execute(port->fd, &operation, 1);
 }
 
 /* Retries a fault alone.  If its own page fails, and not a neighbour or because of a pending event,
@@ -235,11 +209,17 @@ UFFDAEMON_HOT void uffdaemon_resolve(struct uffdaemon_port *port,
             first++;
             continue;
         }
-        window(rule, address_of(&records[first]), &from, &to);
+        if (window(rule, address_of(&records[first]), &from, &to)) {
+            refill(port, rule, &records[first]);
+            if (!records[first].code && rule->refusal)
+                refuse(port, rule, &records[first]);
+            first++;
+            continue;
+        }
         zeros = needs_zeros(rule, from);
         for (; end < number && rule_of(table, &records[end]) == rule; end++) {
-            window(rule, address_of(&records[end]), &next_from, &next_to);
-            if (next_from > to || next_to - from > MAX_MERGED)
+            if (window(rule, address_of(&records[end]), &next_from, &next_to) || next_from > to ||
+                next_to - from > MAX_MERGED)
                 break;
             /* A page of zeros is filled alone, for all faults on it. */
             if (next_from != from && (zeros || needs_zeros(rule, next_from)))

@@ -23,7 +23,7 @@ struct uffdaemon_rule {
     uint64_t window;    /* bytes to fill around a fault, at least page_size */
     uint64_t pages;     /* address of the region's struct uffdaemon_pages; 0: none */
     uint64_t zeros;     /* contents of a discarded page: 0: the same as before; 1: ZEROPAGE; else
-                           COPY from this address, which holds a page of zeros */
+                           COPY, in `mode`, from this address, which holds a page of zeros */
     uint64_t refusal;   /* for a page whose contents are unavailable: 0: ask Python; else this
                            operation, _UFFDIO_POISON */
 };

@@ -16,7 +16,7 @@ from uffdaemon.rules.lasting import Lasting, lasting_sources
 from uffdaemon.rules.lowering import Rule, gap, rules_of
 from uffdaemon.sources import zeros
 from uffdaemon.uapi.events import FaultKind
-from uffdaemon.uapi.outcomes import Code
+from uffdaemon.uapi.outcomes import COPY_WRITE_PROTECT, Code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,6 @@ class _Lowered(NamedTuple):
     rules: list[Rule] | None
     """None if they must be made again."""
     pages: PageMap
-    zeros: int
     sources: list[Lasting]
     """They cannot be closed while C has their addresses, or a fetch their descriptors."""
 
@@ -151,7 +150,7 @@ class Rulebook:
     def _lower(self, region: Region) -> _Lowered:
         known = self._known.get(id(region.pages))
         if known is None:
-            known = _Lowered(None, region.pages, _zeros_of(region), lasting_sources(region.policy))
+            known = _Lowered(None, region.pages, lasting_sources(region.policy))
             for source in known.sources:
                 source.acquire()
         if known.rules is None:
@@ -177,7 +176,7 @@ class Rulebook:
                 region.page_size,
                 max(part.window, region.page_size),
                 known.pages.book,
-                known.zeros,
+                _zeros_of(region, part),
                 Code.POISON if poisons and code and not _is_move(part) else 0,
             )
 
@@ -226,9 +225,13 @@ def _is_move(rule: Rule) -> bool:
     return rule.code is Code.MOVE
 
 
-def _zeros_of(region: Region) -> int:
+def _zeros_of(region: Region, rule: Rule) -> int:
     """What C does with a discarded page, as `NativeRule.zeros`."""
     if region.after_remove != "zero":
         return 0
     size = region.page_size
-    return ZEROPAGE if size == PAGE_SIZE else zeros(size).address(0, size) or 0
+    # ZEROPAGE cannot write-protect.
+    protects = rule.code is Code.COPY and rule.mode & COPY_WRITE_PROTECT
+    if size == PAGE_SIZE and not protects:
+        return ZEROPAGE
+    return zeros(size).address(0, size) or 0
