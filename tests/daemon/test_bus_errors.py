@@ -5,9 +5,11 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import threading
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from tests.support.kernel_tests import kernel_test
 from tests.support.page_contents import PAGE, content
@@ -102,6 +104,26 @@ async def test_a_thread_that_has_it_blocked_is_refused() -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS])
             with region.buffer() as view:
                 assert bytes(view) == DATA[:PAGE]
+
+
+@kernel_test(features=Features.SIGBUS)
+async def test_other_threads_that_have_it_blocked_are_named() -> None:
+    blocked, over = threading.Event(), threading.Event()
+
+    def block() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGBUS])
+        blocked.set()
+        over.wait()
+
+    thread = threading.Thread(target=block)
+    thread.start()
+    blocked.wait()
+    with Memory.map(PAGE) as memory, capture_logs() as logs:
+        async with open_daemon() as daemon:
+            daemon.guard(memory, CopyFrom(SOURCE), resolver="in-thread").buffer().release()
+    over.set()
+    [named] = [line["threads"] for line in logs if "SIGBUS" in line["event"]]
+    assert thread.native_id in named  # beside that of faulthandler
 
 
 def _refused(region: GuardedRegion) -> None:

@@ -11,7 +11,13 @@ from uffdaemon import errors, native
 from uffdaemon.arguments import check_type
 from uffdaemon.daemon.contents import Contents
 from uffdaemon.daemon.removal import remove
-from uffdaemon.daemon.safety import check_memory, check_moves, placed_policy, why_unsafe
+from uffdaemon.daemon.safety import (
+    check_memory,
+    check_moves,
+    placed_policy,
+    warn_of_blocked,
+    why_unsafe,
+)
 from uffdaemon.daemon.servers import Options, Servers, check_default
 from uffdaemon.daemon.succession import Given, resume, resume_kept, take_over
 from uffdaemon.engine.shutdown import is_alive
@@ -270,6 +276,7 @@ class Daemon(Contents):
             # Threads may have waited there since another daemon ended: they fault again.
             uffd.execute([Operation(Code.WAKE, region.start, region.length)])
         server = self._servers.own[uffd]
+        warn_of_blocked(server, region)
         region.why_unsafe = lambda: why_unsafe(server, region, register)
         if region.why_unsafe():
             # This is the loop's thread, which would wait for itself.

@@ -10,6 +10,7 @@ from uffdaemon.arguments import check_type
 from uffdaemon.external.plan import ExternalPolicy
 from uffdaemon.guard.requirements import KINDS
 from uffdaemon.kernel.memory import Memory
+from uffdaemon.kernel.thread_signals import threads_that_block
 from uffdaemon.model.region import (
     Region,
     policy_name,
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
 
 
 _TRIO: Final = "resolved by the trio loop of this process"
+
+
+def warn_of_blocked(server: Server, region: Region) -> None:
+    """Log which threads must not touch a region whose faults are resolved in a handler of SIGBUS:
+    those that have it blocked would be ended with the process."""
+    if server.endpoint.resolver is not Resolver.IN_THREAD:
+        return
+    blocked = threads_that_block(signal.SIGBUS)
+    if blocked:
+        server.served.log.warning(
+            "threads that have SIGBUS blocked must not touch this memory",
+            region=region.label,
+            threads=blocked,
+        )
 
 
 def why_unsafe(server: Server, region: Region, register: RegisterMode) -> str:
