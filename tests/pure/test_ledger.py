@@ -42,6 +42,17 @@ def test_a_fault_leaves_once(ledger: Ledger) -> None:
     assert len(ledger) == 0
 
 
+def test_protection_is_remembered_as_long_as_the_fault_is_open(ledger: Ledger) -> None:
+    fault = a_fault(REGION)
+    ledger.protect(fault)  # it is not open: nothing happens
+    ledger.enter(fault)
+    record = ledger.find(fault)
+    assert record is not None
+    assert not record.protects
+    ledger.protect(fault)
+    assert record.protects
+
+
 def test_a_later_fault_on_the_page_is_another_one(ledger: Ledger) -> None:
     earlier, later = a_fault(REGION, 1, thread=1), a_fault(REGION, 1, thread=2)
     ledger.enter(earlier)
