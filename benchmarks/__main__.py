@@ -26,6 +26,7 @@ from benchmarks import (
     resting,
     rules,
     scaling,
+    takeover,
     touched,
 )
 from benchmarks.rows import Measure, Row, parser, print_table, write_json
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Measure] = {
     "compacting": compacting.measure,
     "everybody": everybody.measure,
     "touched": touched.measure,
+    "takeover": takeover.measure,
     "rules": rules.measure,
     "forwarding": forwarding.measure,
 }
