@@ -143,3 +143,14 @@ def test_a_failure_in_a_worker_keeps_its_type_and_message() -> None:
     error = errors.WorkerFailure("shop:copied", "LookupError", "no such page")
     assert (error.policy, error.error_type) == ("shop:copied", "LookupError")
     assert str(error) == "policy shop:copied failed in its worker: LookupError: no such page"
+
+
+def test_present_pages_are_named_and_counted() -> None:
+    page = 1 << 12
+    error = errors.PagesPresent("image", [(0, page), (4 * page, 6 * page)], 0, page)
+    assert "3 pages of image are present (offsets 0x0-0x1000, 0x4000-0x6000)" in str(error)
+    many = errors.PagesPresent("image", [(at * page, (at + 1) * page) for at in range(99)], 0, page)
+    assert "...)" in str(many)
+    assert "2 pages of image are present in its memory file" in str(
+        errors.PagesPresent("image", [], 2 * page, page)
+    )

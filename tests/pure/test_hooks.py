@@ -16,7 +16,9 @@ from uffdaemon.uapi.outcomes import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from types import CoroutineType
 
+    from uffdaemon.hooks import Before
     from uffdaemon.log import Log
     from uffdaemon.model.region import Fault
     from uffdaemon.uapi.events import Event
@@ -179,3 +181,25 @@ def test_what_nobody_awaits_is_closed() -> None:
     abandon(answer)
     assert inspect.getcoroutinestate(answer) == inspect.CORO_CLOSED
     abandon(object())  # a hook's own awaitable is its own business
+
+
+def test_what_async_hooks_return_early_is_awaited_first() -> None:
+    """Faults can be handled before the task that awaits hooks is there."""
+
+    async def slow(event: object) -> None:
+        del event
+
+    later: list[object] = []
+    calls = HookCalls([Hooks(remove=slow)], Counters(), cast("Log", Lines()))
+    calls.event("remove", RemoveEvent(0, 1))
+    calls.await_by(lambda answer, hook: later.append((answer, hook)))
+    calls.event("remove", RemoveEvent(1, 2))
+    assert len(later) == 2
+    for answer, hook in cast("list[tuple[CoroutineType[object, object, None], object]]", later):
+        assert hook is slow
+        answer.close()
+
+
+def test_a_hook_is_a_callable() -> None:
+    with pytest.raises(TypeError, match="before is a hook, which is a callable, not 5"):
+        Hooks(before=cast("Before", 5))
