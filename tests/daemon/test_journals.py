@@ -324,6 +324,24 @@ async def test_a_client_that_is_gone_leaves_nothing() -> None:
         assert open_descriptors() == before
 
 
+@kernel_test(features=FEATURES)
+async def test_a_region_without_its_keeper_leaves_nothing_in_the_journal() -> None:
+    """The second attempt is refused for the same reason, not for what the first one left."""
+    client = Client()
+    uffd = await client.uffd(FEATURES)
+    memory = await client.guarded(PAGES * PAGE)
+    region = region_of(memory, CopyFrom(BytesSource(DATA)))
+    with tempfile.TemporaryDirectory() as directory, Journal() as journal:
+        keeper = Keeper.open(Path(directory) / "keeper")
+        async with open_daemon(journal=journal, keeper=keeper) as daemon:
+            keeper.stop()
+            for _ in range(2):
+                with pytest.raises(errors.KeeperError, match="cannot be reached"):
+                    daemon.add_region(uffd, region, register=None)
+            assert journal.userfaultfds == []
+            assert not daemon.served()
+
+
 @kernel_test()
 async def test_a_keeper_holds_what_it_is_given() -> None:
     with kept_at() as path, Keeper.open(path) as keeper:

@@ -67,7 +67,11 @@ class Handover:
             return None
         number = number_of(uffd.fileno())
         area = self.journal.begin(number)
-        self._keep(f"{_ROOT} {number}", uffd.fileno())
+        try:
+            self._keep(f"{_ROOT} {number}", uffd.fileno())
+        except errors.KeeperError:
+            self.journal.remove(area)
+            raise
         return area
 
     def prepare(self, area: Area | None) -> None:
@@ -78,14 +82,25 @@ class Handover:
     def begin_child(
         self, parent: Area | None, fd: int, place: int, regions: RegionTable
     ) -> Area | None:
-        """The area of a forked child, which the parent's next checkpoint will not mention."""
+        """The area of a forked child, which the parent's next checkpoint will not mention.
+
+        C has sent the userfaultfd to the keeper already.  It is sent again in case that was late;
+        if the keeper cannot be reached, the child is served all the same.  Raises OSError.
+        """
         if self.journal is None or parent is None:
             return None
         area = self.journal.begin(number_of(fd), parent.number, place)
-        for segment in regions:
-            segment.region.pages = area.home(segment.region.pages)
-        area.save(regions, 0)
-        self._keep(_of_fork(_CHILD, parent.number, place), fd)
+        try:
+            for segment in regions:
+                segment.region.pages = area.home(segment.region.pages)
+            area.save(regions, 0)
+        except OSError:
+            self.journal.remove(area)
+            raise
+        try:
+            self._keep(_of_fork(_CHILD, parent.number, place), fd)
+        except errors.KeeperError as error:
+            self._log.warning("child not kept", userfaultfd=fd, error=str(error))
         self._forget(_of_fork(_BOOKS, parent.number, place))
         return area
 
